@@ -1,0 +1,51 @@
+//! A request as a host hands it in, parsed but not yet tokenized.
+
+use crate::base::Token;
+use crate::engine::EventQueue;
+use std::sync::Arc;
+
+/// What to generate from.
+#[derive(Debug, Clone)]
+pub enum Prompt {
+    Tokens(Vec<Token>),
+    Text(String),
+    /// `{"messages": [...], "tools": [...], "add_generation_prompt": true, ...}`.
+    Chat(serde_json::Value),
+}
+
+/// What the host wants to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutputMode {
+    pub text: bool,
+    pub tokens: bool,
+    /// One output record before Done instead of a stream.
+    pub final_only: bool,
+}
+
+/// A request of a host. Ranges are checked by `Engine::submit`, lengths and templates on the text threads.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    pub prompt: Prompt,
+    /// Text prompts only: leave out the tokenizer's own begin and end tokens.
+    pub no_special_tokens: bool,
+    pub output: OutputMode,
+    /// Echoed in every event.
+    pub user_data: u64,
+    /// Where events go.
+    pub queue: Arc<EventQueue>,
+    /// `None`: as many as the model's length allows.
+    pub max_tokens: Option<u32>,
+    pub min_tokens: u32,
+    pub ignore_eos: bool,
+    pub temperature: f32,
+    pub top_k: i32,
+    pub top_p: f32,
+    /// `None`: the engine draws one.
+    pub seed: Option<u64>,
+    pub stop_tokens: Vec<Token>,
+    pub stop_texts: Vec<String>,
+    /// From submit to Done, waiting included; 0 takes the config's default.
+    pub timeout_ms: u32,
+    /// Prefixes are shared only between equal salts; empty is the common salt.
+    pub cache_salt: Vec<u8>,
+}

@@ -1,0 +1,18 @@
+//! F4: who runs a plan. The engine sees [`Executor`]; a device worker or the simulator stands behind it.
+
+pub mod sim;
+pub mod worker;
+
+use crate::base::Result;
+use crate::plan::{StepOutput, StepPlan};
+
+/// Runs steps in order. One owner, one thread.
+pub trait Executor: Send + std::fmt::Debug {
+    /// Steps that may be outstanding at once: 1 is synchronous, 2 hides the host.
+    fn depth(&self) -> usize;
+    /// Enqueues a step and returns at once. The caller keeps at most `depth` outstanding.
+    fn submit(&mut self, plan: StepPlan) -> Result<()>;
+    /// The next landed step in submission order, or `None` when none has landed yet. After a step that failed, every
+    /// step submitted before that failure was polled lands as failed as well. `Err` means the executor itself is lost.
+    fn poll(&mut self) -> Result<Option<StepOutput>>;
+}

@@ -1,0 +1,1 @@
+//! Executor over arithmetic; see the scheduler simulator.

@@ -1,0 +1,1 @@
+//! F6: the C ABI: the only `extern "C"`.

@@ -1,0 +1,79 @@
+//! F1: hardware abstraction shaped like the CUDA runtime: a [`Device`] makes memory and streams, a [`Stream`] is where
+//! copies and [`Ops`] are enqueued, an [`Event`] says how far a stream has come. Everything above sees only these
+//! traits and [`Caps`]; device names live in `registry` and in the backend's own folder.
+
+pub mod arena;
+pub mod cpu;
+pub mod ops;
+pub mod registry;
+pub mod tensor;
+
+pub use ops::Ops;
+pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, Tensor};
+
+use crate::base::{DType, Result};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// What a device is and prefers. Upper floors decide by these, never by a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caps {
+    /// The registry's name, for people.
+    pub name: &'static str,
+    /// Make and features, for people ("AMD EPYC, AVX-512, 2 threads").
+    pub description: String,
+    /// Dtype of activations between ops.
+    pub activation: DType,
+    /// Tokens per KV block when the config names none.
+    pub block_size: u32,
+    /// Weight dtypes [`Device::load_matrix`] accepts.
+    pub weight_dtypes: Vec<DType>,
+    /// KV dtypes the attention ops accept.
+    pub kv_dtypes: Vec<DType>,
+    /// Tokens do not depend on batch composition, chunking or prefix hits, bit for bit.
+    pub invariant: bool,
+}
+
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryInfo {
+    pub total_bytes: usize,
+    /// What this process could still take, other processes' use counted.
+    pub free_bytes: usize,
+}
+
+/// One opened device. Shared by the threads of one engine; dropped with it.
+pub trait Device: Send + Sync + Debug {
+    fn caps(&self) -> &Caps;
+    fn memory(&self) -> Result<MemoryInfo>;
+    /// Zeroed memory, aligned to at least 64 bytes. `NoMemory` when it does not fit.
+    fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>>;
+    /// Host memory the device can copy from and to at full speed.
+    fn host_buffer(&self, bytes: usize) -> Result<Box<dyn HostBuffer>>;
+    /// Puts a matrix on the device in the layout its [`Ops::linear`] and [`Ops::embed`] like best. `parts` have equal
+    /// columns and dtype and stand below each other (query, key and value rows of one fused product, say).
+    fn load_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix>;
+    fn stream(&self) -> Result<Box<dyn Stream>>;
+}
+
+/// Host memory for transfers.
+pub trait HostBuffer: Send + Debug {
+    fn bytes(&self) -> &[u8];
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+/// A point on a stream.
+pub trait Event: Send + Debug {
+    fn is_done(&self) -> Result<bool>;
+    /// Sleeps until the stream has passed the point.
+    fn wait(&self) -> Result<()>;
+}
+
+/// An ordered queue of work on one device. Used by one thread at a time.
+pub trait Stream: Ops + Send + Debug {
+    /// Copies `src[..dst.bytes()]` to `dst`. The buffer stays unchanged until an event recorded later is done.
+    fn upload(&self, dst: &Tensor, src: &dyn HostBuffer) -> Result<()>;
+    /// Copies `src` to `dst[..src.bytes()]`. Readable once an event recorded later is done.
+    fn download(&self, dst: &mut dyn HostBuffer, src: &Tensor) -> Result<()>;
+    fn record(&self) -> Result<Box<dyn Event>>;
+}

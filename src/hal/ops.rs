@@ -1,0 +1,118 @@
+//! The fused verbs every backend speaks. Outputs are passed in, nothing allocates, work is enqueued in order.
+//!
+//! Notation: T tokens of a step, S sequences of a step, R rows of the row table, V vocabulary, D head dimension, H query
+//! heads, G key/value heads. `act` is [`crate::hal::Caps::activation`]. Shapes are the engine's own; a backend asserts
+//! them and returns `Err` only for device trouble.
+
+use crate::base::{DType, Result};
+use crate::hal::{Matrix, Tensor};
+
+/// Where one layer's keys and values live. The order inside a block is the backend's own.
+#[derive(Debug, Clone, Copy)]
+pub struct KvLayer<'a> {
+    /// U8, `[num_blocks, block_bytes]`.
+    pub pool: &'a Tensor,
+    /// Index of the layer in its group.
+    pub layer: usize,
+    /// Layers of the group.
+    pub layers: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Tokens per block.
+    pub block_size: usize,
+    pub dtype: DType,
+}
+
+/// `rope_write_kv`: rotates queries in place, writes rotated keys and values to the cache.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeWriteKv<'a> {
+    /// act `[T, (H + 2G) * D]`: queries, keys, values of each token.
+    pub qkv: &'a Tensor,
+    /// I32 `[T, 1]`: absolute positions.
+    pub positions: &'a Tensor,
+    /// I32 `[T, 1]`: `block * block_size + offset` of each token.
+    pub slots: &'a Tensor,
+    /// F32 `[max_position, D]`: cosines of the D/2 frequencies, then their sines. The rotation pairs element i with i + D/2
+    /// (the half-split convention of Hugging Face Llama).
+    pub rope: &'a Tensor,
+    pub heads: usize,
+    pub kv: KvLayer<'a>,
+}
+
+/// `paged_attention`: causal attention of a mixed batch of prefill chunks and decodes.
+#[derive(Debug, Clone, Copy)]
+pub struct PagedAttention<'a> {
+    /// act `[T, H * D]`.
+    pub out: &'a Tensor,
+    /// act `[T, (H + 2G) * D]`; queries first, rotated.
+    pub qkv: &'a Tensor,
+    /// I32 `[S + 1, 1]`: where each sequence's tokens start in the T axis.
+    pub starts: &'a Tensor,
+    /// I32 `[S, 1]`: tokens in the cache for each sequence, this step's included.
+    pub context_lens: &'a Tensor,
+    /// I32 `[S, max_blocks]`: block tables, padded at will.
+    pub tables: &'a Tensor,
+    /// Multiplies dot products.
+    pub scale: f32,
+    pub heads: usize,
+    pub kv: KvLayer<'a>,
+}
+
+/// `sample`: draws one token per sequence as its row of `state` says.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample<'a> {
+    /// F32 `[S, V]`.
+    pub logits: &'a Tensor,
+    /// I32 `[S, 1]`: row of each sequence.
+    pub rows: &'a Tensor,
+    /// I32 `[S, 1]`: absolute position the drawn token will have.
+    pub positions: &'a Tensor,
+    /// I32 `[R, SAMPLER_WORDS]`; `last_token` is updated.
+    pub state: &'a Tensor,
+    /// I32 `[S, 1]`: the drawn tokens.
+    pub out: &'a Tensor,
+}
+
+/// The ops of a decoder step.
+pub trait Ops {
+    /// `out[t] = table[ids[t]]`. An id below 0 means "the last token of row `-id - 1`" in `state`
+    /// (I32 `[R, SAMPLER_WORDS]`). out: act `[T, cols]`; ids: I32 `[T, 1]`.
+    fn embed(&self, out: &Tensor, table: &Matrix, ids: &Tensor, state: &Tensor) -> Result<()>;
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`, per row. out, x: act `[T, N]`; weight: F32 `[1, N]`.
+    fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
+    /// `residual += x; out = rms_norm(residual)`. All act `[T, N]`.
+    fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
+    /// `out = x * w^T`. out: `[T, N]` act (or F32 for logits); x: act `[T, K]`; w: `N x K`.
+    fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix) -> Result<()>;
+    fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()>;
+    fn paged_attention(&self, args: &PagedAttention<'_>) -> Result<()>;
+    /// `out = silu(gate) * up`. out: act `[T, N]`; gate_up: act `[T, 2N]`, gate first.
+    fn silu_mul(&self, out: &Tensor, gate_up: &Tensor) -> Result<()>;
+    /// `out[s] = x[index[s]]`. out: act `[S, N]`; x: act `[T, N]`; index: I32 `[S, 1]`.
+    fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()>;
+    fn sample(&self, args: &Sample<'_>) -> Result<()>;
+}
+
+/// One row of sampler state as 32-bit words; the word order is the contract between runner and backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SamplerWord {
+    LastToken = 0,
+    /// f32 bits.
+    Temperature = 1,
+    /// 0 keeps all.
+    TopK = 2,
+    /// f32 bits.
+    TopP = 3,
+    SeedLow = 4,
+    SeedHigh = 5,
+    Choice = 6,
+    PromptLen = 7,
+    MinTokens = 8,
+    /// How many of the words from [`SAMPLER_END_TOKENS`] on are set.
+    NumEndTokens = 9,
+}
+
+/// First word of the end tokens in a sampler row.
+pub const SAMPLER_END_TOKENS: usize = 16;
+/// Words of a sampler row.
+pub const SAMPLER_WORDS: usize = SAMPLER_END_TOKENS + 64;

@@ -1,0 +1,12 @@
+//! F1: plain data that crosses floors: what a request wants, what a step does, what came of it, how KV is laid out.
+//! Values are valid by construction and immutable once handed on.
+
+pub mod kv;
+pub mod params;
+pub mod request;
+pub mod step;
+
+pub use kv::{KvGroup, KvSpec};
+pub use params::{SamplingParams, StopCriteria};
+pub use request::{FinishReason, Request};
+pub use step::{RowInit, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};

@@ -1,0 +1,61 @@
+//! One generation as the scheduler accepts it.
+
+use crate::base::{Error, Result, SeqId, Token};
+use crate::plan::{SamplingParams, StopCriteria};
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// The model sampled an end-of-sequence id.
+    Eos,
+    /// A stop token or stop text of the caller.
+    Stop,
+    /// `max_tokens` or the model's length.
+    Length,
+    /// The caller cancelled it.
+    Cancelled,
+    /// Its deadline passed.
+    Deadline,
+    /// The caller did not read its output.
+    Overrun,
+    /// It failed; an error says why.
+    Error,
+}
+
+/// A tokenized prompt with everything that decides its output. Not empty, and within `u32` positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    pub seq: SeqId,
+    prompt: Vec<Token>,
+    pub sampling: SamplingParams,
+    pub stop: StopCriteria,
+    /// Prefixes are shared only between requests of equal salt; 0 is the common salt.
+    pub cache_salt: u64,
+    /// Generated tokens the sequence may reach before `Scheduler::allow` raises it; `u32::MAX` never waits.
+    pub lead: u32,
+}
+
+impl Request {
+    pub fn new(seq: SeqId, prompt: Vec<Token>, sampling: SamplingParams, stop: StopCriteria) -> Result<Self> {
+        if prompt.is_empty() {
+            return Err(Error::invalid("the prompt has no tokens; expected at least one"));
+        }
+        if prompt.len() as u64 + u64::from(stop.max_tokens()) > u64::from(u32::MAX) / 2 {
+            return Err(Error::invalid(format!(
+                "prompt of {} tokens plus max_tokens {} is beyond any model's length",
+                prompt.len(),
+                stop.max_tokens()
+            )));
+        }
+        Ok(Self { seq, prompt, sampling, stop, cache_salt: 0, lead: u32::MAX })
+    }
+
+    /// Token ids; never empty.
+    pub fn prompt(&self) -> &[Token] {
+        &self.prompt
+    }
+
+    pub fn into_prompt(self) -> Vec<Token> {
+        self.prompt
+    }
+}

@@ -1,0 +1,94 @@
+//! What one step does and what came of it. Data only; immutable once submitted.
+
+use crate::base::{BlockId, Error, Row, SeqId, StepId, Token};
+use std::ops::Range;
+
+/// One sequence's share of a step: run tokens `start..start + len` of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepEntry {
+    pub seq: SeqId,
+    pub row: Row,
+    /// Position of the first token of this step.
+    pub start: u32,
+    /// Tokens run, at least 1.
+    pub len: u32,
+    /// Where the known inputs stand in [`StepPlan::tokens`]. One shorter than `len` when the last input is the token
+    /// that an earlier step in flight samples into `row`.
+    pub tokens: Range<u32>,
+    /// Where the block table stands in [`StepPlan::blocks`]; covers positions `0..start + len`.
+    pub blocks: Range<u32>,
+    /// Whether the last token's logits are sampled (the entry reaches the end of the sequence).
+    pub samples: bool,
+}
+
+/// Sampler state of a row before this step runs: written when a sequence enters the row, fresh or resumed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowInit {
+    pub row: Row,
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    pub top_p: f32,
+    pub seed: u64,
+    /// Choice of the request; keys the generator beside `seed`.
+    pub choice: u32,
+    /// Length of the original prompt: the output index of a token is its position minus this.
+    pub prompt_len: u32,
+    /// Output index before which `end_tokens` are not sampled.
+    pub min_tokens: u32,
+    /// At most [`crate::plan::params::MAX_STOP_TOKENS`].
+    pub end_tokens: Vec<Token>,
+}
+
+/// One forward pass over a batch of sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepPlan {
+    pub id: StepId,
+    pub entries: Vec<StepEntry>,
+    /// Known inputs of all entries, one after another.
+    pub tokens: Vec<Token>,
+    /// Block tables of all entries, one after another.
+    pub blocks: Vec<BlockId>,
+    /// Rows to set before the forward pass.
+    pub row_inits: Vec<RowInit>,
+}
+
+impl StepPlan {
+    /// Tokens run over all entries.
+    pub fn num_tokens(&self) -> usize {
+        self.entries.iter().map(|e| e.len as usize).sum()
+    }
+
+    /// Known inputs of `entry`.
+    pub fn inputs(&self, entry: &StepEntry) -> &[Token] {
+        &self.tokens[entry.tokens.start as usize..entry.tokens.end as usize]
+    }
+
+    /// Block table of `entry`.
+    pub fn table(&self, entry: &StepEntry) -> &[BlockId] {
+        &self.blocks[entry.blocks.start as usize..entry.blocks.end as usize]
+    }
+}
+
+/// A token sampled for a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sampled {
+    pub seq: SeqId,
+    pub token: Token,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepOutcome {
+    /// One [`Sampled`] per sampling entry, in the plan's order.
+    Done(Vec<Sampled>),
+    /// Nothing of this step counts. Every step submitted before this failure was polled lands as failed too.
+    Failed(Error),
+}
+
+/// A step that has landed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepOutput {
+    pub id: StepId,
+    pub outcome: StepOutcome,
+}
