@@ -51,18 +51,38 @@ pub const KEYS: &[Key] = &[
     key("max_num_batched_tokens", "integer, tokens, 1..=65536", "512", "tokens of one step"),
     key("block_size", "integer, tokens, power of two 1..=256", "the device's", "tokens per KV block"),
     later("gpu_memory_utilization", "number", "null", "share of device memory to use"),
-    key("kv_cache_bytes", "integer, bytes", "a quarter of free memory, at most what max_num_seqs can use", "KV cache size"),
+    key(
+        "kv_cache_bytes",
+        "integer, bytes",
+        "a quarter of free memory, at most what max_num_seqs can use",
+        "KV cache size",
+    ),
     later("device_memory_bytes", "integer", "null", "cap on device memory"),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),
     later("kv_cache_dtype", "string", "\"auto\"", "KV is kept in the weights' dtype"),
     later("kv_tiers", "array", "null", "host and disk tiers of the KV cache"),
     later("scheduling_policy", "string", "\"fcfs\"", "order of admission"),
-    key("max_waiting", "integer, requests, >= 1", "4096", "accepted requests that are not yet running; above it submit answers BUSY"),
-    key("max_unread_bytes", "integer, bytes, >= 4096", "1048576", "unread output of one request before it ends with OVERRUN"),
+    key(
+        "max_waiting",
+        "integer, requests, >= 1",
+        "4096",
+        "accepted requests that are not yet running; above it submit answers BUSY",
+    ),
+    key(
+        "max_unread_bytes",
+        "integer, bytes, >= 4096",
+        "1048576",
+        "unread output of one request before it ends with OVERRUN",
+    ),
     key("default_timeout_ms", "integer, milliseconds", "0", "deadline of requests that name none; 0 is none"),
     key("watchdog_ms", "integer, milliseconds", "60000", "a step that takes longer fails the engine; 0 is off"),
     key("async_load", "boolean", "false", "create returns at once and progress arrives as events"),
-    key("log_level", "string: off | error | warn | info | debug | trace", "\"info\"", "most verbose level this engine logs"),
+    key(
+        "log_level",
+        "string: off | error | warn | info | debug | trace",
+        "\"info\"",
+        "most verbose level this engine logs",
+    ),
     key("seed", "integer", "from the system", "seed of requests that bring none"),
     key("cpu_features", "string: portable | avx2 | avx512", "the best there is", "mask of instruction sets, for tests"),
 ];
@@ -159,7 +179,10 @@ impl EngineConfig {
     /// Parses and checks a JSON object. Errors name the key, what was expected and, for a typo, the nearest key.
     pub fn from_json(text: &[u8]) -> Result<Self> {
         if text.len() > MAX_JSON_BYTES {
-            return Err(Error::invalid(format!("the config has {} bytes; at most {MAX_JSON_BYTES} are read", text.len())));
+            return Err(Error::invalid(format!(
+                "the config has {} bytes; at most {MAX_JSON_BYTES} are read",
+                text.len()
+            )));
         }
         let value: serde_json::Value =
             serde_json::from_slice(text).map_err(|e| Error::invalid(format!("the config is not JSON: {e}")))?;
@@ -210,8 +233,9 @@ impl EngineConfig {
             range("max_model_len", len, 1, 1 << 30)?;
         }
         if let Some(size) = self.block_size {
-            range("block_size", if size.is_power_of_two() { size as usize } else { 0 }, 1, 256)
-                .map_err(|_| Error::invalid(format!("config key \"block_size\" is {size}; expected a power of two up to 256")))?;
+            range("block_size", if size.is_power_of_two() { size as usize } else { 0 }, 1, 256).map_err(|_| {
+                Error::invalid(format!("config key \"block_size\" is {size}; expected a power of two up to 256"))
+            })?;
         }
         match self.cpu_features.as_deref() {
             None | Some("portable" | "avx2" | "avx512") => Ok(()),
@@ -228,7 +252,8 @@ fn find(name: &str) -> Option<&'static Key> {
 
 fn check_key(name: &str, value: &serde_json::Value) -> Result<()> {
     let Some(key) = find(name) else {
-        let hint = nearest(name, KEYS.iter().map(|k| k.name)).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
+        let hint =
+            nearest(name, KEYS.iter().map(|k| k.name)).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
         return Err(Error::invalid(format!("config key {name:?} is unknown{hint}")));
     };
     match key.support {
@@ -274,7 +299,10 @@ mod tests {
 
     #[test]
     fn defaults_and_every_built_key_parse() {
-        let c = EngineConfig::from_json(br#"{"model": "m", "threads": 2, "max_num_seqs": 8, "seed": 1, "tokenizer": null}"#).unwrap();
+        let c = EngineConfig::from_json(
+            br#"{"model": "m", "threads": 2, "max_num_seqs": 8, "seed": 1, "tokenizer": null}"#,
+        )
+        .unwrap();
         assert_eq!((c.threads, c.max_num_seqs, c.pipeline_depth, c.seed), (Some(2), 8, 2, Some(1)));
     }
 

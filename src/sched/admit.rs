@@ -1,0 +1,167 @@
+//! Who starts: waiting sequences in rank order, with what the prefix cache already holds for them.
+//!
+//! Admission takes the blocks of everything the sequence knows at once, so a prompt under way never runs short. One
+//! that does not fit yet blocks nobody behind it who does, until [`PASS_LIMIT`] admissions have passed it over: from
+//! then on nobody behind it is admitted before it. One whose next block is being computed by a running sequence waits
+//! for that block instead of computing it again; a running sequence waits for nobody, so this cannot deadlock.
+
+use crate::plan::FinishReason;
+use crate::sched::prefix::{Key, ROOT};
+use crate::sched::scheduler::{Draft, Scheduler};
+use crate::sched::sequence::Place;
+use crate::sched::{Event, Planted};
+
+/// Admissions that may pass over a sequence that does not fit.
+pub(super) const PASS_LIMIT: u32 = 64;
+/// Waiting sequences looked at per step.
+const SCAN: usize = 256;
+/// Of these, how many may turn out not to fit.
+const MISFITS: usize = 32;
+
+/// What came of looking at a waiting sequence.
+enum Attempt {
+    Admitted,
+    /// Another sequence is computing a block it needs.
+    Shares,
+    /// Not enough blocks are free.
+    NoRoom,
+    /// It is too large for all blocks and has ended.
+    Ended,
+}
+
+impl Scheduler {
+    pub(super) fn admit(&mut self, draft: &mut Draft, events: &mut Vec<Event>) {
+        if draft.short || self.waiting.is_empty() || !self.may_admit(draft) {
+            return;
+        }
+        let mut scan = std::mem::take(&mut self.scan);
+        scan.clear();
+        scan.extend(self.waiting.iter().take(SCAN).map(|&(_, slot)| slot));
+        let mut misfits = [0; MISFITS];
+        let mut num_misfits = 0;
+        for (i, &slot) in scan.iter().enumerate() {
+            if !self.may_admit(draft) {
+                break;
+            }
+            match self.try_admit(slot, i + 1 < scan.len(), draft, events) {
+                Attempt::Admitted => {
+                    for &passed in &misfits[..num_misfits] {
+                        self.seqs[passed].passed += 1;
+                    }
+                }
+                Attempt::NoRoom => {
+                    misfits[num_misfits] = slot;
+                    num_misfits += 1;
+                    if self.seqs[slot].passed >= PASS_LIMIT || num_misfits == MISFITS {
+                        break;
+                    }
+                }
+                Attempt::Shares | Attempt::Ended => {}
+            }
+        }
+        self.scan = scan;
+        self.reap();
+    }
+
+    fn may_admit(&self, draft: &Draft) -> bool {
+        draft.left > 0 && !self.rows.is_empty() && self.pool.num_free() > 0
+    }
+
+    fn try_admit(&mut self, slot: u32, contended: bool, draft: &mut Draft, events: &mut Vec<Event>) -> Attempt {
+        if self.seqs[slot].awaits.is_some_and(|hash| self.prefix.announced(hash).is_some()) {
+            return Attempt::Shares;
+        }
+        let len = self.seqs[slot].tokens.len() as u32;
+        let total = len.div_ceil(self.cfg.block_size);
+        if total > self.cfg.num_blocks {
+            let error = self.too_large(len as usize);
+            self.finish(slot, FinishReason::Error, Some(error), events);
+            return Attempt::Ended;
+        }
+        let serial = self.find_hits(slot);
+        let hits = self.hits.len();
+        if let Some(&hash) = self.seqs[slot].chain.get(hits).filter(|_| hits < self.sharable(slot)) {
+            if self.prefix.announced(hash).is_some() {
+                self.stats.shared_waits += 1;
+                self.seqs[slot].awaits = Some(hash);
+                return Attempt::Shares;
+            }
+        }
+        let revived = self.hits.iter().filter(|b| self.pool.refs(**b) == 0).count() as u32;
+        // A little room for those that run, or the next decode step would preempt.
+        let headroom = if self.running.is_empty() { 0 } else { self.cfg.num_blocks / 128 };
+        let fresh = total - hits as u32;
+        if fresh + revived + headroom > self.pool.num_free() {
+            return Attempt::NoRoom;
+        }
+        self.enter(slot, fresh, serial, events);
+        let len = self.chunk(self.seqs[slot].todo(), draft.left, contended);
+        self.push_entry(slot, len, draft);
+        Attempt::Admitted
+    }
+
+    /// Full blocks that may come from the cache: the last token is always computed, for its logits.
+    fn sharable(&self, slot: u32) -> usize {
+        let len = self.seqs[slot].tokens.len() - usize::from(!self.planted(Planted::LastTokenSkipped));
+        if self.cfg.prefix_cache { len / self.cfg.block_size as usize } else { 0 }
+    }
+
+    /// Collects the longest cached chain of full blocks in `hits`, and returns the serial of its end.
+    fn find_hits(&mut self, slot: u32) -> u64 {
+        self.hits.clear();
+        let (s, size) = (&self.seqs[slot], self.cfg.block_size as usize);
+        let mut parent = ROOT;
+        for (i, &hash) in s.chain.iter().enumerate().take(self.sharable(slot)) {
+            let key = Key { hash, parent, salt: s.salt, tokens: &s.tokens[i * size..(i + 1) * size] };
+            let Some((block, serial)) = self.prefix.find(&key) else { break };
+            self.hits.push(block);
+            parent = serial;
+        }
+        parent
+    }
+
+    /// Gives a waiting sequence its row and blocks.
+    fn enter(&mut self, slot: u32, fresh: u32, serial: u64, events: &mut Vec<Event>) {
+        for &block in &self.hits {
+            if !self.planted(Planted::HitUncounted) || self.pool.refs(block) == 0 {
+                self.pool.acquire(block);
+            }
+        }
+        let s = &mut self.seqs[slot];
+        s.blocks.extend_from_slice(&self.hits);
+        for _ in 0..fresh {
+            // `try_admit` counted the free blocks.
+            let Some(block) = self.pool.alloc() else { break };
+            if self.planted != Some(Planted::EvictedStillIndexed) {
+                self.prefix.evict(block);
+            }
+            s.blocks.push(block);
+        }
+        let cached = self.hits.len() as u32 * self.cfg.block_size;
+        s.computed = cached;
+        s.done = cached;
+        s.published = self.hits.len() as u32;
+        s.serial = Some(serial);
+        s.announced = s.chain.len() as u32;
+        s.awaits = None;
+        s.passed = 0;
+        s.place = Place::Running;
+        s.row_init = !(s.started && self.planted == Some(Planted::RowStale));
+        if let Some(row) = self.rows.pop() {
+            s.row = row;
+        }
+        for &hash in &s.chain[self.hits.len()..] {
+            self.prefix.announce(hash, slot);
+        }
+        if !s.started {
+            s.started = true;
+            events.push(Event::Started { seq: s.id, cached_tokens: cached });
+        }
+        self.stats.hit_tokens += u64::from(cached);
+        self.stats.lookup_tokens += s.tokens.len() as u64;
+        let rank = s.rank;
+        self.waiting.remove(&(rank, slot));
+        let at = self.running.partition_point(|r| r.0 < rank);
+        self.running.insert(at, (rank, slot));
+    }
+}

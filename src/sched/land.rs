@@ -1,0 +1,146 @@
+//! What a landed step changes: tokens, ends, published blocks, or a rollback.
+
+use crate::base::{Error, Token};
+use crate::plan::{FinishReason, Sampled, StepOutcome, StepOutput};
+use crate::sched::prefix::Key;
+use crate::sched::scheduler::{Flight, Scheduler};
+use crate::sched::sequence::Place;
+use crate::sched::{Event, Planted};
+
+/// Failed steps in a row that end a sequence.
+const MAX_FAILURES: u32 = 3;
+
+impl Scheduler {
+    /// Folds the oldest step in flight back in. An output that does not answer that step counts as its failure.
+    pub fn update(&mut self, output: &StepOutput, events: &mut Vec<Event>) {
+        let Some(flight) = self.inflight.pop_front() else { return };
+        match &output.outcome {
+            StepOutcome::Failed(error) => self.fail(&flight, error, events),
+            // What was in flight beside a failed step stands on what that step did not do.
+            StepOutcome::Done(_) if self.draining => {
+                self.fail(&flight, &Error::internal("an earlier step failed"), events)
+            }
+            StepOutcome::Done(sampled) if self.answers(&flight, output, sampled) => self.land(&flight, sampled, events),
+            StepOutcome::Done(_) => {
+                let text = format!(
+                    "the executor answered step {} where step {} was due, or other sequences than \
+                     planned: a bug in the executor",
+                    output.id.0, flight.id.0
+                );
+                self.fail(&flight, &Error::internal(text), events);
+            }
+        }
+        self.recycle(flight.entries);
+        if self.inflight.is_empty() {
+            self.draining = false;
+        }
+        if !self.leaving.is_empty() {
+            self.reap();
+            self.sweep();
+        }
+    }
+
+    fn answers(&self, flight: &Flight, output: &StepOutput, sampled: &[Sampled]) -> bool {
+        let mut due = flight.entries.iter().filter(|e| e.samples);
+        output.id == flight.id
+            && sampled.iter().all(|s| due.next().is_some_and(|e| self.seqs[e.slot].id == s.seq))
+            && due.next().is_none()
+    }
+
+    fn land(&mut self, flight: &Flight, sampled: &[Sampled], events: &mut Vec<Event>) {
+        let mut sampled = sampled.iter();
+        for e in &flight.entries {
+            let s = &mut self.seqs[e.slot];
+            s.inflight -= 1;
+            s.failures = 0;
+            s.done = e.end;
+            if e.samples {
+                s.pending -= 1;
+                // `answers` counted them.
+                if let Some(sampled) = sampled.next() {
+                    self.take_token(e.slot, sampled.token, events);
+                }
+            }
+            let s = &self.seqs[e.slot];
+            if s.done >= (s.published + 1) * self.cfg.block_size {
+                self.publish(e.slot);
+            }
+        }
+    }
+
+    fn take_token(&mut self, slot: u32, token: Token, events: &mut Vec<Event>) {
+        let s = &mut self.seqs[slot];
+        if s.finish.is_some() {
+            if self.planted == Some(Planted::TokenAfterEnd) {
+                events.push(Event::Token { seq: s.id, token });
+            }
+            return;
+        }
+        if s.place == Place::Leaving && self.planted == Some(Planted::PendingLost) {
+            return;
+        }
+        s.tokens.push(token);
+        events.push(Event::Token { seq: s.id, token });
+        let generated = s.tokens.len() as u32 - s.prompt_len;
+        // The sampler holds ends back before `min_tokens`.
+        let may_end = generated > s.stop.min_tokens();
+        let reason = if may_end && s.stop.eos_tokens().contains(&token) {
+            FinishReason::Eos
+        } else if may_end && s.stop.stop_tokens().contains(&token) {
+            FinishReason::Stop
+        } else if generated >= s.limit {
+            FinishReason::Length
+        } else {
+            return;
+        };
+        self.finish(slot, reason, None, events);
+    }
+
+    /// Takes back what a failed step would have computed. Its blocks were not published, since only landed ones are.
+    fn fail(&mut self, flight: &Flight, error: &Error, events: &mut Vec<Event>) {
+        // Steps behind the first failure fail because of it and accuse nobody.
+        let first = !self.draining;
+        self.draining = true;
+        self.stats.failed_steps += 1;
+        for e in &flight.entries {
+            let rollback = !self.planted(Planted::NoRollback);
+            let s = &mut self.seqs[e.slot];
+            s.inflight -= 1;
+            s.pending -= u32::from(e.samples);
+            s.row_init = true;
+            if s.computed > e.start && (rollback || e.samples) {
+                self.stats.lost_tokens += u64::from(s.computed - e.start);
+                s.computed = e.start;
+            }
+            if !first || s.finish.is_some() {
+                continue;
+            }
+            s.failures += 1;
+            self.suspects |= s.is_suspect();
+            if s.failures >= MAX_FAILURES {
+                self.finish(e.slot, FinishReason::Error, Some(Self::failed_too_often(error)), events);
+            }
+        }
+    }
+
+    /// Makes the full blocks findable that have landed since the last time.
+    pub(super) fn publish(&mut self, slot: u32) {
+        let size = self.cfg.block_size as usize;
+        let s = &mut self.seqs[slot];
+        let full = (s.done as usize).min(s.tokens.len()) / size;
+        if !self.cfg.prefix_cache {
+            s.published = full as u32;
+            return;
+        }
+        self.prefix.extend_chain(s.salt, &s.tokens[..full * size], &mut s.chain);
+        for i in s.published as usize..full.min(s.blocks.len()) {
+            let hash = s.chain[i];
+            self.prefix.withdraw(hash, slot);
+            if let Some(parent) = s.serial {
+                let key = Key { hash, parent, salt: s.salt, tokens: &s.tokens[i * size..(i + 1) * size] };
+                s.serial = self.prefix.publish(s.blocks[i], &key);
+            }
+            s.published = i as u32 + 1;
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! The scheduler's state and its calls; how it admits, preempts and lands is in the files beside.
+//!
+//! Progress is one subtraction: a sequence's `computed` catches up with its `target` under the step's token budget.
+//! A step takes running sequences that decode first, in rank order, then prompts under way, then admits waiting ones.
+
+use crate::base::{BlockId, Error};
+use crate::base::{Row, SeqId, StepId};
+use crate::plan::{FinishReason, Request, StepEntry, StepPlan};
+use crate::sched::block_pool::BlockPool;
+use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
+use crate::sched::prefix::{PrefixCache, ROOT};
+use crate::sched::sequence::{Place, Sequence, Slab};
+use crate::sched::{Event, Planted, SchedConfig, SchedStats};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+/// A vacated place in the running order; swept before anything is inserted.
+pub(super) const NOBODY: u32 = u32::MAX;
+
+/// One entry of a step in flight, by slot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FlightEntry {
+    pub(super) slot: u32,
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) samples: bool,
+}
+
+/// A submitted step.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) id: StepId,
+    pub(super) entries: Vec<FlightEntry>,
+}
+
+/// A step in the making.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) plan: StepPlan,
+    pub(super) flight: Vec<FlightEntry>,
+    /// Budget left, in tokens.
+    pub(super) left: u32,
+    /// Sequences that sit this step out because blocks are on their way back to them.
+    pub(super) claims: u32,
+    /// Blocks were short, so nobody new is admitted.
+    pub(super) short: bool,
+}
+
+/// Decides what every step does. One owner, one thread, no clock; the same calls give the same plans.
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(super) cfg: SchedConfig,
+    pub(super) planted: Option<Planted>,
+    pub(super) policy: Box<dyn Policy>,
+    pub(super) pool: BlockPool,
+    pub(super) prefix: PrefixCache,
+    pub(super) seqs: Slab,
+    pub(super) by_id: HashMap<SeqId, u32>,
+    /// Running sequences by rank. Vacated places hold [`NOBODY`] until swept.
+    pub(super) running: Vec<(Rank, u32)>,
+    pub(super) vacated: usize,
+    /// Waiting sequences by rank, without those their lead holds back.
+    pub(super) waiting: BTreeSet<(Rank, u32)>,
+    pub(super) leaving: Vec<u32>,
+    pub(super) refused: Vec<SeqId>,
+    pub(super) inflight: VecDeque<Flight>,
+    pub(super) rows: Vec<Row>,
+    /// A step failed: nothing is planned until the pipeline has drained.
+    pub(super) draining: bool,
+    /// Some sequence may be a suspect.
+    pub(super) suspects: bool,
+    pub(super) stats: SchedStats,
+    /// Tokens computed by sequences that are gone; closes the balance of [`super::invariants`].
+    pub(super) retired_tokens: u64,
+    pub(super) prefills: Vec<u32>,
+    pub(super) scan: Vec<u32>,
+    pub(super) hits: Vec<BlockId>,
+    arrivals: u64,
+    next_step: u64,
+    spare: Vec<Vec<FlightEntry>>,
+    /// Sizes of the last plan's tables, to allocate the next one at once.
+    sizes: (usize, usize),
+}
+
+impl Scheduler {
+    /// `cfg` must have positive sizes.
+    pub fn new(cfg: SchedConfig, policy: Box<dyn Policy>) -> Self {
+        Self::with_planted(cfg, policy, None)
+    }
+
+    /// A scheduler with a known bug, for the simulator to find.
+    #[doc(hidden)]
+    pub fn with_planted(cfg: SchedConfig, policy: Box<dyn Policy>, planted: Option<Planted>) -> Self {
+        let mut prefix = PrefixCache::new(cfg.num_blocks, cfg.block_size, cfg.hash_bits);
+        prefix.verify = planted != Some(Planted::HitUnverified);
+        Self {
+            pool: BlockPool::new(cfg.num_blocks),
+            prefix,
+            seqs: Slab::default(),
+            by_id: HashMap::new(),
+            running: Vec::with_capacity(cfg.max_seqs),
+            vacated: 0,
+            waiting: BTreeSet::new(),
+            leaving: Vec::new(),
+            refused: Vec::new(),
+            inflight: VecDeque::new(),
+            rows: (0..cfg.max_seqs as u32).rev().map(Row).collect(),
+            draining: false,
+            suspects: false,
+            stats: SchedStats::default(),
+            retired_tokens: 0,
+            prefills: Vec::new(),
+            scan: Vec::new(),
+            hits: Vec::new(),
+            arrivals: 0,
+            next_step: 0,
+            spare: Vec::new(),
+            sizes: (0, 0),
+            cfg,
+            planted,
+            policy,
+        }
+    }
+
+    /// Whether `bug` is switched on. Asked on cold paths only.
+    pub(super) fn planted(&self, bug: Planted) -> bool {
+        self.planted == Some(bug)
+    }
+
+    /// Accepts a request. Ids are unique per engine. One that can never run ends at the next `schedule`.
+    pub fn add(&mut self, request: Request) {
+        debug_assert!(!self.by_id.contains_key(&request.seq), "{:?} added twice", request.seq);
+        let prompt_len = request.prompt().len() as u32;
+        let max_tokens = request.stop.max_tokens();
+        let candidate = Candidate { arrival: self.arrivals, prompt_len, max_tokens };
+        self.arrivals += 1;
+        let salt = if self.planted(Planted::SaltIgnored) { 0 } else { request.cache_salt };
+        let mut seq = Sequence {
+            place: Place::Waiting,
+            row_init: true,
+            row: Row(0),
+            computed: 0,
+            done: 0,
+            pending: 0,
+            inflight: 0,
+            planned_in: 0,
+            lead: request.lead,
+            limit: max_tokens.min((self.cfg.max_model_len as u32).saturating_sub(prompt_len)),
+            prompt_len,
+            blocks: Vec::new(),
+            published: 0,
+            serial: Some(ROOT),
+            announced: 0,
+            failures: 0,
+            passed: 0,
+            started: false,
+            awaits: None,
+            finish: None,
+            refusal: self.refusal(prompt_len),
+            chain: Vec::new(),
+            rank: self.policy.rank(&candidate),
+            id: request.seq,
+            salt,
+            sampling: request.sampling.clone(),
+            stop: request.stop.clone(),
+            tokens: request.into_prompt(),
+        };
+        if seq.refusal.is_some() {
+            self.refused.push(seq.id);
+        } else if self.cfg.prefix_cache {
+            self.prefix.extend_chain(seq.salt, &seq.tokens, &mut seq.chain);
+        }
+        let (id, key, queued) = (seq.id, seq.rank, seq.refusal.is_none() && !seq.is_held());
+        let slot = self.seqs.insert(seq);
+        self.by_id.insert(id, slot);
+        if queued {
+            self.waiting.insert((key, slot));
+        }
+    }
+
+    /// Why a prompt of this length can never run.
+    fn refusal(&self, prompt_len: u32) -> Option<Error> {
+        let (len, max) = (prompt_len as usize, self.cfg.max_model_len);
+        if len >= max {
+            return Some(Error::invalid(format!(
+                "the prompt has {len} tokens; the model's length is {max} tokens, prompt and output together, so a \
+                 prompt may have at most {}",
+                max.saturating_sub(1)
+            )));
+        }
+        (len + 1 > self.capacity()).then(|| self.too_large(len + 1))
+    }
+
+    /// Tokens all blocks together can hold.
+    pub(super) fn capacity(&self) -> usize {
+        self.cfg.num_blocks as usize * self.cfg.block_size as usize
+    }
+
+    pub(super) fn too_large(&self, tokens: usize) -> Error {
+        Error::no_memory(format!(
+            "the sequence needs KV memory for {tokens} tokens; all {} blocks of {} tokens hold {}: raise kv_cache_bytes \
+             or shorten the prompt or max_tokens",
+            self.cfg.num_blocks,
+            self.cfg.block_size,
+            self.capacity()
+        ))
+    }
+
+    /// Ends a sequence for `reason`; its blocks come back once no step in flight mentions it. An id that is unknown or
+    /// has ended is left alone.
+    pub fn abort(&mut self, seq: SeqId, reason: FinishReason, events: &mut Vec<Event>) {
+        if let Some(&slot) = self.by_id.get(&seq) {
+            self.finish(slot, reason, None, events);
+            self.reap();
+            self.sweep();
+        }
+    }
+
+    /// Raises the generated tokens a sequence may reach; see [`Request::lead`]. Never lowers it.
+    pub fn allow(&mut self, seq: SeqId, lead: u32) {
+        let Some(&slot) = self.by_id.get(&seq) else { return };
+        let s = &mut self.seqs[slot];
+        s.lead = s.lead.max(lead);
+        if s.place == Place::Waiting && s.refusal.is_none() && !s.is_held() {
+            let key = (s.rank, slot);
+            self.waiting.insert(key);
+        }
+    }
+
+    /// The next step, or `None` when nothing can run now: everything is in flight, held back, or waits for blocks that
+    /// come back when a step lands.
+    pub fn schedule(&mut self, events: &mut Vec<Event>) -> Option<StepPlan> {
+        self.refuse(events);
+        if self.draining {
+            return None;
+        }
+        let mut draft = self.draft();
+        self.plan_suspect(&mut draft);
+        if draft.flight.is_empty() {
+            self.plan_decodes(&mut draft, events);
+            self.plan_prefills(&mut draft);
+            self.admit(&mut draft, events);
+        }
+        self.commit(draft)
+    }
+
+    /// Whether no sequence is left, not even one that only waits for its steps to land.
+    pub fn is_idle(&self) -> bool {
+        self.seqs.len() == 0
+    }
+    pub fn has_inflight(&self) -> bool {
+        !self.inflight.is_empty()
+    }
+    /// Steps planned and not landed.
+    pub fn num_inflight(&self) -> usize {
+        self.inflight.len()
+    }
+    /// Who holds which block.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    pub fn stats(&self) -> SchedStats {
+        let running = self.running.len() - self.vacated;
+        SchedStats {
+            waiting: self.seqs.len() - running - self.leaving.len(),
+            running,
+            blocks_total: self.pool.num_blocks(),
+            blocks_free: self.pool.num_free(),
+            blocks_cached: self.prefix.num_published() as u32,
+            ..self.stats
+        }
+    }
+
+    fn refuse(&mut self, events: &mut Vec<Event>) {
+        for id in std::mem::take(&mut self.refused) {
+            // It may have been cancelled since.
+            let Some(&slot) = self.by_id.get(&id) else { continue };
+            let error = self.seqs[slot].refusal.take();
+            self.finish(slot, FinishReason::Error, error, events);
+        }
+        self.reap();
+    }
+
+    fn draft(&mut self) -> Draft {
+        let (tokens, blocks) = self.sizes;
+        let entries = self.running.len();
+        let plan = StepPlan {
+            id: StepId(self.next_step),
+            entries: Vec::with_capacity(entries),
+            tokens: Vec::with_capacity(tokens),
+            blocks: Vec::with_capacity(blocks + entries),
+            row_inits: Vec::new(),
+        };
+        let flight = self.spare.pop().unwrap_or_default();
+        Draft { plan, flight, left: self.cfg.max_tokens as u32, claims: 0, short: false }
+    }
+
+    /// Keeps what is needed to land the step.
+    fn commit(&mut self, draft: Draft) -> Option<StepPlan> {
+        if draft.flight.is_empty() {
+            self.spare.push(draft.flight);
+            return None;
+        }
+        self.next_step += 1;
+        self.stats.steps += 1;
+        self.sizes = (draft.plan.tokens.len(), draft.plan.blocks.len());
+        self.inflight.push_back(Flight { id: draft.plan.id, entries: draft.flight });
+        Some(draft.plan)
+    }
+
+    pub(super) fn recycle(&mut self, mut entries: Vec<FlightEntry>) {
+        entries.clear();
+        self.spare.push(entries);
+    }
+
+    /// A sequence whose last two steps failed runs alone, so that a third failure ends nobody but the culprit.
+    fn plan_suspect(&mut self, draft: &mut Draft) {
+        if !self.suspects {
+            return;
+        }
+        self.suspects = false;
+        for i in 0..self.running.len() {
+            let slot = self.running[i].1;
+            let s = &self.seqs[slot];
+            if !s.is_suspect() {
+                continue;
+            }
+            self.suspects = true;
+            let len = s.todo().min(draft.left);
+            let fits = s.blocks.len() as u32 * self.cfg.block_size >= s.computed + len;
+            if s.inflight == 0 && len > 0 && fits {
+                self.push_entry(slot, len, draft);
+                return;
+            }
+        }
+    }
+
+    fn plan_decodes(&mut self, draft: &mut Draft, events: &mut Vec<Event>) {
+        self.prefills.clear();
+        for i in 0..self.running.len() {
+            let slot = self.running[i].1;
+            if draft.left == 0 {
+                break;
+            }
+            if slot == NOBODY {
+                continue;
+            }
+            let s = &self.seqs[slot];
+            match s.todo() {
+                0 => continue,
+                1 => {}
+                _ => {
+                    self.prefills.push(slot);
+                    continue;
+                }
+            }
+            let covered = s.blocks.len() as u32 * self.cfg.block_size > s.computed;
+            // A suspect that lacks a block gets it here; its step is then its own.
+            if (covered || self.reserve(slot, draft, events)) && !self.seqs[slot].is_suspect() {
+                self.push_entry(slot, 1, draft);
+            }
+        }
+        self.sweep();
+    }
+
+    fn plan_prefills(&mut self, draft: &mut Draft) {
+        let prefills = std::mem::take(&mut self.prefills);
+        for (i, &slot) in prefills.iter().enumerate() {
+            if draft.left == 0 {
+                break;
+            }
+            // It may have given way to a decoding one.
+            if self.seqs[slot].place != Place::Running || self.seqs[slot].is_suspect() {
+                continue;
+            }
+            let more = i + 1 < prefills.len() || !self.waiting.is_empty() && !self.rows.is_empty();
+            let len = self.chunk(self.seqs[slot].todo(), draft.left, more);
+            self.push_entry(slot, len, draft);
+        }
+        self.prefills = prefills;
+    }
+
+    pub(super) fn chunk(&self, todo: u32, left: u32, contended: bool) -> u32 {
+        if self.planted(Planted::BudgetIgnored) {
+            return todo;
+        }
+        self.policy.chunk(&ChunkView { todo, left, contended }).clamp(1, todo.min(left))
+    }
+
+    /// Adds the next `len` tokens of a sequence to the step. Its blocks cover them.
+    pub(super) fn push_entry(&mut self, slot: u32, len: u32, draft: &mut Draft) {
+        let s = &mut self.seqs[slot];
+        let plan = &mut draft.plan;
+        let (start, end) = (s.computed, s.computed + len);
+        let samples = end == s.target();
+        let known = (s.tokens.len() as u32).min(end);
+        let tokens_at = plan.tokens.len() as u32;
+        if start < known {
+            plan.tokens.extend_from_slice(&s.tokens[start as usize..known as usize]);
+        }
+        let blocks_at = plan.blocks.len() as u32;
+        plan.blocks.extend_from_slice(&s.blocks[..end.div_ceil(self.cfg.block_size) as usize]);
+        if s.row_init {
+            s.row_init = false;
+            plan.row_inits.push(s.row_state());
+        }
+        plan.entries.push(StepEntry {
+            seq: s.id,
+            row: s.row,
+            start,
+            len,
+            tokens: tokens_at..plan.tokens.len() as u32,
+            blocks: blocks_at..plan.blocks.len() as u32,
+            samples,
+        });
+        s.computed = end;
+        s.pending += u32::from(samples);
+        s.inflight += 1;
+        s.planned_in = plan.id.0 + 1;
+        draft.flight.push(FlightEntry { slot, start, end, samples });
+        draft.left = draft.left.saturating_sub(len);
+        self.stats.planned_tokens += u64::from(len);
+        if self.planted(Planted::PublishEarly) {
+            self.seqs[slot].done = end;
+            self.publish(slot);
+        }
+    }
+}
