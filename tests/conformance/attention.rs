@@ -1,0 +1,248 @@
+//! `rope_write_kv` and `paged_attention` together: the order inside a block is the backend's own, so what was written is
+//! seen through what attention reads. The model keeps plain keys and values per sequence.
+
+use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded};
+use yinian::base::DType;
+use yinian::base::rng::SplitMix64;
+use yinian::hal::Tensor;
+use yinian::hal::ops::{KvLayer, PagedAttention, RopeWriteKv};
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) block_size: usize,
+    pub(crate) dtype: DType,
+}
+
+impl Shape {
+    pub(crate) fn qkv_cols(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    fn scale(&self) -> f32 {
+        1.5 / (self.head_dim as f32).sqrt()
+    }
+}
+
+const LAYERS: usize = 2;
+const LAYER: usize = 1;
+const BLOCKS: usize = 64;
+const MAX_POSITION: usize = 256;
+
+/// A cache and the sequences in it.
+pub(crate) struct Cache<'a> {
+    kit: &'a Kit,
+    shape: Shape,
+    pool: Tensor,
+    rope: Tensor,
+    table: Vec<f32>,
+    free: Vec<i32>,
+    pub(crate) sequences: Vec<Sequence>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sequence {
+    blocks: Vec<i32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    tokens: usize,
+}
+
+impl<'a> Cache<'a> {
+    pub(crate) fn new(kit: &'a Kit, shape: Shape, sequences: usize) -> Self {
+        let block_bytes = shape.block_size * 2 * LAYERS * shape.kv_heads * shape.head_dim * shape.dtype.size();
+        // Every pattern of 0xff is a NaN in all three dtypes.
+        let pool = kit.upload(&vec![0xff; BLOCKS * block_bytes], BLOCKS, block_bytes, DType::U8);
+        let half = shape.head_dim / 2;
+        let angle = |p: usize, i: usize| p as f32 * 10_000_f32.powf(-(i as f32) / half as f32);
+        let table: Vec<f32> = (0..MAX_POSITION)
+            .flat_map(|p| (0..half).map(move |i| angle(p, i).cos()).chain((0..half).map(move |i| angle(p, i).sin())))
+            .collect();
+        let mut free: Vec<i32> = (0..BLOCKS as i32).collect();
+        let mut rng = SplitMix64(9);
+        for i in (1..BLOCKS).rev() {
+            free.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        let rope = kit.floats(&table, shape.head_dim);
+        Self { kit, shape, pool, rope, table, free, sequences: vec![Sequence::default(); sequences] }
+    }
+
+    fn layer(&self) -> KvLayer<'_> {
+        let Shape { kv_heads, head_dim, block_size, dtype, .. } = self.shape;
+        KvLayer { pool: &self.pool, layer: LAYER, layers: LAYERS, kv_heads, head_dim, block_size, dtype }
+    }
+
+    fn rotated(&self, head: &[f32], position: usize) -> Vec<f32> {
+        let half = head.len() / 2;
+        let row = &self.table[position * head.len()..];
+        let turn = |i: usize| match i < half {
+            true => head[i] * row[i] - head[i + half] * row[half + i],
+            false => head[i] * row[i - half] + head[i - half] * row[i],
+        };
+        (0..head.len()).map(turn).collect()
+    }
+
+    /// Runs one step of `(sequence, its tokens' qkv)` and returns the outputs of all tokens.
+    pub(crate) fn step(&mut self, step: &[(usize, &[f32])]) -> Vec<f32> {
+        let Shape { heads, kv_heads, head_dim: d, block_size, dtype } = self.shape;
+        let cols = self.shape.qkv_cols();
+        let (mut qkv, mut positions, mut slots, mut starts) = (vec![], vec![], vec![], vec![0]);
+        for (s, tokens) in step {
+            for row in tokens.chunks_exact(cols) {
+                let position = self.sequences[*s].tokens;
+                if position.is_multiple_of(block_size) {
+                    let block = self.free.pop().unwrap();
+                    self.sequences[*s].blocks.push(block);
+                }
+                let block = self.sequences[*s].blocks[position / block_size];
+                positions.push(position as i32);
+                slots.push(block * block_size as i32 + (position % block_size) as i32);
+                let (keys, values) = row[heads * d..].split_at(kv_heads * d);
+                let keys: Vec<f32> = keys.chunks_exact(d).flat_map(|h| self.rotated(h, position)).collect();
+                let sequence = &mut self.sequences[*s];
+                sequence.keys.extend(keys.iter().map(|x| rounded(*x, dtype)));
+                sequence.values.extend(values.iter().map(|x| rounded(*x, dtype)));
+                sequence.tokens += 1;
+            }
+            qkv.extend_from_slice(tokens);
+            starts.push(positions.len() as i32);
+        }
+        let max_blocks = step.iter().map(|(s, _)| self.sequences[*s].blocks.len()).max().unwrap() + 1;
+        let mut tables = vec![0x7f7f_7f7f; step.len() * max_blocks];
+        for ((s, _), row) in step.iter().zip(tables.chunks_exact_mut(max_blocks)) {
+            row[..self.sequences[*s].blocks.len()].copy_from_slice(&self.sequences[*s].blocks);
+        }
+        let lens: Vec<i32> = step.iter().map(|(s, _)| self.sequences[*s].tokens as i32).collect();
+        self.run(&qkv, (&positions, &slots), (&starts, &lens, &tables))
+    }
+
+    fn run(&self, qkv: &[f32], tokens: (&[i32], &[i32]), sequences: (&[i32], &[i32], &[i32])) -> Vec<f32> {
+        let Shape { heads, head_dim, .. } = self.shape;
+        let kit = self.kit;
+        let qkv = kit.floats(qkv, self.shape.qkv_cols());
+        let (positions, slots) = (kit.ints(tokens.0, 1), kit.ints(tokens.1, 1));
+        let args =
+            RopeWriteKv { qkv: &qkv, positions: &positions, slots: &slots, rope: &self.rope, heads, kv: self.layer() };
+        kit.stream.rope_write_kv(&args).unwrap();
+        let out = kit.poisoned(qkv.rows(), heads * head_dim);
+        let (starts, lens) = (kit.ints(sequences.0, 1), kit.ints(sequences.1, 1));
+        let tables = kit.ints(sequences.2, sequences.2.len() / sequences.1.len());
+        let args = PagedAttention {
+            out: &out,
+            qkv: &qkv,
+            starts: &starts,
+            context_lens: &lens,
+            tables: &tables,
+            scale: self.shape.scale(),
+            heads,
+            kv: self.layer(),
+        };
+        kit.stream.paged_attention(&args).unwrap();
+        kit.read(&out)
+    }
+
+    /// What attention should give for a token of a sequence.
+    fn model(&self, sequence: usize, position: usize, qkv: &[f32]) -> Vec<f64> {
+        let Shape { heads, kv_heads, head_dim: d, .. } = self.shape;
+        let sequence = &self.sequences[sequence];
+        let mut out = Vec::new();
+        for head in 0..heads {
+            let query = self.rotated(&qkv[head * d..(head + 1) * d], position);
+            let g = head / (heads / kv_heads);
+            let at = |t: usize| (t * kv_heads + g) * d;
+            let dot = |t: usize| -> f64 {
+                (0..d).map(|i| f64::from(query[i]) * f64::from(sequence.keys[at(t) + i])).sum::<f64>()
+                    * f64::from(self.shape.scale())
+            };
+            let scores: Vec<f64> = (0..=position).map(dot).collect();
+            let max = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..d {
+                let sum: f64 = weights.iter().enumerate().map(|(t, w)| w * f64::from(sequence.values[at(t) + i])).sum();
+                out.push(sum / total);
+            }
+        }
+        out
+    }
+}
+
+fn shapes() -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    for dtype in WEIGHTS {
+        shapes.push(Shape { heads: 9, kv_heads: 3, head_dim: 64, block_size: 16, dtype });
+        shapes.push(Shape { heads: 2, kv_heads: 2, head_dim: 80, block_size: 32, dtype });
+        shapes.push(Shape { heads: 14, kv_heads: 1, head_dim: 6, block_size: 5, dtype });
+        shapes.push(Shape { heads: 4, kv_heads: 1, head_dim: 128, block_size: 8, dtype });
+    }
+    shapes.push(Shape { heads: 8, kv_heads: 2, head_dim: 96, block_size: 16, dtype: DType::Bf16 });
+    shapes.push(Shape { heads: 2, kv_heads: 1, head_dim: 256, block_size: 16, dtype: DType::F32 });
+    shapes
+}
+
+pub(crate) fn all(kit: &Kit) {
+    for shape in shapes() {
+        mixed_batches(kit, shape);
+    }
+}
+
+/// Prefill chunks that end before, at and behind block borders, beside decodes of other sequences.
+fn mixed_batches(kit: &Kit, shape: Shape) {
+    let mut cache = Cache::new(kit, shape, 3);
+    let steps: [&[(usize, usize)]; 6] = [
+        &[(0, 1)],
+        &[(0, 1), (1, 15)],
+        &[(1, 1), (2, 17)],
+        &[(0, 1), (1, 1), (2, 1)],
+        &[(1, 31), (0, 14)],
+        &[(0, 1), (1, 1)],
+    ];
+    for (index, step) in steps.iter().enumerate() {
+        let cols = shape.qkv_cols();
+        let data: Vec<Vec<f32>> = step
+            .iter()
+            .map(|(s, n)| noise((index * 7 + s) as u64, n * cols).iter().map(|x| 2.0 * x).collect())
+            .collect();
+        let before: Vec<usize> = step.iter().map(|(s, _)| cache.sequences[*s].tokens).collect();
+        let feed: Vec<(usize, &[f32])> = step.iter().zip(&data).map(|((s, _), d)| (*s, d.as_slice())).collect();
+        let got = cache.step(&feed);
+        let mut expected = Vec::new();
+        for ((s, tokens), first) in feed.iter().zip(before) {
+            for (i, row) in tokens.chunks_exact(cols).enumerate() {
+                expected.extend(cache.model(*s, first + i, row));
+            }
+        }
+        // A key may round the other way where the device fuses the rotation.
+        let tolerance = if shape.dtype == DType::F32 { 5e-6 } else { 2e-2 };
+        close(&format!("attention {shape:?} step {index}"), &got, &expected, tolerance);
+    }
+}
+
+/// A sequence fed whole, in chunks, and beside others gives the same bits.
+pub(crate) fn invariant(kit: &Kit, shape: Shape) {
+    const N: usize = 50;
+    let cols = shape.qkv_cols();
+    let data = noise(77, N * cols);
+    let other = noise(78, N * cols);
+    let whole = Cache::new(kit, shape, 1).step(&[(0, &data)]);
+    for chunks in [&[1; N][..], &[7, 16, 1, 17, 9], &[49, 1], &[16, 33, 1]] {
+        let mut cache = Cache::new(kit, shape, 3);
+        let (mut got, mut at) = (Vec::new(), 0);
+        for n in chunks {
+            let mine = &data[at * cols..(at + n) * cols];
+            let beside = at % 3;
+            let out = match beside {
+                0 => cache.step(&[(0, mine)]),
+                1 => cache.step(&[(0, mine), (1, &other[..cols])]),
+                _ => cache.step(&[(2, &other[..3 * cols]), (0, mine), (1, &other[..2 * cols])]),
+            };
+            let width = shape.heads * shape.head_dim;
+            let skip = if beside == 2 { 3 * width } else { 0 };
+            got.extend_from_slice(&out[skip..skip + n * width]);
+            at += n;
+        }
+        assert_eq!(bits(&got), bits(&whole), "attention {shape:?} in chunks {chunks:?}");
+    }
+}

@@ -1,0 +1,113 @@
+//! One device under test, with the means to feed and read it.
+
+use half::{bf16, f16};
+use std::sync::Arc;
+use yinian::base::DType;
+use yinian::base::rng::SplitMix64;
+use yinian::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
+
+#[derive(Debug)]
+pub(crate) struct Kit {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) stream: Box<dyn Stream>,
+}
+
+impl Kit {
+    pub(crate) fn new(device: Arc<dyn Device>) -> Self {
+        let stream = device.stream().unwrap();
+        Self { device, stream }
+    }
+
+    pub(crate) fn upload(&self, bytes: &[u8], rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor = Tensor::new(self.device.alloc(bytes.len().max(1)).unwrap(), 0, rows, cols, dtype);
+        assert_eq!(tensor.bytes(), bytes.len());
+        let mut buffer = self.device.host_buffer(bytes.len()).unwrap();
+        buffer.bytes_mut().copy_from_slice(bytes);
+        self.stream.upload(&tensor, buffer.as_ref()).unwrap();
+        self.stream.record().unwrap().wait().unwrap();
+        tensor
+    }
+
+    pub(crate) fn floats(&self, x: &[f32], cols: usize) -> Tensor {
+        let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.upload(&bytes, x.len() / cols, cols, DType::F32)
+    }
+
+    pub(crate) fn ints(&self, x: &[i32], cols: usize) -> Tensor {
+        let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.upload(&bytes, x.len() / cols, cols, DType::I32)
+    }
+
+    /// An output full of NaN.
+    pub(crate) fn poisoned(&self, rows: usize, cols: usize) -> Tensor {
+        self.floats(&vec![f32::NAN; rows * cols], cols)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Vec<u8> {
+        let mut buffer = self.device.host_buffer(tensor.bytes()).unwrap();
+        self.stream.download(buffer.as_mut(), tensor).unwrap();
+        let event = self.stream.record().unwrap();
+        event.wait().unwrap();
+        assert!(event.is_done().unwrap());
+        buffer.bytes().to_vec()
+    }
+
+    pub(crate) fn read(&self, tensor: &Tensor) -> Vec<f32> {
+        self.download(tensor).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub(crate) fn read_ints(&self, tensor: &Tensor) -> Vec<i32> {
+        self.download(tensor).chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    /// A matrix stacked from parts of the given row counts.
+    pub(crate) fn matrix(&self, parts: &[usize], cols: usize, values: &[f32], dtype: DType) -> Matrix {
+        let bytes = encode(values, dtype);
+        let mut rest = bytes.as_slice();
+        let mut host = Vec::new();
+        for rows in parts {
+            let (data, after) = rest.split_at(rows * cols * dtype.size());
+            host.push(HostMatrix { rows: *rows, cols, dtype, data });
+            rest = after;
+        }
+        self.device.load_matrix(&host).unwrap()
+    }
+}
+
+pub(crate) fn encode(x: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::F32 => x.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DType::F16 => x.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        _ => x.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}
+
+/// `x` as the dtype keeps it.
+pub(crate) fn rounded(x: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => x,
+        DType::F16 => f16::from_f32(x).to_f32(),
+        _ => bf16::from_f32(x).to_f32(),
+    }
+}
+
+/// Uniform in -1..1.
+pub(crate) fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut rng = SplitMix64(seed);
+    (0..n).map(|_| 2.0 * rng.unit() - 1.0).collect()
+}
+
+/// Every element within `tolerance` of the model, relative above 1.
+pub(crate) fn close(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        let off = (f64::from(*g) - e).abs();
+        assert!(off <= tolerance * e.abs().max(1.0), "{what}: element {i} is {g}, expected {e}");
+    }
+}
+
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+pub(crate) const WEIGHTS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];

@@ -1,0 +1,33 @@
+//! `linear` against a product in f64.
+
+use crate::kit::{Kit, WEIGHTS, close, noise, rounded};
+use yinian::base::DType;
+
+const ROWS: [usize; 11] = [1, 2, 3, 5, 7, 8, 12, 13, 17, 25, 41];
+const SHAPES: [(usize, usize); 9] =
+    [(1, 1), (31, 7), (32, 1), (33, 16), (63, 33), (64, 64), (65, 7), (160, 128), (100, 576)];
+
+pub(crate) fn all(kit: &Kit) {
+    for dtype in WEIGHTS {
+        for (n, k) in SHAPES {
+            let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
+            let parts: Vec<usize> = if n > 40 { vec![n - 33, 1, 32] } else { vec![n] };
+            let matrix = kit.matrix(&parts, k, &w, dtype);
+            for m in ROWS {
+                case(kit, &w, &matrix, (m, n, k, dtype));
+            }
+        }
+    }
+}
+
+fn case(kit: &Kit, w: &[f32], matrix: &yinian::hal::Matrix, (m, n, k, dtype): (usize, usize, usize, DType)) {
+    let x = noise(m as u64 + 100, m * k);
+    // A guard row behind the output: nothing may be written past it.
+    let whole = kit.poisoned(m + 1, n);
+    kit.stream.linear(&whole.slice_rows(0, m), &kit.floats(&x, k), matrix).unwrap();
+    let dot = |r: usize, c: usize| -> f64 { (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[c * k + i])).sum() };
+    let expected: Vec<f64> = (0..m * n).map(|i| dot(i / n, i % n)).collect();
+    let got = kit.read(&whole);
+    close(&format!("linear {m}x{n}x{k} {dtype}"), &got[..m * n], &expected, 2e-7 * (k as f64).max(8.0));
+    assert!(got[m * n..].iter().all(|x| x.is_nan()), "linear {m}x{n}x{k} {dtype} wrote behind its output");
+}

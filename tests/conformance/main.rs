@@ -1,0 +1,90 @@
+//! One table of ops and shapes against every device: each op is compared with a plain f64 model of its definition in
+//! `hal::ops`, on random inputs and poisoned outputs. A backend joins by standing in [`devices`].
+
+mod attention;
+mod invariance;
+mod kit;
+mod linear;
+mod rowwise;
+mod sample;
+
+use kit::Kit;
+use yinian::base::ErrorKind;
+use yinian::hal::registry::{self, DeviceOptions};
+
+/// Every device and setting to run on. Instruction sets that this machine lacks are named and left out.
+fn devices() -> Vec<Kit> {
+    let mut kits = Vec::new();
+    for features in ["portable", "avx2", "avx512"] {
+        for threads in [1, 2, 3] {
+            let options = DeviceOptions { threads: Some(threads), cpu_features: Some(features.to_owned()) };
+            match registry::open("cpu", &options) {
+                Ok(device) => kits.push(Kit::new(device)),
+                Err(e) if threads == 1 => {
+                    assert!(matches!(e.kind, ErrorKind::Unsupported | ErrorKind::Invalid), "{e}");
+                    eprintln!("left out: {e}");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+    assert!(kits.len() >= 3);
+    kits
+}
+
+/// The table: op, and the function that runs its cases on one device.
+type Case = (&'static str, fn(&Kit));
+
+const TABLE: &[Case] = &[
+    ("copies", rowwise::copies),
+    ("embed", rowwise::embed),
+    ("rms_norm", rowwise::rms_norm),
+    ("add_rms_norm", rowwise::add_rms_norm),
+    ("silu_mul", rowwise::silu_mul),
+    ("gather_rows", rowwise::gather_rows),
+    ("linear", linear::all),
+    ("rope_write_kv and paged_attention", attention::all),
+    ("sample: greedy", sample::greedy),
+    ("sample: min_tokens", sample::min_tokens),
+    ("sample: draws", sample::draws),
+    ("sample: extremes", sample::extremes),
+    ("sample: distribution", sample::distribution),
+    ("row invariance of linear", invariance::linear),
+    ("row invariance of attention", invariance::attention),
+    ("row invariance of row ops", invariance::row_ops),
+];
+
+#[test]
+fn every_op_on_every_device() {
+    for kit in devices() {
+        for (name, run) in TABLE {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&kit)));
+            assert!(outcome.is_ok(), "{name} on {}", kit.device.caps().description);
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let kits = devices();
+    for three in kits.chunks(3) {
+        let bits: Vec<Vec<u32>> = three.iter().map(invariance::fingerprint).collect();
+        assert!(bits.windows(2).all(|w| w[0] == w[1]), "{}", three[0].device.caps().description);
+    }
+}
+
+#[test]
+fn wrong_options_and_matrices_are_typed_errors() {
+    let kind = |threads, features: Option<&str>| {
+        let options = DeviceOptions { threads, cpu_features: features.map(str::to_owned) };
+        registry::open("cpu", &options).map(|_| ()).map_err(|e| e.kind)
+    };
+    assert_eq!(kind(Some(0), None), Err(ErrorKind::Invalid));
+    assert_eq!(kind(Some(1), Some("sse9")), Err(ErrorKind::Invalid));
+    let device = registry::open("cpu", &DeviceOptions::default()).unwrap();
+    assert_eq!(device.alloc(usize::MAX).unwrap_err().kind, ErrorKind::NoMemory);
+    assert_eq!(device.alloc(1 << 50).unwrap_err().kind, ErrorKind::NoMemory);
+    assert_eq!(device.load_matrix(&[]).unwrap_err().kind, ErrorKind::Invalid);
+    let zeroed = device.alloc(100).unwrap();
+    assert_eq!((zeroed.addr() % 64, zeroed.bytes()), (0, 100));
+}

@@ -1,0 +1,103 @@
+//! Ops that treat each row alone.
+
+use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded};
+use yinian::hal::ops::{SAMPLER_WORDS, SamplerWord};
+
+const ROWS: [usize; 4] = [1, 2, 17, 130];
+const COLS: [usize; 8] = [1, 7, 15, 16, 33, 63, 65, 576];
+
+pub(crate) fn copies(kit: &Kit) {
+    let x = noise(1, 5 * 33);
+    let tensor = kit.floats(&x, 33);
+    assert_eq!(kit.read(&tensor), x);
+    assert_eq!(kit.read(&tensor.slice_rows(3, 2)), x[3 * 33..]);
+}
+
+pub(crate) fn embed(kit: &Kit) {
+    for dtype in WEIGHTS {
+        for (rows, cols) in [(1, 1), (31, 7), (32, 64), (33, 576), (97, 16)] {
+            let table = noise(rows as u64, rows * cols);
+            let matrix = kit.matrix(&[rows], cols, &table, dtype);
+            assert_eq!((matrix.rows(), matrix.cols(), matrix.dtype()), (rows, cols, dtype));
+            let mut state = vec![0x7f7f_7f7f; 3 * SAMPLER_WORDS];
+            state[2 * SAMPLER_WORDS + SamplerWord::LastToken as usize] = rows as i32 / 2;
+            let ids: Vec<i32> = (0..17).map(|i| if i % 5 == 3 { -3 } else { (i * 7) % rows as i32 }).collect();
+            let out = kit.poisoned(ids.len(), cols);
+            kit.stream.embed(&out, &matrix, &kit.ints(&ids, 1), &kit.ints(&state, SAMPLER_WORDS)).unwrap();
+            let pick = |id: i32| if id < 0 { rows / 2 } else { id as usize };
+            let expected: Vec<f32> =
+                ids.iter().flat_map(|id| &table[pick(*id) * cols..][..cols]).map(|x| rounded(*x, dtype)).collect();
+            assert_eq!(bits(&kit.read(&out)), bits(&expected), "embed {rows}x{cols} {dtype}");
+            let wrong = kit.ints(&[rows as i32], 1);
+            assert!(
+                kit.stream.embed(&out.slice_rows(0, 1), &matrix, &wrong, &kit.ints(&state, SAMPLER_WORDS)).is_err()
+            );
+        }
+    }
+}
+
+fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
+    let n = weight.len();
+    x.chunks_exact(n)
+        .flat_map(|row| {
+            let mean = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n as f64;
+            let scale = 1.0 / (mean + eps).sqrt();
+            row.iter().zip(weight).map(move |(v, w)| f64::from(*v) * scale * f64::from(*w))
+        })
+        .collect()
+}
+
+pub(crate) fn rms_norm(kit: &Kit) {
+    for rows in ROWS {
+        for cols in COLS {
+            let (x, w) = (noise(2, rows * cols), noise(3, cols));
+            let (xt, wt, out) = (kit.floats(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
+            kit.stream.rms_norm(&out, &xt, &wt, 1e-5).unwrap();
+            let expected = norm_model(&x, &w, 1e-5);
+            close(&format!("rms_norm {rows}x{cols}"), &kit.read(&out), &expected, 2e-6);
+            kit.stream.rms_norm(&xt, &xt, &wt, 1e-5).unwrap();
+            assert_eq!(bits(&kit.read(&xt)), bits(&kit.read(&out)), "rms_norm in place");
+        }
+    }
+}
+
+pub(crate) fn add_rms_norm(kit: &Kit) {
+    for rows in ROWS {
+        for cols in COLS {
+            let (r, x, w) = (noise(4, rows * cols), noise(5, rows * cols), noise(6, cols));
+            let (rt, xt, out) = (kit.floats(&r, cols), kit.floats(&x, cols), kit.poisoned(rows, cols));
+            kit.stream.add_rms_norm(&out, &rt, &xt, &kit.floats(&w, cols), 1e-6).unwrap();
+            let sum: Vec<f32> = r.iter().zip(&x).map(|(a, b)| a + b).collect();
+            assert_eq!(bits(&kit.read(&rt)), bits(&sum), "residual {rows}x{cols}");
+            close(&format!("add_rms_norm {rows}x{cols}"), &kit.read(&out), &norm_model(&sum, &w, 1e-6), 2e-6);
+        }
+    }
+}
+
+pub(crate) fn silu_mul(kit: &Kit) {
+    for rows in ROWS {
+        for cols in COLS {
+            let mut x: Vec<f32> = noise(7, rows * 2 * cols).iter().map(|v| v * 20.0).collect();
+            x[0] = [-200.0, 200.0, 0.0][cols % 3];
+            let out = kit.poisoned(rows, cols);
+            kit.stream.silu_mul(&out, &kit.floats(&x, 2 * cols)).unwrap();
+            let silu = |g: f32| f64::from(g) / (1.0 + (-f64::from(g)).exp());
+            let expected: Vec<f64> = x
+                .chunks_exact(2 * cols)
+                .flat_map(|row| (0..cols).map(|i| silu(row[i]) * f64::from(row[cols + i])))
+                .collect();
+            close(&format!("silu_mul {rows}x{cols}"), &kit.read(&out), &expected, 1e-6);
+        }
+    }
+}
+
+pub(crate) fn gather_rows(kit: &Kit) {
+    for cols in COLS {
+        let x = noise(8, 19 * cols);
+        let index: Vec<i32> = (0..23).map(|i| (i * 5) % 19).collect();
+        let out = kit.poisoned(index.len(), cols);
+        kit.stream.gather_rows(&out, &kit.floats(&x, cols), &kit.ints(&index, 1)).unwrap();
+        let expected: Vec<f32> = index.iter().flat_map(|i| &x[*i as usize * cols..][..cols]).copied().collect();
+        assert_eq!(kit.read(&out), expected, "gather_rows of {cols}");
+    }
+}

@@ -1,0 +1,183 @@
+//! `sample` against a plain model of the processors temperature, top-k and top-p, in this order.
+
+use crate::kit::{Kit, noise};
+use yinian::base::rng;
+use yinian::hal::ops::{SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord as Word};
+
+#[derive(Debug, Clone)]
+struct Row {
+    temperature: f32,
+    top_k: i32,
+    top_p: f32,
+    seed: u64,
+    choice: i32,
+    prompt_len: i32,
+    min_tokens: i32,
+    ends: Vec<i32>,
+}
+
+const GREEDY: Row =
+    Row { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, choice: 0, prompt_len: 4, min_tokens: 0, ends: Vec::new() };
+
+impl Row {
+    fn words(&self) -> Vec<i32> {
+        let mut words = vec![0x7f7f_7f7f; SAMPLER_WORDS];
+        words[Word::Temperature as usize] = self.temperature.to_bits() as i32;
+        words[Word::TopK as usize] = self.top_k;
+        words[Word::TopP as usize] = self.top_p.to_bits() as i32;
+        words[Word::SeedLow as usize] = self.seed as i32;
+        words[Word::SeedHigh as usize] = (self.seed >> 32) as i32;
+        words[Word::Choice as usize] = self.choice;
+        words[Word::PromptLen as usize] = self.prompt_len;
+        words[Word::MinTokens as usize] = self.min_tokens;
+        words[Word::NumEndTokens as usize] = self.ends.len() as i32;
+        words[SAMPLER_END_TOKENS..SAMPLER_END_TOKENS + self.ends.len()].copy_from_slice(&self.ends);
+        words
+    }
+}
+
+/// Draws for `rows`, whose logits are the rows of `logits`, at `position`; sampler rows stand in reverse order.
+fn run(kit: &Kit, logits: &[f32], rows: &[Row], position: i32) -> yinian::base::Result<Vec<i32>> {
+    let n = rows.len();
+    let state: Vec<i32> = rows.iter().rev().flat_map(Row::words).collect();
+    let index: Vec<i32> = (0..n as i32).rev().collect();
+    let (state, out) = (kit.ints(&state, SAMPLER_WORDS), kit.ints(&vec![0x7f7f_7f7f; n], 1));
+    let logits = kit.floats(logits, logits.len() / n);
+    let (index, positions) = (kit.ints(&index, 1), kit.ints(&vec![position; n], 1));
+    let args = Sample { logits: &logits, rows: &index, positions: &positions, state: &state, out: &out };
+    kit.stream.sample(&args)?;
+    let drawn = kit.read_ints(&out);
+    let state = kit.read_ints(&state);
+    for (s, token) in drawn.iter().enumerate() {
+        assert_eq!(state[(n - 1 - s) * SAMPLER_WORDS + Word::LastToken as usize], *token, "last token");
+    }
+    Ok(drawn)
+}
+
+fn argmax(row: &[f32]) -> i32 {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as i32
+}
+
+pub(crate) fn greedy(kit: &Kit) {
+    for vocabulary in [1, 2, 31, 32, 33, 1000] {
+        for n in [1, 2, 7] {
+            let mut logits = noise(vocabulary as u64, n * vocabulary);
+            let expected: Vec<i32> = logits.chunks_exact(vocabulary).map(argmax).collect();
+            assert_eq!(run(kit, &logits, &vec![GREEDY; n], 4).unwrap(), expected);
+            logits.fill(0.25);
+            logits[0] = -0.25;
+            let ties = run(kit, &logits, &vec![GREEDY; n], 4).unwrap();
+            assert_eq!(ties[0], i32::from(vocabulary > 1), "the lower id wins a tie");
+            assert!(ties[1..].iter().all(|t| *t == 0), "the lower id wins a tie");
+        }
+    }
+}
+
+pub(crate) fn min_tokens(kit: &Kit) {
+    let logits: Vec<f32> = (0..100).map(|i| i as f32).collect();
+    let row = Row { min_tokens: 3, ends: vec![99, 98, -1, 1000], ..GREEDY };
+    for (position, expected) in [(4, 97), (6, 97), (7, 99), (50, 99)] {
+        assert_eq!(run(kit, &logits, std::slice::from_ref(&row), position).unwrap(), [expected], "position {position}");
+    }
+    let hot = Row { temperature: 100.0, ..row };
+    for seed in 0..100 {
+        let drawn = run(kit, &logits, &[Row { seed, ..hot.clone() }], 5).unwrap()[0];
+        assert!((0..98).contains(&drawn), "an end token was drawn: {drawn}");
+    }
+}
+
+/// The probabilities that are left, in order of falling logit, then rising id.
+fn candidates(logits: &[f32], row: &Row) -> Vec<(usize, f64)> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+    if row.top_k > 0 {
+        order.truncate(row.top_k as usize);
+    }
+    let weight = |id: usize| (f64::from(logits[id] - logits[order[0]]) / f64::from(row.temperature)).exp();
+    let total: f64 = order.iter().map(|id| weight(*id)).sum();
+    let mut kept = Vec::new();
+    let mut mass = 0.0;
+    for id in &order {
+        // A token stays while what stands above it has not reached top_p.
+        if row.top_p < 1.0 && !kept.is_empty() && mass >= f64::from(row.top_p) {
+            break;
+        }
+        mass += weight(*id) / total;
+        kept.push((*id, weight(*id) / total));
+    }
+    kept.iter().map(|(id, p)| (*id, p / mass)).collect()
+}
+
+pub(crate) fn draws(kit: &Kit) {
+    let mut disagreements = 0;
+    let mut drawn = 0;
+    for vocabulary in [3, 50, 2000] {
+        for (i, top_k) in [0, 1, 3, 40, 5000].into_iter().enumerate() {
+            for (j, top_p) in [1.0, 0.95, 0.5, 1e-6].into_iter().enumerate() {
+                let logits: Vec<f32> = noise((i * 10 + j) as u64, vocabulary).iter().map(|x| 4.0 * x).collect();
+                let rows: Vec<Row> = (0..12)
+                    .map(|s| Row {
+                        temperature: 0.7 + s as f32 * 0.1,
+                        top_k,
+                        top_p,
+                        seed: s << 33 | 5,
+                        choice: 2,
+                        ..GREEDY
+                    })
+                    .collect();
+                let all: Vec<f32> = rows.iter().flat_map(|_| logits.clone()).collect();
+                let got = run(kit, &all, &rows, 9).unwrap();
+                for (row, token) in rows.iter().zip(got) {
+                    let kept = candidates(&logits, row);
+                    let u = f64::from(rng::uniform(row.seed, 2, 5));
+                    let mut below = 0.0;
+                    let expected = kept.iter().find(|(_, p)| {
+                        below += p;
+                        below > u
+                    });
+                    assert!(kept.iter().any(|(id, _)| *id as i32 == token), "{token} is no candidate of {row:?}");
+                    drawn += 1;
+                    disagreements += usize::from(expected.is_some_and(|(id, _)| *id as i32 != token));
+                }
+            }
+        }
+    }
+    // A draw that falls on the border of two candidates may round to either.
+    assert!(disagreements * 200 <= drawn, "{disagreements} of {drawn} draws differ from the model");
+}
+
+pub(crate) fn extremes(kit: &Kit) {
+    let hot = Row { temperature: 1.0, ..GREEDY };
+    let inf = f32::INFINITY;
+    for row in [&GREEDY, &hot] {
+        let one = |logits: &[f32]| run(kit, logits, std::slice::from_ref(row), 5);
+        assert_eq!(one(&[-inf, -inf, -inf]).unwrap(), [0], "all masked");
+        assert_eq!(one(&[-inf, 3.0, -inf]).unwrap(), [1], "one left");
+        assert_eq!(one(&[1.0, inf, 2.0]).unwrap(), [1], "infinite");
+        let mut bad = vec![0.0; 70];
+        bad[69] = f32::NAN;
+        let error = one(&bad).unwrap_err();
+        assert!(error.message.contains("row 0") && error.message.contains("NaN"), "{error}");
+        bad.swap(69, 2);
+        assert!(one(&bad).is_err());
+    }
+    let near_zero = Row { temperature: 1e-30, ..GREEDY };
+    assert_eq!(run(kit, &[1.0, 5.0, 4.9], &[near_zero], 5).unwrap(), [1]);
+}
+
+/// Frequencies of 2000 draws against the probabilities (chi-square, 7 degrees of freedom; 24.3 has probability 0.001).
+pub(crate) fn distribution(kit: &Kit) {
+    let logits = [0.0, 1.0, -1.0, 0.5, 2.0, -0.5, 0.25, 1.5];
+    let row = Row { temperature: 1.3, ..GREEDY };
+    let mut counts = [0_u32; 8];
+    let rows: Vec<Row> = (0..2000).map(|seed| Row { seed: seed * 7919, ..row.clone() }).collect();
+    let all: Vec<f32> = rows.iter().flat_map(|_| logits).collect();
+    for token in run(kit, &all, &rows, 5).unwrap() {
+        counts[token as usize] += 1;
+    }
+    let chi: f64 = candidates(&logits, &row)
+        .iter()
+        .map(|(id, p)| (f64::from(counts[*id]) - p * 2000.0).powi(2) / (p * 2000.0))
+        .sum();
+    assert!(chi < 24.3, "chi-square {chi}, counts {counts:?}");
+}
