@@ -1,1 +1,248 @@
-//! Executor over arithmetic; see the scheduler simulator.
+//! A device made of arithmetic: KV is really written and read through block tables, and the next token is a hash of
+//! everything read, so a wrong table, an early free or a false hit changes tokens. For the scheduler's simulator and
+//! for engines without a model.
+
+use crate::base::rng::{SplitMix64, mix};
+use crate::base::{Error, ErrorKind, Result, SeqId, Token};
+use crate::exec::Executor;
+use crate::plan::{Request, RowInit, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};
+use std::collections::VecDeque;
+
+/// Shape and faults of a simulated device.
+#[derive(Debug, Clone)]
+pub struct SimConfig {
+    /// Decides durations and faults, not tokens.
+    pub seed: u64,
+    pub num_blocks: u32,
+    pub block_size: u32,
+    /// Rows of sampler state.
+    pub rows: usize,
+    /// Steps that may be outstanding.
+    pub depth: usize,
+    /// Tokens are below this; at least 1.
+    pub vocab: u32,
+    /// Polls a step takes, at most; at least 1.
+    pub slowest: u64,
+    /// Steps in a thousand that fail.
+    pub fail_per_mille: u64,
+    /// A sequence that fails every step it is part of.
+    pub poison: Option<SeqId>,
+}
+
+/// What the device computes. A cell stands for one token's keys and values: it depends on the whole prefix.
+#[derive(Debug, Clone, Copy)]
+pub struct SimModel {
+    pub vocab: u32,
+}
+
+impl SimModel {
+    /// The cell of `token` behind the cell of the token before it; 0 stands before the first.
+    pub fn cell(self, before: u64, token: Token) -> u64 {
+        mix(before ^ 0x5EED, u64::from(token) + 1)
+    }
+
+    /// Attention: adds one cell to what was read before it.
+    pub fn read(self, so_far: u64, cell: u64) -> u64 {
+        mix(so_far, cell)
+    }
+
+    /// The token sampled at output index `index` after everything in `read` was read.
+    pub fn sample(self, read: u64, index: u32, row: &RowInit) -> Token {
+        let draw = mix(mix(read, row.seed), u64::from(index));
+        let first = (draw % u64::from(self.vocab)) as Token;
+        let held = |t: Token| index < row.min_tokens && row.end_tokens.contains(&t);
+        // Unless every token is held back there is one that is not.
+        (0..self.vocab).map(|i| (first + i) % self.vocab).find(|&t| !held(t)).unwrap_or(first)
+    }
+
+    /// The first `n` tokens of `request` when it runs alone, whatever ends it.
+    pub fn alone(self, request: &Request, n: usize) -> Vec<Token> {
+        let row = RowInit {
+            row: crate::base::Row(0),
+            temperature: request.sampling.temperature(),
+            top_k: request.sampling.top_k(),
+            top_p: request.sampling.top_p(),
+            seed: request.sampling.seed(),
+            choice: 0,
+            prompt_len: request.prompt().len() as u32,
+            min_tokens: request.stop.min_tokens(),
+            end_tokens: request.stop.end_tokens().collect(),
+        };
+        let (mut cell, mut read) = (0, 0);
+        let mut push = |token| {
+            cell = self.cell(cell, token);
+            read = self.read(read, cell);
+            read
+        };
+        let mut state = request.prompt().iter().fold(0, |_, &t| push(t));
+        let mut out = Vec::with_capacity(n);
+        for index in 0..n as u32 {
+            let token = self.sample(state, index, &row);
+            out.push(token);
+            state = push(token);
+        }
+        out
+    }
+}
+
+#[derive(Debug, Clone)]
+struct RowState {
+    init: RowInit,
+    last: Option<Token>,
+}
+
+/// The simulated device as an [`Executor`]. Time passes by one with each `poll`.
+#[derive(Debug)]
+pub struct SimExecutor {
+    cfg: SimConfig,
+    model: SimModel,
+    /// Position and content of every cell, by block and offset.
+    kv: Vec<(u32, u64)>,
+    rows: Vec<Option<RowState>>,
+    /// Steps and when they end.
+    queue: VecDeque<(u64, StepPlan)>,
+    /// Steps still to land as failed because of one before them.
+    doomed: usize,
+    now: u64,
+    rng: SplitMix64,
+    complaint: Option<String>,
+}
+
+const UNWRITTEN: (u32, u64) = (u32::MAX, 0);
+
+impl SimExecutor {
+    pub fn new(cfg: SimConfig) -> Self {
+        Self {
+            model: SimModel { vocab: cfg.vocab },
+            kv: vec![UNWRITTEN; cfg.num_blocks as usize * cfg.block_size as usize],
+            rows: vec![None; cfg.rows],
+            queue: VecDeque::new(),
+            doomed: 0,
+            now: 0,
+            rng: SplitMix64(cfg.seed),
+            complaint: None,
+            cfg,
+        }
+    }
+
+    /// The first thing a plan did that a real device would not survive or would answer with wrong tokens: reading what
+    /// was never written, using a row nobody set.
+    pub fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
+    }
+
+    fn complain(&mut self, what: impl FnOnce() -> String) {
+        if self.complaint.is_none() {
+            self.complaint = Some(what());
+        }
+    }
+
+    fn slot(&self, table: &[crate::base::BlockId], pos: u32) -> usize {
+        let block = table.get((pos / self.cfg.block_size) as usize).map_or(0, |b| b.0);
+        (block * self.cfg.block_size + pos % self.cfg.block_size) as usize
+    }
+
+    fn run(&mut self, plan: &StepPlan) -> StepOutcome {
+        for init in &plan.row_inits {
+            self.rows[init.row.0 as usize] = Some(RowState { init: init.clone(), last: None });
+        }
+        for entry in &plan.entries {
+            self.write(plan, entry);
+        }
+        let sampling = plan.entries.iter().filter(|e| e.samples);
+        StepOutcome::Done(sampling.map(|e| Sampled { seq: e.seq, token: self.sample(plan, e) }).collect())
+    }
+
+    /// Writes the cells of an entry's tokens, each on top of the one before it.
+    fn write(&mut self, plan: &StepPlan, entry: &StepEntry) {
+        let (inputs, table) = (plan.inputs(entry), plan.table(entry));
+        for i in 0..entry.len {
+            let pos = entry.start + i;
+            let known = inputs.get(i as usize).copied();
+            let last = self.rows[entry.row.0 as usize].as_ref().and_then(|r| r.last);
+            let Some(token) = known.or(last) else {
+                return self.complain(|| format!("{:?} has no input at {pos}: its row holds no token", entry.seq));
+            };
+            let before = match pos {
+                0 => 0,
+                _ => self.load(table, pos - 1, entry.seq),
+            };
+            let slot = self.slot(table, pos);
+            self.kv[slot] = (pos, self.model.cell(before, token));
+        }
+    }
+
+    fn load(&mut self, table: &[crate::base::BlockId], pos: u32, seq: SeqId) -> u64 {
+        let (found, cell) = self.kv[self.slot(table, pos)];
+        if found != pos {
+            self.complain(|| format!("{seq:?} reads position {pos} and finds {found}"));
+        }
+        cell
+    }
+
+    fn sample(&mut self, plan: &StepPlan, entry: &StepEntry) -> Token {
+        let (table, end) = (plan.table(entry), entry.start + entry.len);
+        let read = (0..end).fold(0, |read, pos| self.model.read(read, self.load(table, pos, entry.seq)));
+        let model = self.model;
+        let Some(row) = &mut self.rows[entry.row.0 as usize] else {
+            self.complain(|| format!("{:?} samples in a row nobody set", entry.seq));
+            return 0;
+        };
+        let token = model.sample(read, end.wrapping_sub(row.init.prompt_len), &row.init);
+        row.last = Some(token);
+        token
+    }
+
+    /// A step that breaks off: some of its cells hold rubbish, and its rows are lost.
+    fn ruin(&mut self, plan: &StepPlan) {
+        for entry in &plan.entries {
+            self.rows[entry.row.0 as usize] = None;
+            for pos in entry.start..entry.start + entry.len {
+                let slot = self.slot(plan.table(entry), pos);
+                self.kv[slot] = (pos, self.rng.next_u64());
+            }
+        }
+    }
+
+    fn land(&mut self, plan: &StepPlan) -> StepOutcome {
+        let poisoned = self.cfg.poison.is_some_and(|p| plan.entries.iter().any(|e| e.seq == p));
+        let fails = poisoned || self.rng.below(1000) < self.cfg.fail_per_mille;
+        if self.doomed == 0 && !fails {
+            return self.run(plan);
+        }
+        self.ruin(plan);
+        if self.doomed > 0 {
+            self.doomed -= 1;
+            return StepOutcome::Failed(Error::new(ErrorKind::Device, "a step before this one failed"));
+        }
+        self.doomed = self.queue.len();
+        StepOutcome::Failed(Error::new(ErrorKind::Device, "the simulated device failed"))
+    }
+}
+
+impl Executor for SimExecutor {
+    fn depth(&self) -> usize {
+        self.cfg.depth
+    }
+
+    fn submit(&mut self, plan: StepPlan) -> Result<()> {
+        if self.queue.len() >= self.cfg.depth {
+            return Err(Error::internal(format!("more than {} steps outstanding", self.cfg.depth)));
+        }
+        let start = self.queue.back().map_or(self.now, |(end, _)| *end);
+        let end = start + 1 + self.rng.below(self.cfg.slowest);
+        self.queue.push_back((end, plan));
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Result<Option<StepOutput>> {
+        self.now += 1;
+        let now = self.now;
+        if self.queue.front().is_none_or(|(end, _)| *end > now) {
+            return Ok(None);
+        }
+        let Some((_, plan)) = self.queue.pop_front() else { return Ok(None) };
+        let outcome = self.land(&plan);
+        Ok(Some(StepOutput { id: plan.id, outcome }))
+    }
+}

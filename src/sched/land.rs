@@ -76,11 +76,11 @@ impl Scheduler {
             }
             return;
         }
+        events.push(Event::Token { seq: s.id, token });
         if s.place == Place::Leaving && self.planted == Some(Planted::PendingLost) {
             return;
         }
         s.tokens.push(token);
-        events.push(Event::Token { seq: s.id, token });
         let generated = s.tokens.len() as u32 - s.prompt_len;
         // The sampler holds ends back before `min_tokens`.
         let may_end = generated > s.stop.min_tokens();

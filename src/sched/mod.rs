@@ -52,7 +52,7 @@ pub enum Planted {
     SaltIgnored,
     /// Blocks are published when planned, before the step landed.
     PublishEarly,
-    /// A preempted sequence drops the tokens that were in flight.
+    /// A preempted sequence reports the tokens that were in flight and forgets them.
     PendingLost,
     /// A resumed sequence runs on the sampler state of whoever had the row.
     RowStale,

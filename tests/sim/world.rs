@@ -1,0 +1,276 @@
+//! One run of a case: the real scheduler on the simulated device, watched after every tick.
+
+use crate::case::{Arrival, Case};
+use std::collections::VecDeque;
+use yinian::base::rng::{SplitMix64, mix};
+use yinian::base::{ErrorKind, SeqId, Token};
+use yinian::exec::Executor;
+use yinian::exec::sim::{SimConfig, SimExecutor, SimModel};
+use yinian::plan::{FinishReason, StepPlan};
+use yinian::sched::{Event, Planted, SchedStats, Scheduler, invariants, policy};
+
+/// Ticks after which a run counts as stuck.
+const MAX_TICKS: u64 = 20_000;
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Outcome {
+    pub tokens: Vec<Token>,
+    pub cached: Option<u32>,
+    pub end: Option<(FinishReason, Option<ErrorKind>)>,
+    allowed: u32,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct Report {
+    pub outcomes: Vec<Outcome>,
+    pub stats: SchedStats,
+    pub ticks: u64,
+    /// Over every plan, in order: two runs of one case are equal to the last block id.
+    pub plans_hash: u64,
+}
+
+pub(crate) struct World<'a> {
+    case: &'a Case,
+    sched: Scheduler,
+    exec: SimExecutor,
+    inflight: VecDeque<StepPlan>,
+    outcomes: Vec<Outcome>,
+    events: Vec<Event>,
+    readers: SplitMix64,
+    now: u64,
+    plans_hash: u64,
+    mutate: Option<fn(&mut StepPlan)>,
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(seed: u64, case: &'a Case, depth: usize, planted: Option<Planted>) -> Self {
+        let c = &case.cfg;
+        let exec = SimExecutor::new(SimConfig {
+            seed: mix(seed, 1),
+            num_blocks: c.num_blocks,
+            block_size: c.block_size,
+            rows: c.max_seqs,
+            depth,
+            vocab: case.vocab,
+            slowest: case.slowest,
+            fail_per_mille: case.fail_per_mille,
+            poison: case.poison,
+        });
+        let policy = policy::by_name(case.policy).expect("a policy of the registry");
+        Self {
+            case,
+            sched: Scheduler::with_planted(c.clone(), policy, planted),
+            exec,
+            inflight: VecDeque::new(),
+            outcomes: vec![Outcome::default(); case.arrivals.len()],
+            events: Vec::new(),
+            readers: SplitMix64(mix(seed, 2)),
+            now: 0,
+            plans_hash: 0,
+            mutate: None,
+        }
+    }
+
+    /// Changes every plan on its way to the device.
+    pub(crate) fn mutating(mut self, mutate: fn(&mut StepPlan)) -> Self {
+        self.mutate = Some(mutate);
+        self
+    }
+
+    pub(crate) fn run(mut self) -> Result<Report, String> {
+        loop {
+            self.tick().map_err(|why| format!("tick {}: {why}", self.now))?;
+            self.now += 1;
+            if self.now > 60 && self.sched.is_idle() {
+                break;
+            }
+            if self.now > MAX_TICKS {
+                return Err("no end".into());
+            }
+        }
+        let stats = self.sched.stats();
+        if stats.blocks_free != stats.blocks_total || stats.running + stats.waiting > 0 {
+            return Err(format!("not all is free when idle: {stats:?}"));
+        }
+        let Self { outcomes, now: ticks, plans_hash, .. } = self;
+        Ok(Report { outcomes, stats, ticks, plans_hash })
+    }
+
+    fn tick(&mut self) -> Result<(), String> {
+        self.arrive();
+        let held = self.read();
+        let mut worked = false;
+        while self.inflight.len() < self.exec.depth() {
+            let Some(plan) = self.sched.schedule(&mut self.events) else { break };
+            self.submit(plan)?;
+            worked = true;
+        }
+        // Never idle with work: something must be in flight unless only readers hold everything back.
+        if !worked && self.inflight.is_empty() && !held && !self.sched.is_idle() && self.now > 0 {
+            return Err("idle with work".into());
+        }
+        if let Some(output) = self.exec.poll().map_err(|e| e.to_string())? {
+            self.inflight.pop_front();
+            self.sched.update(&output, &mut self.events);
+        }
+        if let Some(complaint) = self.exec.complaint() {
+            return Err(complaint.to_owned());
+        }
+        invariants::check(&self.sched)?;
+        self.check_blocks()?;
+        self.take_events()
+    }
+
+    fn arrive(&mut self) {
+        let (case, now) = (self.case, self.now);
+        for a in case.arrivals.iter().filter(|a| a.at == now) {
+            self.outcome(a.request.seq).allowed = a.request.lead;
+            self.sched.add(a.request.clone());
+        }
+        for &(_, seq, reason) in case.aborts.iter().filter(|a| a.0 == now) {
+            self.sched.abort(seq, reason, &mut self.events);
+        }
+    }
+
+    /// Readers catch up now and then. True when one has not, so that its sequence may be held back.
+    fn read(&mut self) -> bool {
+        let mut held = false;
+        for a in &self.case.arrivals {
+            let Some(lead) = a.lead.filter(|_| a.at <= self.now) else { continue };
+            let o = &mut self.outcomes[a.request.seq.0 as usize - 1];
+            let may = o.tokens.len() as u32 + lead;
+            if self.readers.below(2) == 0 {
+                o.allowed = o.allowed.max(may);
+                self.sched.allow(a.request.seq, may);
+            }
+            held |= o.end.is_none() && o.tokens.len() as u32 >= o.allowed;
+        }
+        held
+    }
+
+    fn submit(&mut self, mut plan: StepPlan) -> Result<(), String> {
+        check_plan(&plan, self.case)?;
+        let text = format!("{plan:?}");
+        self.plans_hash = text.bytes().fold(self.plans_hash, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+        self.inflight.push_back(plan.clone());
+        if let Some(mutate) = self.mutate {
+            mutate(&mut plan);
+        }
+        self.exec.submit(plan).map_err(|e| e.to_string())
+    }
+
+    /// No block of a step in flight is free.
+    fn check_blocks(&self) -> Result<(), String> {
+        for plan in &self.inflight {
+            if let Some(b) = plan.blocks.iter().find(|b| self.sched.pool().refs(**b) == 0) {
+                return Err(format!("{b:?} is free under {:?}", plan.id));
+            }
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, seq: SeqId) -> &mut Outcome {
+        &mut self.outcomes[seq.0 as usize - 1]
+    }
+
+    fn take_events(&mut self) -> Result<(), String> {
+        for event in std::mem::take(&mut self.events) {
+            let (Event::Started { seq, .. } | Event::Token { seq, .. } | Event::Finished { seq, .. }) = event;
+            let o = self.outcome(seq);
+            if o.end.is_some() {
+                return Err(format!("{event:?} after the end"));
+            }
+            match event {
+                Event::Started { cached_tokens, .. } => {
+                    if o.cached.replace(cached_tokens).is_some() {
+                        return Err(format!("{seq:?} started twice"));
+                    }
+                }
+                Event::Token { token, .. } => {
+                    o.tokens.push(token);
+                    if o.tokens.len() as u32 > o.allowed || o.cached.is_none() {
+                        return Err(format!("{seq:?} ran past its lead or before its start"));
+                    }
+                }
+                Event::Finished { reason, error, .. } => o.end = Some((reason, error.map(|e| e.kind))),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What any executor may rely on.
+fn check_plan(plan: &StepPlan, case: &Case) -> Result<(), String> {
+    let mut rows = 0u64;
+    for e in &plan.entries {
+        let known = e.tokens.len() as u32;
+        if !(known == e.len || known + 1 == e.len && e.samples) {
+            return Err(format!("{known} inputs for {e:?}"));
+        }
+        if e.blocks.len() as u32 != (e.start + e.len).div_ceil(case.cfg.block_size) {
+            return Err(format!("table of {} blocks for {e:?}", e.blocks.len()));
+        }
+        if rows & 1 << e.row.0 != 0 {
+            return Err(format!("{:?} twice in {:?}", e.row, plan.id));
+        }
+        rows |= 1 << e.row.0;
+    }
+    let stray = plan.row_inits.iter().find(|r| rows & 1 << r.row.0 == 0);
+    stray.map_or(Ok(()), |r| Err(format!("{:?} is set and not used", r.row)))
+}
+
+/// What a request must come to when it is alone.
+fn truth(case: &Case, a: &Arrival) -> (Vec<Token>, (FinishReason, Option<ErrorKind>)) {
+    let (cfg, r) = (&case.cfg, &a.request);
+    let prompt = r.prompt().len();
+    let capacity = cfg.num_blocks as usize * cfg.block_size as usize;
+    if prompt >= cfg.max_model_len {
+        return (vec![], (FinishReason::Error, Some(ErrorKind::Invalid)));
+    }
+    if prompt + 1 > capacity {
+        return (vec![], (FinishReason::Error, Some(ErrorKind::NoMemory)));
+    }
+    let limit = (r.stop.max_tokens() as usize).min(cfg.max_model_len - prompt);
+    let mut tokens = SimModel { vocab: case.vocab }.alone(r, limit);
+    let min = r.stop.min_tokens() as usize;
+    for (i, t) in tokens.iter().enumerate() {
+        let end = if i >= min && r.stop.eos_tokens().contains(t) {
+            (FinishReason::Eos, None)
+        } else if i >= min && r.stop.stop_tokens().contains(t) {
+            (FinishReason::Stop, None)
+        } else if i + 1 == limit {
+            (FinishReason::Length, None)
+        } else if prompt + i + 1 > capacity {
+            (FinishReason::Error, Some(ErrorKind::NoMemory))
+        } else {
+            continue;
+        };
+        tokens.truncate(i + 1);
+        return (tokens, end);
+    }
+    unreachable!("the limit ends it")
+}
+
+/// Compares every request with its truth.
+pub(crate) fn judge(case: &Case, report: &Report) -> Result<(), String> {
+    for (a, o) in case.arrivals.iter().zip(&report.outcomes) {
+        let seq = a.request.seq;
+        let (tokens, end) = truth(case, a);
+        let Some(got) = o.end else { return Err(format!("{seq:?} has no end")) };
+        let aborted = case.aborts.iter().any(|b| b.1 == seq && b.2 == got.0);
+        let faulty = case.fail_per_mille > 0 || case.poison == Some(seq);
+        let device = got == (FinishReason::Error, Some(ErrorKind::Device));
+        let whole = o.tokens == tokens && got == end;
+        let cut = tokens.starts_with(&o.tokens) && (aborted || device && faulty);
+        if !whole && !cut {
+            return Err(format!("{seq:?} got {:?} {got:?}, alone {tokens:?} {end:?}", o.tokens));
+        }
+        if case.poison == Some(seq) && !o.tokens.is_empty() {
+            return Err(format!("{seq:?} got tokens from steps that failed"));
+        }
+        if a.private_salt && o.cached.unwrap_or(0) > 0 {
+            return Err(format!("{seq:?} hit a prefix of another salt"));
+        }
+    }
+    Ok(())
+}
