@@ -8,7 +8,7 @@
 use crate::plan::FinishReason;
 use crate::sched::prefix::{Key, ROOT};
 use crate::sched::scheduler::{Draft, Scheduler};
-use crate::sched::sequence::Place;
+use crate::sched::sequence::{Misfit, Place};
 use crate::sched::{Event, Planted};
 
 /// Admissions that may pass over a sequence that does not fit.
@@ -17,6 +17,8 @@ pub(super) const PASS_LIMIT: u32 = 64;
 const SCAN: usize = 256;
 /// Of these, how many may turn out not to fit.
 const MISFITS: usize = 32;
+/// Calls of `schedule` for which a misfit is believed.
+const RETRY: u64 = 16;
 
 /// What came of looking at a waiting sequence.
 enum Attempt {
@@ -71,6 +73,9 @@ impl Scheduler {
         if self.seqs[slot].awaits.is_some_and(|hash| self.prefix.announced(hash).is_some()) {
             return Attempt::Shares;
         }
+        if self.is_known_misfit(slot) {
+            return Attempt::NoRoom;
+        }
         let len = self.seqs[slot].tokens.len() as u32;
         let total = len.div_ceil(self.cfg.block_size);
         if total > self.cfg.num_blocks {
@@ -80,24 +85,33 @@ impl Scheduler {
         }
         let serial = self.find_hits(slot);
         let hits = self.hits.len();
-        if let Some(&hash) = self.seqs[slot].chain.get(hits).filter(|_| hits < self.sharable(slot)) {
-            if self.prefix.announced(hash).is_some() {
-                self.stats.shared_waits += 1;
-                self.seqs[slot].awaits = Some(hash);
-                return Attempt::Shares;
-            }
+        let next = self.seqs[slot].chain.get(hits).copied().filter(|_| hits < self.sharable(slot));
+        if next.is_some_and(|hash| self.prefix.announced(hash).is_some()) {
+            self.stats.shared_waits += 1;
+            self.seqs[slot].awaits = next;
+            return Attempt::Shares;
         }
         let revived = self.hits.iter().filter(|b| self.pool.refs(**b) == 0).count() as u32;
         // A little room for those that run, or the next decode step would preempt.
         let headroom = if self.running.is_empty() { 0 } else { self.cfg.num_blocks / 128 };
         let fresh = total - hits as u32;
-        if fresh + revived + headroom > self.pool.num_free() {
+        let needed = fresh + revived + headroom;
+        if needed > self.pool.num_free() {
+            self.seqs[slot].misfit = Some(Misfit { needed, retry: self.calls + RETRY });
             return Attempt::NoRoom;
         }
         self.enter(slot, fresh, serial, events);
         let len = self.chunk(self.seqs[slot].todo(), draft.left, contended);
         self.push_entry(slot, len, draft);
         Attempt::Admitted
+    }
+
+    /// Whether it did not fit lately and no more blocks are free now than it needed then. Saves walking its prefix at
+    /// every step; what others have published since is seen at the next real look. With nobody running every look is
+    /// real, so this cannot stall.
+    fn is_known_misfit(&self, slot: u32) -> bool {
+        !self.running.is_empty()
+            && self.seqs[slot].misfit.is_some_and(|m| self.pool.num_free() < m.needed && self.calls < m.retry)
     }
 
     /// Full blocks that may come from the cache: the last token is always computed, for its logits.
@@ -145,6 +159,7 @@ impl Scheduler {
         s.announced = s.chain.len() as u32;
         s.awaits = None;
         s.passed = 0;
+        s.misfit = None;
         s.place = Place::Running;
         s.row_init = !(s.started && self.planted == Some(Planted::RowStale));
         if let Some(row) = self.rows.pop() {

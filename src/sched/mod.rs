@@ -13,6 +13,8 @@ mod preempt;
 pub mod prefix;
 mod scheduler;
 mod sequence;
+#[cfg(test)]
+mod tests;
 
 pub use policy::Policy;
 pub use scheduler::Scheduler;

@@ -58,7 +58,7 @@ impl Policy for Fcfs {
     }
 }
 
-/// Shortest prompt first; long ones are still bounded by the scheduler's rule on being passed over.
+/// Shortest prompt first, for batch work: a long one waits for as long as shorter ones keep coming.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ShortestPrompt;
 

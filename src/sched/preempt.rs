@@ -1,6 +1,6 @@
 //! Who leaves: victims when blocks are short, sequences that have ended, and `reap`, the only place that frees.
 
-use crate::base::{Error, ErrorKind};
+use crate::base::Error;
 use crate::plan::FinishReason;
 use crate::sched::block_pool::Content;
 use crate::sched::policy::VictimView;
@@ -69,8 +69,7 @@ impl Scheduler {
     }
 
     pub(super) fn failed_too_often(last: &Error) -> Error {
-        let text = format!("three steps in a row failed, the last one with this sequence alone: {last}");
-        Error::new(if last.kind == ErrorKind::Internal { ErrorKind::Internal } else { last.kind }, text)
+        last.clone().within("three steps in a row failed, the last one with this sequence alone")
     }
 
     /// Takes a sequence out of the order it stands in; `reap` takes what it holds.

@@ -74,6 +74,8 @@ pub struct Scheduler {
     pub(super) prefills: Vec<u32>,
     pub(super) scan: Vec<u32>,
     pub(super) hits: Vec<BlockId>,
+    /// Calls of `schedule`.
+    pub(super) calls: u64,
     arrivals: u64,
     next_step: u64,
     spare: Vec<Vec<FlightEntry>>,
@@ -111,6 +113,7 @@ impl Scheduler {
             prefills: Vec::new(),
             scan: Vec::new(),
             hits: Vec::new(),
+            calls: 0,
             arrivals: 0,
             next_step: 0,
             spare: Vec::new(),
@@ -154,6 +157,7 @@ impl Scheduler {
             passed: 0,
             started: false,
             awaits: None,
+            misfit: None,
             finish: None,
             refusal: self.refusal(prompt_len),
             chain: Vec::new(),
@@ -233,6 +237,7 @@ impl Scheduler {
         if self.draining {
             return None;
         }
+        self.calls += 1;
         let mut draft = self.draft();
         self.plan_suspect(&mut draft);
         if draft.flight.is_empty() {

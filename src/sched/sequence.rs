@@ -17,6 +17,15 @@ pub(super) enum Place {
     Leaving,
 }
 
+/// Why a waiting sequence was not admitted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Misfit {
+    /// Free blocks it would have taken.
+    pub(super) needed: u32,
+    /// The call of `schedule` at which to look again.
+    pub(super) retry: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) place: Place,
@@ -55,6 +64,8 @@ pub(super) struct Sequence {
     pub(super) started: bool,
     /// A block somebody computes and that it waits for.
     pub(super) awaits: Option<u64>,
+    /// What it lacked when it last did not fit.
+    pub(super) misfit: Option<Misfit>,
     pub(super) finish: Option<FinishReason>,
     /// Why it can never run.
     pub(super) refusal: Option<Error>,
@@ -101,6 +112,7 @@ impl Sequence {
         self.announced = 0;
         self.serial = Some(ROOT);
         self.awaits = None;
+        self.misfit = None;
         self.failures = self.failures.min(1);
     }
 
