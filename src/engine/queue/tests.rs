@@ -1,0 +1,169 @@
+use super::*;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Takes `room` records, of outputs at most `max` bytes of text each.
+struct Lines {
+    room: usize,
+    max: usize,
+    lines: Vec<String>,
+}
+
+impl RecordSink for Lines {
+    fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
+        self.room = self.room.checked_sub(1)?;
+        let mut taken = Taken { tokens: 0, text: 0 };
+        self.lines.push(match record {
+            Record::Output { info, tokens, text, .. } => {
+                let cut = text.floor_char_boundary(self.max);
+                taken = Taken { tokens: tokens.len(), text: cut };
+                format!("{}:{tokens:?}{}", info.user_data, &text[..cut])
+            }
+            Record::Done { info, done } => format!("{}.{:?}", info.user_data, done.finish),
+            Record::Engine { state, permille, .. } => format!("{state:?} {permille}"),
+            Record::Log { message, .. } => (*message).to_owned(),
+        });
+        Some(taken)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Seen(AtomicI32);
+impl Cancel for Seen {
+    fn cancel(&self, id: RequestId) {
+        self.0.store(id.0 as i32, Ordering::SeqCst);
+    }
+}
+
+#[derive(Debug)]
+struct Level(Arc<AtomicI32>);
+impl Bell for Level {
+    fn ring(&self) {
+        assert_eq!(self.0.fetch_add(1, Ordering::SeqCst), 0);
+    }
+    fn clear(&self) {
+        assert_eq!(self.0.fetch_sub(1, Ordering::SeqCst), 1);
+    }
+}
+
+const ALL: OutputMode = OutputMode { text: true, tokens: true, final_only: false };
+
+fn open(queue: &Arc<EventQueue>, n: u64, output: OutputMode) -> OutputStream {
+    let info = StreamInfo { id: RequestId(n), user_data: n, output, max_unread_bytes: 64, t_submit_ns: 0 };
+    let nobody: Weak<dyn Cancel> = Weak::<Seen>::new();
+    queue.open(info, nobody).unwrap()
+}
+
+fn done(finish: FinishReason) -> Done {
+    Done { finish, error: None, prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2, t_first_ns: 0, t_event_ns: 0 }
+}
+
+fn poll(queue: &EventQueue, room: usize, max: usize) -> Result<Vec<String>> {
+    let mut sink = Lines { room, max, lines: Vec::new() };
+    queue.poll(Some(Duration::ZERO), &mut sink).map(|()| sink.lines)
+}
+
+#[test]
+fn unread_output_merges_and_streams_take_turns() {
+    let q = EventQueue::new(None);
+    let (a, b) = (open(&q, 1, ALL), open(&q, 2, ALL));
+    a.push(&[1], "x", 1, 1).unwrap();
+    b.push(&[9], "b", 1, 1).unwrap();
+    a.push(&[2], "y", 1, 2).unwrap();
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["1:[1, 2]xy", "2:[9]b"]);
+    a.done(done(FinishReason::Eos));
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["1.Eos"]);
+    assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
+    drop(b);
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["2.Error"]);
+}
+
+#[test]
+fn long_text_is_split_at_code_points_and_a_full_buffer_keeps_the_rest() {
+    let q = EventQueue::new(None);
+    let a = open(&q, 1, OutputMode { tokens: false, ..ALL });
+    a.push(&[1], "ab一c", 1, 1).unwrap();
+    a.done(done(FinishReason::Length));
+    assert_eq!(poll(&q, 1, 4).unwrap(), ["1:[]ab"]);
+    assert_eq!(poll(&q, 1, 4).unwrap(), ["1:[]一c"]);
+    assert_eq!(poll(&q, 0, 4).unwrap_err().kind, ErrorKind::TooSmall);
+    assert_eq!(poll(&q, 1, 4).unwrap(), ["1.Length"]);
+}
+
+#[test]
+fn a_full_stream_is_overrun_and_its_done_has_a_place() {
+    let q = EventQueue::new(None);
+    let a = open(&q, 1, ALL);
+    a.push(&[1; 15], "abcd", 1, 1).unwrap();
+    assert_eq!(a.push(&[1], "", 1, 1), Err(Overrun));
+    a.done(done(FinishReason::Overrun));
+    assert_eq!(poll(&q, 9, 99).unwrap().last().unwrap(), "1.Overrun");
+    let whole = open(&q, 2, OutputMode { final_only: true, ..ALL });
+    whole.push(&[1; 100], "t", 1, 1).unwrap();
+    assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
+    whole.done(done(FinishReason::Stop));
+    assert_eq!(poll(&q, 9, 99).unwrap().len(), 2);
+}
+
+#[test]
+fn a_shut_queue_cancels_drains_and_ends() {
+    let q = EventQueue::new(None);
+    let engine: Arc<Seen> = Arc::default();
+    let weak: Weak<Seen> = Arc::downgrade(&engine);
+    let info = StreamInfo { id: RequestId(7), user_data: 7, output: ALL, max_unread_bytes: 64, t_submit_ns: 0 };
+    let a = q.open(info, weak.clone()).unwrap();
+    q.shut();
+    assert_eq!(engine.0.load(Ordering::SeqCst), 7);
+    let late = StreamInfo { id: RequestId(8), user_data: 8, output: ALL, max_unread_bytes: 64, t_submit_ns: 0 };
+    assert!(q.open(late, weak).is_none());
+    assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
+    a.done(done(FinishReason::Cancelled));
+    assert!(!q.is_drained());
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["7.Cancelled"]);
+    assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Shutdown);
+    assert!(q.is_drained());
+}
+
+#[test]
+fn the_bell_follows_the_queue() {
+    let level: Arc<AtomicI32> = Arc::default();
+    let q = EventQueue::new(Some(Box::new(Level(Arc::clone(&level)))));
+    let now = || level.load(Ordering::SeqCst);
+    q.engine_event(State::Loading, 0.25, "loading", 1);
+    q.engine_event(State::Loading, 0.5, "loading", 2);
+    q.engine_event(State::Ready, 1.0, "ready", 3);
+    assert_eq!(now(), 1);
+    assert_eq!(poll(&q, 1, 99).unwrap(), ["Loading 500"]);
+    assert_eq!(now(), 1);
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["Ready 1000"]);
+    assert_eq!(now(), 0);
+    q.wake();
+    assert_eq!(now(), 1);
+    assert_eq!(q.poll(None, &mut Lines { room: 1, max: 1, lines: vec![] }).unwrap_err().kind, ErrorKind::Timeout);
+    assert_eq!(now(), 0);
+}
+
+#[test]
+fn unread_log_lines_are_bounded() {
+    let q = EventQueue::new(None);
+    for i in 0..MAX_LOGS + 3 {
+        q.log(3, i.to_string(), 0);
+    }
+    assert_eq!(poll(&q, 9999, 9).unwrap().len(), MAX_LOGS);
+    q.log(3, "after".into(), 0);
+    assert!(poll(&q, 9, 9).unwrap()[0].contains("3 log lines were lost"));
+}
+
+#[test]
+fn a_sleeping_poller_is_woken_by_output() {
+    let q = EventQueue::new(None);
+    let a = open(&q, 1, ALL);
+    let sleeper = std::thread::spawn({
+        let q = Arc::clone(&q);
+        move || {
+            let mut sink = Lines { room: 9, max: 99, lines: vec![] };
+            q.poll(Some(Duration::from_secs(60)), &mut sink).map(|()| sink.lines)
+        }
+    });
+    a.push(&[3], "z", 1, 1).unwrap();
+    assert_eq!(sleeper.join().unwrap().unwrap(), ["1:[3]z"]);
+}
