@@ -10,6 +10,9 @@ use super::simd::{Isa, Kernel, Simd, dispatch, exp16};
 use crate::base::{DType, Result};
 use crate::hal::ops::PagedAttention;
 
+/// Parts of the items that threads claim.
+const PARTS_PER_THREAD: usize = 6;
+
 #[derive(Clone, Copy)]
 struct Op {
     out: Rows<f32>,
@@ -56,10 +59,10 @@ pub(super) fn paged_attention(
     let memory = scratch.grow(each * pool.threads())?;
     let memory = Rows::<f32>::over(memory, pool.threads(), each);
     let tokens: usize = (0..sequences).map(|s| op.context(s)).sum();
-    let threads = if tokens * map.kv_heads * map.head_dim < 8192 { 1 } else { pool.threads() };
-    pool.run(threads, &|i| {
-        // SAFETY: scratch row `i` belongs to this thread; output rows and heads are split between the threads.
-        unsafe { dispatch(isa, Part { op, scratch: Scratch::of(memory.row_mut(i), &op), part: i, parts: threads }) }
+    let parts = if tokens * map.kv_heads * map.head_dim < 8192 { 1 } else { pool.threads() * PARTS_PER_THREAD };
+    pool.run(parts, &|thread, part| {
+        // SAFETY: scratch row `thread` belongs to this thread; output rows and heads are split between the parts.
+        unsafe { dispatch(isa, Part { op, scratch: Scratch::of(memory.row_mut(thread), &op), part, parts }) }
     })
 }
 

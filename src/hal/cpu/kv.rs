@@ -79,8 +79,7 @@ pub(super) fn rope_write_kv(pool: &Pool, args: &RopeWriteKv<'_>) -> Result<()> {
     assert_eq!(rope.qkv.cols, (args.heads + 2 * map.kv_heads) * map.head_dim, "columns of qkv");
     assert_eq!((rope.positions.rows, rope.slots.rows), (tokens, tokens), "positions and slots of a step");
     assert_eq!((rope.table.cols, map.head_dim % 2), (map.head_dim, 0), "columns of the rope table");
-    let threads = if tokens * rope.qkv.cols < 8192 { 1 } else { pool.threads().min(tokens) };
-    pool.run(threads, &|i| (tokens * i / threads..tokens * (i + 1) / threads).for_each(|t| rope.token(t)))
+    pool.split(tokens, 4096_usize.div_ceil(rope.qkv.cols), &|_, tokens| tokens.for_each(|t| rope.token(t)))
 }
 
 struct Rope {

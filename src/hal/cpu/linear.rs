@@ -10,6 +10,8 @@ use crate::hal::MatrixStorage;
 
 /// Bytes of packed activations that stay in the second-level cache beside a weight panel.
 const ROWS_BYTES: usize = 384 << 10;
+/// Panel columns times rows below which a chunk of work is not worth another thread.
+const SERIAL: usize = 2048;
 /// Bytes a stream of weights is asked for ahead of its use.
 const AHEAD_BYTES: usize = 2048;
 
@@ -45,10 +47,10 @@ pub(super) fn linear(
     let packed = if m == 1 { x.ptr() } else { pack_rows(pool, scratch, x, blocks)? };
     let panels = w.rows().div_ceil(PANEL);
     let work = Work { x: packed, blocks, k, w: w.ptr(), out, panels: (0, 0) };
-    let threads = if panels * k * m < 8 * 1024 { 1 } else { pool.threads().min(panels) };
-    pool.run(threads, &|i| {
-        let work = work.of_panels(panels * i / threads, panels * (i + 1) / threads);
-        // SAFETY: `x` holds the blocks, `w` the panels and `out` is `m x n`; each panel's outputs belong to one thread.
+    let grain = (SERIAL / (k * m)).max(4);
+    pool.split(panels, grain, &|_, panels| {
+        let work = work.of_panels(panels.start, panels.end);
+        // SAFETY: `x` holds the blocks, `w` the panels and `out` is `m x n`; each panel's outputs belong to one chunk.
         unsafe {
             match w.dtype() {
                 DType::F32 => dispatch(isa, Product::<F32>(work, F32)),
@@ -63,9 +65,8 @@ fn pack_rows(pool: &Pool, scratch: &mut Scratch, x: Rows<f32>, blocks: Blocks) -
     let k = x.cols;
     let packed = scratch.grow(blocks.count * blocks.height * k)?;
     let dst = Rows::<f32>::over(packed, blocks.count, blocks.height * k);
-    let threads = if blocks.count >= 4 { pool.threads().min(blocks.count) } else { 1 };
-    pool.run(threads, &|i| {
-        for b in blocks.count * i / threads..blocks.count * (i + 1) / threads {
+    pool.split(blocks.count, 2, &|_, range| {
+        for b in range {
             // SAFETY: one thread per block.
             let dst = unsafe { dst.row_mut(b) };
             let first = b * blocks.height;

@@ -34,9 +34,8 @@ impl PackedMatrix {
         let panels = rows.div_ceil(PANEL);
         let memory = HostMemory::new(panels * panel_bytes)?;
         let dst = Shared(memory.ptr());
-        let threads = if panels >= 64 { pool.threads() } else { 1 };
-        pool.run(threads, &|thread| {
-            for panel in panels * thread / threads..panels * (thread + 1) / threads {
+        pool.split(panels, 16, &|_, range| {
+            for panel in range {
                 // SAFETY: panel `panel` lies in the allocation and each is written by one thread.
                 let out = unsafe { std::slice::from_raw_parts_mut(dst.at(panel * panel_bytes), panel_bytes) };
                 match dtype.size() {

@@ -1,9 +1,12 @@
-//! A small fork-join pool owned by one device. The caller takes part; workers spin for a moment between the ops of a step
-//! and then park, so that an idle engine uses no CPU.
+//! A small fork-join pool owned by one device. A job is a number of chunks that the caller and the workers claim one by
+//! one: the caller never waits for a worker that has not begun, so a busy machine slows a step down by no more than the
+//! cores it took. Idle workers spin for a moment between the ops of a step and then park: an idle engine uses no CPU.
 
 use crate::base::error::panic_text;
 use crate::base::{Error, Result};
+use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +14,14 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// How long a worker looks for the next job before it parks: longer than the gap between two ops of a step.
-const WORKER_SPIN: Duration = Duration::from_micros(40);
-/// How long the caller looks for the workers' end before it parks.
+const WORKER_SPIN: Duration = Duration::from_micros(50);
+/// How long the caller looks for the end of the last chunks before it parks.
 const CALLER_SPIN: Duration = Duration::from_micros(200);
+/// Chunks per thread that [`Pool::split`] makes at most.
+const CHUNKS_PER_THREAD: usize = 8;
 
-type Task<'a> = &'a (dyn Fn(usize) + Sync + 'a);
+/// Work on one chunk: which thread it is, below [`Pool::threads`], and the chunk.
+type Task<'a> = &'a (dyn Fn(usize, usize) + Sync + 'a);
 
 /// Compute threads of one device.
 #[derive(Debug)]
@@ -27,25 +33,33 @@ pub(super) struct Pool {
 }
 
 struct Job {
-    /// Lifetime erased: see `Pool::run`.
+    /// Lifetime erased: see `Pool::publish`.
     task: Task<'static>,
-    parts: usize,
+    chunks: usize,
     caller: Thread,
 }
 
+/// The job is open: workers may enter.
+const OPEN: u64 = 1 << 31;
+/// Workers inside the job.
+const ACTIVE: u64 = OPEN - 1;
+/// One more job.
+const JOB: u64 = 1 << 32;
+
 struct Shared {
     job: UnsafeCell<Option<Job>>,
-    generation: AtomicU64,
-    /// Workers that have not finished the current job.
-    pending: AtomicUsize,
+    /// Number of the job, [`OPEN`], and the count of [`ACTIVE`] workers in one word.
+    state: AtomicU64,
+    /// The chunk to claim next.
+    next: AtomicUsize,
     caller_parked: AtomicBool,
     parked: Vec<AtomicBool>,
     stop: AtomicBool,
     panicked: Mutex<Option<String>>,
 }
 
-// SAFETY: `job` is written only by the holder of `turn` while `pending` is 0, and read by workers only between the
-// generation change that publishes it and their own decrement of `pending`.
+// SAFETY: `job` is written only by the holder of `turn` while the state is closed with no active worker, and read by
+// workers only while they are counted active.
 unsafe impl Sync for Shared {}
 
 impl std::fmt::Debug for Shared {
@@ -60,8 +74,8 @@ impl Pool {
         let n = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(None),
-            generation: AtomicU64::new(0),
-            pending: AtomicUsize::new(0),
+            state: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
             caller_parked: AtomicBool::new(false),
             parked: (0..n).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -84,37 +98,45 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `task(0)`, ..., `task(parts - 1)`, at most one part per thread, and returns when all have ended. `parts` is
-    /// capped at [`Pool::threads`]. A panic in any part is an `Internal` error here.
-    pub(super) fn run(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
-        let parts = parts.clamp(1, self.threads());
-        let outcome = if parts == 1 {
-            catch_unwind(AssertUnwindSafe(|| task(0)))
-        } else {
-            let _turn = lock(&self.turn);
-            self.publish(parts, task);
-            let mine = catch_unwind(AssertUnwindSafe(|| task(0)));
-            self.shared.wait_for_workers();
-            mine
-        };
-        let theirs = if parts > 1 { lock(&self.shared.panicked).take() } else { None };
-        match (outcome, theirs) {
-            (Ok(()), None) => Ok(()),
-            (Err(payload), _) => Err(failure(&panic_text(payload.as_ref()))),
-            (Ok(()), Some(text)) => Err(failure(&text)),
+    /// Splits `0..n` into ranges of at least about `grain` and runs `task(thread, range)` on each. Which thread takes
+    /// which range is chance, so a task's result must not depend on it.
+    pub(super) fn split(&self, n: usize, grain: usize, task: &(dyn Fn(usize, Range<usize>) + Sync)) -> Result<()> {
+        let threads = self.threads();
+        let most = (n / grain.max(1)).clamp(1, threads * CHUNKS_PER_THREAD);
+        let chunks = if most > threads { most / threads * threads } else { most };
+        self.run(chunks, &|thread, chunk| task(thread, n * chunk / chunks..n * (chunk + 1) / chunks))
+    }
+
+    /// Runs `task(thread, chunk)` once for every chunk and returns when all have ended. A single chunk runs right here
+    /// without waking anyone. A panic in any chunk is an `Internal` error; chunks nobody had claimed may then be left out.
+    pub(super) fn run(&self, chunks: usize, task: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
+        let text = |payload: Box<dyn Any + Send>| panic_text(payload.as_ref());
+        if chunks <= 1 || self.workers.is_empty() {
+            let all = || (0..chunks).for_each(|chunk| task(0, chunk));
+            return catch_unwind(AssertUnwindSafe(all)).map_err(|payload| failure(&text(payload)));
+        }
+        let _turn = lock(&self.turn);
+        self.publish(chunks, task);
+        let mine = catch_unwind(AssertUnwindSafe(|| self.shared.claim(0, chunks, task))).map_err(text);
+        self.shared.state.fetch_and(!OPEN, SeqCst);
+        self.shared.wait_for_workers();
+        let theirs = lock(&self.shared.panicked).take();
+        match mine.err().or(theirs) {
+            None => Ok(()),
+            Some(text) => Err(failure(&text)),
         }
     }
 
-    fn publish(&self, parts: usize, task: Task<'_>) {
-        // SAFETY: only the lifetime changes. `run` does not return, and does not unwind, before every worker has
-        // decremented `pending`, after which no worker touches the task.
+    fn publish(&self, chunks: usize, task: Task<'_>) {
+        // SAFETY: only the lifetime changes. `run` neither returns nor unwinds before the state is closed and no worker is
+        // active, after which none touches the task.
         let task = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
         let shared = &self.shared;
-        // SAFETY: `turn` is held and the previous job ended with `pending` at 0, so no worker reads the cell now.
-        unsafe { *shared.job.get() = Some(Job { task, parts, caller: std::thread::current() }) };
-        shared.pending.store(self.workers.len(), SeqCst);
-        shared.generation.fetch_add(1, SeqCst);
-        for (parked, worker) in shared.parked.iter().zip(&self.workers) {
+        // SAFETY: `turn` is held and the previous job was left closed with no active worker.
+        unsafe { *shared.job.get() = Some(Job { task, chunks, caller: std::thread::current() }) };
+        shared.next.store(0, SeqCst);
+        shared.state.fetch_add(JOB | OPEN, SeqCst);
+        for (parked, worker) in shared.parked.iter().zip(&self.workers).take(chunks - 1) {
             if parked.swap(false, SeqCst) {
                 worker.thread().unpark();
             }
@@ -125,7 +147,6 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
-        self.shared.generation.fetch_add(1, SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker catches every panic of its tasks; there is nothing to report here.
@@ -135,45 +156,65 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn work(&self, index: usize) {
-        let mut seen = 0;
+    fn claim(&self, thread: usize, chunks: usize, task: Task<'_>) {
         loop {
-            seen = self.next_generation(index, seen);
-            if self.stop.load(SeqCst) {
+            let chunk = self.next.fetch_add(1, SeqCst);
+            if chunk >= chunks {
                 return;
             }
-            // SAFETY: the generation changed, so `job` is published, and it stays until `pending` is 0.
-            let Some(job) = (unsafe { &*self.job.get() }) else { return };
-            if index + 1 < job.parts
-                && let Err(payload) = catch_unwind(AssertUnwindSafe(|| (job.task)(index + 1)))
-            {
-                *lock(&self.panicked) = Some(panic_text(payload.as_ref()));
+            task(thread, chunk);
+        }
+    }
+
+    fn work(&self, index: usize) {
+        let mut seen = 0;
+        while let Some(number) = self.wait_for_job(index, seen) {
+            seen = number;
+            if !self.enter(number) {
+                continue;
             }
-            let caller = job.caller.clone();
-            if self.pending.fetch_sub(1, SeqCst) == 1 && self.caller_parked.swap(false, SeqCst) {
-                caller.unpark();
+            // SAFETY: this worker is counted active, so the job stays.
+            if let Some(job) = unsafe { &*self.job.get() } {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.claim(index + 1, job.chunks, job.task))) {
+                    *lock(&self.panicked) = Some(panic_text(payload.as_ref()));
+                }
+                let caller = job.caller.clone();
+                let left = self.state.fetch_sub(1, SeqCst) - 1;
+                if left & (OPEN | ACTIVE) == 0 && self.caller_parked.swap(false, SeqCst) {
+                    caller.unpark();
+                }
             }
         }
     }
 
-    /// Spins, then parks, until the generation is not `seen`.
-    fn next_generation(&self, index: usize, seen: u64) -> u64 {
-        if let Some(now) = spin(WORKER_SPIN, || Some(self.generation.load(SeqCst)).filter(|g| *g != seen)) {
-            return now;
+    /// Counts the caller active in job `number`; false when that job is closed.
+    fn enter(&self, number: u64) -> bool {
+        let open = |state: u64| (state / JOB == number && state & OPEN != 0).then_some(state + 1);
+        self.state.fetch_update(SeqCst, SeqCst, open).is_ok()
+    }
+
+    /// Spins, then parks, until a job other than `seen` is open, and returns its number; `None` at the end.
+    fn wait_for_job(&self, index: usize, seen: u64) -> Option<u64> {
+        let fresh = || {
+            let state = self.state.load(SeqCst);
+            (state & OPEN != 0 && state / JOB != seen).then_some(state / JOB)
+        };
+        let ready = || if self.stop.load(SeqCst) { Some(None) } else { fresh().map(Some) };
+        if let Some(found) = spin(WORKER_SPIN, ready) {
+            return found;
         }
         loop {
             self.parked[index].store(true, SeqCst);
-            let now = self.generation.load(SeqCst);
-            if now != seen {
+            if let Some(found) = ready() {
                 self.parked[index].store(false, SeqCst);
-                return now;
+                return found;
             }
             std::thread::park();
         }
     }
 
     fn wait_for_workers(&self) {
-        let done = || (self.pending.load(SeqCst) == 0).then_some(());
+        let done = || (self.state.load(SeqCst) & ACTIVE == 0).then_some(());
         if spin(CALLER_SPIN, done).is_some() {
             return;
         }
@@ -188,6 +229,7 @@ impl Shared {
     }
 }
 
+/// Looks again and again, giving way to whoever else wants the core after the first microsecond or so.
 fn spin<T>(limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
@@ -200,6 +242,7 @@ fn spin<T>(limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
         if start.elapsed() > limit {
             return None;
         }
+        std::thread::yield_now();
     }
 }
 
@@ -216,41 +259,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_part_runs_once() {
-        let pool = Pool::new(3).unwrap();
-        for parts in 1..=4 {
-            let hits: Vec<AtomicUsize> = (0..4).map(|_| AtomicUsize::new(0)).collect();
-            for _ in 0..200 {
-                pool.run(parts, &|i| drop(hits[i].fetch_add(1, SeqCst))).unwrap();
+    fn every_chunk_runs_once() {
+        for threads in 1..=3 {
+            let pool = Pool::new(threads).unwrap();
+            for chunks in 0..=9 {
+                let hits: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
+                for _ in 0..200 {
+                    let task = |thread: usize, chunk: usize| {
+                        assert!(thread < threads);
+                        hits[chunk].fetch_add(1, SeqCst);
+                    };
+                    pool.run(chunks, &task).unwrap();
+                }
+                assert!(hits.iter().all(|h| h.load(SeqCst) == 200));
             }
-            let counts: Vec<usize> = hits.iter().map(|h| h.load(SeqCst)).collect();
-            let expected: Vec<usize> = (0..4).map(|i| if i < parts.min(3) { 200 } else { 0 }).collect();
-            assert_eq!(counts, expected);
+        }
+    }
+
+    #[test]
+    fn ranges_cover_everything_once() {
+        let pool = Pool::new(3).unwrap();
+        for n in [0, 1, 2, 7, 30, 1536] {
+            for grain in [1, 4, 1000] {
+                let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                pool.split(n, grain, &|_, range| range.for_each(|i| drop(hits[i].fetch_add(1, SeqCst)))).unwrap();
+                assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "{n} by {grain}");
+            }
         }
     }
 
     #[test]
     fn a_panic_is_an_error_and_the_pool_lives_on() {
         let pool = Pool::new(2).unwrap();
-        for bad in 0..2 {
-            let e = pool.run(2, &|i| assert!(i != bad, "part {i} broke")).unwrap_err();
-            assert!(e.message.contains(&format!("part {bad} broke")), "{e}");
-            pool.run(2, &|_| ()).unwrap();
+        for bad in 0..4 {
+            let e = pool.run(4, &|_, chunk| assert!(chunk != bad, "chunk {chunk} broke")).unwrap_err();
+            assert!(e.message.contains(&format!("chunk {bad} broke")), "{e}");
+            pool.run(4, &|_, _| ()).unwrap();
         }
     }
 
     #[test]
     fn idle_workers_park_and_wake() {
         let pool = Pool::new(2).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
         for _ in 0..5 {
-            let deadline = Instant::now() + Duration::from_secs(20);
             while !pool.shared.parked[0].load(SeqCst) {
                 assert!(Instant::now() < deadline, "an idle worker keeps spinning");
                 std::thread::sleep(Duration::from_millis(1));
             }
-            let hits = AtomicUsize::new(0);
-            pool.run(2, &|i| drop(hits.fetch_add(i, SeqCst))).unwrap();
-            assert_eq!(hits.load(SeqCst), 1);
+            // The first chunk waits for the second, which only the other thread can take.
+            let both = std::sync::Barrier::new(2);
+            pool.run(2, &|_, _| drop(both.wait())).unwrap();
         }
     }
 }

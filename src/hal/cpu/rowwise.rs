@@ -13,8 +13,7 @@ const GRAIN: usize = 16 * 1024;
 
 /// Runs `each(row)` for all rows, on several threads when there is enough to do.
 fn by_rows(pool: &Pool, rows: usize, cols: usize, each: &(dyn Fn(usize) + Sync)) -> Result<()> {
-    let threads = pool.threads().min((rows * cols).div_ceil(GRAIN)).min(rows).max(1);
-    pool.run(threads, &|i| (rows * i / threads..rows * (i + 1) / threads).for_each(each))
+    pool.split(rows, GRAIN.div_ceil(cols), &|_, rows| rows.for_each(each))
 }
 
 /// Root-mean-square norm; with `residual`, `x` is added to it first and the sum is normed.

@@ -28,10 +28,9 @@ pub(super) fn sample(pool: &Pool, isa: Isa, spaces: &[Mutex<Workspace>], args: &
     assert_eq!((rows.rows, positions.rows, out.rows), (n, n, n), "sequences of a sample op");
     assert_eq!(state.cols, SAMPLER_WORDS, "words of a sampler row");
     let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-    let threads = pool.threads().min(n).max(1);
-    pool.run(threads, &|i| {
-        let mut space = spaces[i].lock().unwrap_or_else(PoisonError::into_inner);
-        for s in n * i / threads..n * (i + 1) / threads {
+    pool.split(n, 1, &|thread, rows_of_chunk| {
+        let mut space = spaces[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        for s in rows_of_chunk {
             // SAFETY: sequences of a step have rows of their own, and each is handled by one thread.
             unsafe {
                 let row = rows.row(s)[0];
