@@ -2,7 +2,7 @@
 //! 256 rows, and whole decoder steps. Every figure stands beside the limit it is measured against in the same minute,
 //! because other work on a machine moves both.
 //!
-//! `cargo bench --bench cpu_ops`, on one thread and on all.
+//! `cargo bench --bench cpu_ops`, on one thread and on all; `cargo bench --bench cpu_ops -- 2` on two.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -261,8 +261,10 @@ fn report(threads: usize, buffer: &[u64]) {
 fn main() {
     let buffer = vec![1_u64; (1 << 30) / 8];
     let all = std::thread::available_parallelism().map_or(1, usize::from);
-    report(1, &buffer);
-    if all > 1 {
-        report(all, &buffer);
+    let asked: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let mut counts = if asked.is_empty() { vec![1, all] } else { asked };
+    counts.dedup();
+    for threads in counts {
+        report(threads, &buffer);
     }
 }

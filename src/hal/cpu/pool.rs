@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 
 /// How long a worker looks for the next job before it parks: longer than the gap between two ops of a step.
 const WORKER_SPIN: Duration = Duration::from_micros(50);
+/// How long either looks without giving way to other threads.
+const GIVE_WAY: Duration = Duration::from_micros(15);
 /// How long the caller looks for the end of the last chunks before it parks.
 const CALLER_SPIN: Duration = Duration::from_micros(200);
 /// Chunks per thread that [`Pool::split`] makes at most.
-const CHUNKS_PER_THREAD: usize = 8;
+const CHUNKS_PER_THREAD: usize = 4;
 
 /// Work on one chunk: which thread it is, below [`Pool::threads`], and the chunk.
 type Task<'a> = &'a (dyn Fn(usize, usize) + Sync + 'a);
@@ -229,7 +231,7 @@ impl Shared {
     }
 }
 
-/// Looks again and again, giving way to whoever else wants the core after the first microsecond or so.
+/// Looks again and again; after [`GIVE_WAY`] whoever else wants the core goes first.
 fn spin<T>(limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
@@ -239,10 +241,11 @@ fn spin<T>(limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
             }
             std::hint::spin_loop();
         }
-        if start.elapsed() > limit {
-            return None;
+        match start.elapsed() {
+            long if long > limit => return None,
+            long if long > GIVE_WAY => std::thread::yield_now(),
+            _ => {}
         }
-        std::thread::yield_now();
     }
 }
 
