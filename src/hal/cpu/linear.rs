@@ -12,8 +12,8 @@ use crate::hal::MatrixStorage;
 const ROWS_BYTES: usize = 384 << 10;
 /// Panel columns times rows below which a chunk of work is not worth another thread.
 const SERIAL: usize = 2048;
-/// Bytes a stream of weights is asked for ahead of its use.
-const AHEAD_BYTES: usize = 2048;
+/// Bytes of weights asked for ahead of their use, by all streams of a tile together.
+const AHEAD_BYTES: usize = 8192;
 
 /// Rows of `x` in blocks of `height`, each block as `[K][height]`; the last one is padded with zeros.
 #[derive(Debug, Clone, Copy)]
@@ -233,21 +233,28 @@ unsafe fn tile<S: Simd, W: Weight, const MR: usize, const NU: usize>(work: &Work
         }
         let zero = S::splat(0.0);
         let mut acc = [[[zero; 2]; NU]; MR];
-        for _ in 0..work.k {
-            let mut pairs = [[zero; 2]; NU];
-            for (pair, w) in pairs.iter_mut().zip(&mut w) {
-                *pair = W::pair::<S>(*w);
-                S::prefetch(w.cast::<u8>().wrapping_add(AHEAD_BYTES));
-                *w = w.wrapping_add(PANEL);
-            }
-            for (m, row) in acc.iter_mut().enumerate() {
-                let xm = S::splat(*x.add(m));
-                for (a, w) in row.iter_mut().zip(pairs) {
-                    a[0] = S::fma(xm, w[0], a[0]);
-                    a[1] = S::fma(xm, w[1], a[1]);
+        // Near its end a stream goes on in the next tile's panel: `NU` further, not the neighbour that runs beside it.
+        let ahead = AHEAD_BYTES / NU;
+        let row_bytes = PANEL * size_of::<W::E>();
+        let near = work.k.saturating_sub(ahead / row_bytes);
+        let jump = if NU * S::LANES > 16 { (NU * S::LANES / 16 - 1) * work.k * row_bytes } else { 0 };
+        for (steps, ahead) in [(near, ahead), (work.k - near, ahead + jump)] {
+            for _ in 0..steps {
+                let mut pairs = [[zero; 2]; NU];
+                for (pair, w) in pairs.iter_mut().zip(&mut w) {
+                    *pair = W::pair::<S>(*w);
+                    S::prefetch(w.cast::<u8>().wrapping_add(ahead));
+                    *w = w.wrapping_add(PANEL);
                 }
+                for (m, row) in acc.iter_mut().enumerate() {
+                    let xm = S::splat(*x.add(m));
+                    for (a, w) in row.iter_mut().zip(pairs) {
+                        a[0] = S::fma(xm, w[0], a[0]);
+                        a[1] = S::fma(xm, w[1], a[1]);
+                    }
+                }
+                x = x.wrapping_add(MR);
             }
-            x = x.wrapping_add(MR);
         }
         let first = block * MR;
         for (m, row) in acc.into_iter().enumerate() {
