@@ -111,10 +111,10 @@ fn candidates(logits: &[f32], row: &Row) -> Vec<(usize, f64)> {
 pub(crate) fn draws(kit: &Kit) {
     let mut disagreements = 0;
     let mut drawn = 0;
-    for vocabulary in [3, 50, 2000] {
+    for (vocabulary, scale) in [(3, 4.0), (50, 4.0), (50, 60.0), (2000, 4.0), (2000, 200.0)] {
         for (i, top_k) in [0, 1, 3, 40, 5000].into_iter().enumerate() {
             for (j, top_p) in [1.0, 0.95, 0.5, 1e-6].into_iter().enumerate() {
-                let logits: Vec<f32> = noise((i * 10 + j) as u64, vocabulary).iter().map(|x| 4.0 * x).collect();
+                let logits: Vec<f32> = noise((i * 10 + j) as u64, vocabulary).iter().map(|x| scale * x).collect();
                 let rows: Vec<Row> = (0..12)
                     .map(|s| Row {
                         temperature: 0.7 + s as f32 * 0.1,

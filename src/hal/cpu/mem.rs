@@ -95,7 +95,7 @@ impl HostBuffer for HostMemory {
     }
 }
 
-/// Memory of the machine, from `/proc/meminfo`.
+/// Memory of the machine or of the container around the process.
 pub(super) fn memory_info() -> Result<MemoryInfo> {
     let text = std::fs::read_to_string("/proc/meminfo")
         .map_err(|e| Error::io(format!("cannot read /proc/meminfo for the size of host memory: {e}")))?;
@@ -104,9 +104,35 @@ pub(super) fn memory_info() -> Result<MemoryInfo> {
         line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib * 1024)
     };
     match (field("MemTotal:"), field("MemAvailable:")) {
-        (Some(total_bytes), Some(free_bytes)) => Ok(MemoryInfo { total_bytes, free_bytes }),
+        (Some(total_bytes), Some(free_bytes)) => Ok(match container_limit() {
+            Some(limit) => MemoryInfo {
+                total_bytes: total_bytes.min(limit.total_bytes),
+                free_bytes: free_bytes.min(limit.free_bytes),
+            },
+            None => MemoryInfo { total_bytes, free_bytes },
+        }),
         _ => Err(Error::io("/proc/meminfo has no MemTotal and MemAvailable lines; a Linux kernel writes both")),
     }
+}
+
+/// What the container allows, where there is one (control groups version 2, then 1); going beyond it means being killed.
+fn container_limit() -> Option<MemoryInfo> {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
+    let pairs = [
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "/sys/fs/cgroup/memory/memory.stat",
+        ),
+    ];
+    pairs.into_iter().find_map(|(limit, used, stat)| {
+        let (total_bytes, used) = (number(limit)?, number(used)?);
+        // File pages count as used until somebody needs them.
+        let stat = std::fs::read_to_string(stat).unwrap_or_default();
+        let cached = stat.lines().find_map(|l| l.strip_prefix("inactive_file ")?.parse::<usize>().ok()).unwrap_or(0);
+        Some(MemoryInfo { total_bytes, free_bytes: total_bytes.saturating_sub(used.saturating_sub(cached)) })
+    })
 }
 
 /// A matrix of 4-byte elements as a bare pointer that compute threads share.

@@ -8,6 +8,8 @@ use crate::base::{Error, ErrorKind, Result, rng};
 use crate::hal::ops::{SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord};
 use std::sync::{Mutex, PoisonError};
 
+/// Logits this many temperatures below the largest weigh less than 1e-5 of it and are looked at last.
+const LIKELY: f32 = 12.0;
 /// Candidates ranked first; each further portion is eight times as large.
 const FIRST_PORTION: usize = 64;
 
@@ -165,9 +167,7 @@ impl Kernel for Mass<'_> {
 fn draw_random(isa: Isa, keys: &mut Vec<u64>, logits: &[f32], (wish, max): (&Wish, f32)) -> Result<usize> {
     let inverse = 1.0 / wish.temperature;
     super::reserve(keys, logits.len())?;
-    keys.clear();
-    keys.extend(logits.iter().enumerate().map(|(id, x)| key(*x, id)));
-    let mut ranked = Ranked { keys, sorted: 0 };
+    let mut ranked = Ranked::new(keys, logits, max - LIKELY * wish.temperature);
     let weight = |rank: usize, ranked: &mut Ranked<'_>| {
         let x = logits[ranked.id(rank)];
         f64::from(((x - max) * inverse).exp())
@@ -211,15 +211,31 @@ fn key(logit: f32, id: usize) -> u64 {
     u64::from(!rising) << 32 | id as u64
 }
 
-/// Candidates by rank, sorted as far as somebody has asked.
+/// Candidates by rank, collected and sorted as far as somebody has asked.
 struct Ranked<'a> {
     keys: &'a mut Vec<u64>,
     sorted: usize,
+    logits: &'a [f32],
+    /// Logits from here up are among the keys; below, only once those are used up.
+    floor: f32,
 }
 
-impl Ranked<'_> {
+impl<'a> Ranked<'a> {
+    fn new(keys: &'a mut Vec<u64>, logits: &'a [f32], floor: f32) -> Self {
+        let floor = floor.max(f32::MIN); // never NaN, which nothing is above or below
+        keys.clear();
+        keys.extend(logits.iter().enumerate().filter(|(_, x)| **x >= floor).map(|(id, x)| key(*x, id)));
+        Self { keys, sorted: 0, logits, floor }
+    }
+
+    /// Token of a rank below the number of logits.
     fn id(&mut self, rank: usize) -> usize {
         while rank >= self.sorted {
+            if self.sorted == self.keys.len() {
+                let rest = self.logits.iter().enumerate().filter(|(_, x)| **x < self.floor);
+                self.keys.extend(rest.map(|(id, x)| key(*x, id)));
+                self.floor = f32::NEG_INFINITY;
+            }
             let rest = &mut self.keys[self.sorted..];
             let portion = (self.sorted * 7).max(FIRST_PORTION).min(rest.len());
             if portion < rest.len() {
