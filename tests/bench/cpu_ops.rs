@@ -2,7 +2,8 @@
 //! 256 rows, and whole decoder steps. Every figure stands beside the limit it is measured against in the same minute,
 //! because other work on a machine moves both.
 //!
-//! `cargo bench --bench cpu_ops`, on one thread and on all; `cargo bench --bench cpu_ops -- 2` on two.
+//! `cargo bench --bench cpu_ops`, on one thread and on all; `cargo bench --bench cpu_ops -- 2 avx2` on two
+//! without AVX-512.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -41,8 +42,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(threads: usize) -> Self {
-        let options = DeviceOptions { threads: Some(threads), cpu_features: None };
+    fn new(threads: usize, features: Option<&String>) -> Self {
+        let options = DeviceOptions { threads: Some(threads), cpu_features: features.cloned() };
         let device = registry::open("cpu", &options).expect("a CPU device");
         let mut rng = SplitMix64(1);
         let mut matrix = |rows: usize, cols: usize| {
@@ -233,9 +234,9 @@ fn bandwidth(threads: usize, buffer: &[u64]) -> f64 {
     size_of_val(buffer) as f64 / seconds
 }
 
-fn report(threads: usize, buffer: &[u64]) {
+fn report(threads: usize, features: Option<&String>, buffer: &[u64]) {
     let limit = bandwidth(threads, buffer);
-    let bench = Bench::new(threads);
+    let bench = Bench::new(threads, features);
     println!("\n{}: reads {:.1} GB/s", bench.device.caps().description, limit / 1e9);
     let bytes = bench.weight_bytes as f64;
     for rows in [1, 8] {
@@ -261,10 +262,12 @@ fn report(threads: usize, buffer: &[u64]) {
 fn main() {
     let buffer = vec![1_u64; (1 << 30) / 8];
     let all = std::thread::available_parallelism().map_or(1, usize::from);
-    let asked: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let asked: Vec<usize> = args.iter().filter_map(|a| a.parse().ok()).collect();
+    let features = args.iter().find(|a| a.parse::<usize>().is_err());
     let mut counts = if asked.is_empty() { vec![1, all] } else { asked };
     counts.dedup();
     for threads in counts {
-        report(threads, &buffer);
+        report(threads, features, &buffer);
     }
 }

@@ -28,11 +28,10 @@ impl HostMemory {
     /// Errors with `NoMemory` when the machine has not that much.
     pub(super) fn new(bytes: usize) -> Result<Self> {
         let refuse = |why: String| Error::no_memory(format!("cannot allocate {bytes} bytes of host memory: {why}"));
-        if bytes >= LARGE {
-            let free = memory_info()?.free_bytes;
-            if bytes > free {
-                return Err(refuse(format!("{free} bytes are free; use a smaller model or fewer KV blocks")));
-            }
+        // Where the system does not tell, its own refusal must do.
+        let free = if bytes >= LARGE { memory_info().ok().map(|info| info.free_bytes) } else { None };
+        if let Some(free) = free.filter(|free| bytes > *free) {
+            return Err(refuse(format!("{free} bytes are free; use a smaller model or fewer KV blocks")));
         }
         let align = if bytes >= LARGE { HUGE_PAGE } else { ALIGN };
         // An alignment above the allocator's own makes it write zeros by hand, so align within a larger piece instead.
