@@ -1,2 +1,9 @@
 //! F3: turns a plan into device work: rows, step inputs, KV tensors, sampling, warm-up. The only floor that touches
 //! device memory between steps.
+
+mod inputs;
+mod memory;
+mod model_runner;
+
+pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
+pub use model_runner::ModelRunner;

@@ -1,0 +1,136 @@
+//! The shared decoder: one forward pass of a mixed batch, written once for every family.
+
+use crate::base::{DType, Result};
+use crate::hal::arena::{Arena, ArenaPlan, Slot};
+use crate::hal::ops::{KvLayer, PagedAttention, RopeWriteKv};
+use crate::hal::{Stream, Tensor};
+use crate::model::{DecoderSpec, Model};
+
+/// Where the temporary tensors of a pass stand in an arena.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffers {
+    residual: Slot,
+    hidden: Slot,
+    qkv: Slot,
+    attended: Slot,
+    gate_up: Slot,
+    inner: Slot,
+    last: Slot,
+    logits: Slot,
+}
+
+impl Buffers {
+    /// Reserves room for passes of `tokens` tokens and heads of `rows` rows.
+    pub fn reserve(plan: &mut ArenaPlan, spec: &DecoderSpec, (tokens, rows): (usize, usize), act: DType) -> Self {
+        Self {
+            residual: plan.reserve(tokens, spec.hidden_size, act),
+            hidden: plan.reserve(tokens, spec.hidden_size, act),
+            qkv: plan.reserve(tokens, spec.qkv_size(), act),
+            attended: plan.reserve(tokens, spec.attention_size(), act),
+            gate_up: plan.reserve(tokens, 2 * spec.intermediate_size, act),
+            inner: plan.reserve(tokens, spec.intermediate_size, act),
+            last: plan.reserve(rows, spec.hidden_size, act),
+            logits: plan.reserve(rows, spec.vocab_size, DType::F32),
+        }
+    }
+}
+
+/// What a pass runs over. T tokens, S sequences.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// I32 `[T, 1]`; below 0 see [`crate::hal::Ops::embed`].
+    pub ids: Tensor,
+    /// I32 `[T, 1]`.
+    pub positions: Tensor,
+    /// I32 `[T, 1]`.
+    pub slots: Tensor,
+    /// I32 `[S + 1, 1]`.
+    pub starts: Tensor,
+    /// I32 `[S, 1]`.
+    pub context_lens: Tensor,
+    /// I32 `[S, max_blocks]`.
+    pub tables: Tensor,
+}
+
+/// What a pass runs on.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a> {
+    pub model: &'a Model,
+    pub stream: &'a dyn Stream,
+    pub arena: &'a Arena,
+    pub buffers: &'a Buffers,
+    /// Sampler rows, for tokens that the host has not seen.
+    pub state: &'a Tensor,
+    /// Layer 0 of the cache.
+    pub kv: KvLayer<'a>,
+}
+
+impl Pass<'_> {
+    fn tensor(&self, slot: Slot, rows: usize) -> Tensor {
+        self.arena.tensor(slot).slice_rows(0, rows)
+    }
+
+    /// Runs all layers. The normed hidden states, act `[T, hidden_size]`, stay valid until the next pass.
+    pub fn forward(&self, batch: &Batch) -> Result<Tensor> {
+        let (ops, model) = (self.stream, self.model);
+        let (spec, tokens) = (&model.info.spec, batch.ids.rows());
+        let [residual, x, qkv, attended, gate_up, inner] = [
+            self.buffers.residual,
+            self.buffers.hidden,
+            self.buffers.qkv,
+            self.buffers.attended,
+            self.buffers.gate_up,
+            self.buffers.inner,
+        ]
+        .map(|slot| self.tensor(slot, tokens));
+        ops.embed(&residual, &model.embed, &batch.ids, self.state)?;
+        for (i, layer) in model.layers.iter().enumerate() {
+            let kv = KvLayer { layer: i, ..self.kv };
+            match i {
+                0 => ops.rms_norm(&x, &residual, &layer.input_norm, spec.norm_eps)?,
+                _ => ops.add_rms_norm(&x, &residual, &x, &layer.input_norm, spec.norm_eps)?,
+            }
+            ops.linear(&qkv, &x, &layer.qkv)?;
+            self.attention(batch, (&attended, &qkv), kv)?;
+            ops.linear(&x, &attended, &layer.output)?;
+            ops.add_rms_norm(&x, &residual, &x, &layer.post_norm, spec.norm_eps)?;
+            ops.linear(&gate_up, &x, &layer.gate_up)?;
+            ops.silu_mul(&inner, &gate_up)?;
+            ops.linear(&x, &inner, &layer.down)?;
+        }
+        ops.add_rms_norm(&x, &residual, &x, &model.final_norm, spec.norm_eps)?;
+        Ok(x)
+    }
+
+    fn attention(&self, batch: &Batch, (out, qkv): (&Tensor, &Tensor), kv: KvLayer<'_>) -> Result<()> {
+        let spec = &self.model.info.spec;
+        self.stream.rope_write_kv(&RopeWriteKv {
+            qkv,
+            positions: &batch.positions,
+            slots: &batch.slots,
+            rope: &self.model.rope,
+            heads: spec.heads,
+            kv,
+        })?;
+        self.stream.paged_attention(&PagedAttention {
+            out,
+            qkv,
+            starts: &batch.starts,
+            context_lens: &batch.context_lens,
+            tables: &batch.tables,
+            scale: 1.0 / (spec.head_dim as f32).sqrt(),
+            heads: spec.heads,
+            kv,
+        })
+    }
+
+    /// Logits, F32 `[rows of index, vocab_size]`, of the rows of `hidden` that `index` (I32 `[n, 1]`) names. Valid until
+    /// the next call.
+    pub fn logits(&self, hidden: &Tensor, index: &Tensor) -> Result<Tensor> {
+        let last = self.tensor(self.buffers.last, index.rows());
+        let logits = self.tensor(self.buffers.logits, index.rows());
+        self.stream.gather_rows(&last, hidden, index)?;
+        self.stream.linear(&logits, &last, &self.model.head)?;
+        Ok(logits)
+    }
+}

@@ -1,0 +1,42 @@
+//! Read-only memory maps of weight files: the only `unsafe` of this floor.
+
+use crate::base::{Error, Result};
+use memmap2::{Mmap, UncheckedAdvice};
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+/// A mapped file. The file must not be cut short while it is mapped: the system then ends the process.
+#[derive(Debug)]
+pub struct MappedFile {
+    map: Mmap,
+}
+
+impl MappedFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let refuse = |e: std::io::Error| Error::io(format!("cannot map {}: {e}", path.display()));
+        let file = File::open(path).map_err(refuse)?;
+        if !file.metadata().map_err(refuse)?.is_file() {
+            return Err(Error::invalid(format!("{} is not a file", path.display())));
+        }
+        // SAFETY: the map is read-only and private to this process. Nobody may change a model's files while it loads; a
+        // concurrent writer could only change weight values, never lengths that were checked.
+        let map = unsafe { Mmap::map(&file) }.map_err(refuse)?;
+        Ok(Self { map })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Lets the system take back the pages that lie wholly in `range`.
+    pub fn forget(&self, range: Range<usize>) {
+        const PAGE: usize = 4096;
+        let (from, to) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        if from < to && to <= self.map.len() {
+            // SAFETY: a read-only map of a file: dropped pages are read from the file again when touched. A refusal is
+            // harmless.
+            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Where weights come from.
+
+#[forbid(unsafe_code)]
+mod dummy;
+pub mod mmap;
+#[forbid(unsafe_code)]
+mod safetensors;
+
+pub use dummy::DummyWeights;
+pub use safetensors::SafetensorsWeights;
+
+use crate::base::{DType, Result};
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+/// One tensor in host memory, row-major, little-endian.
+#[derive(Debug, Clone)]
+pub struct WeightData<'a> {
+    pub dtype: DType,
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// A set of named tensors.
+pub trait WeightSource: Debug {
+    /// Names of all tensors there are; `None` when every name has one.
+    fn names(&self) -> Option<Vec<String>>;
+    /// The tensor `name`, which must have `shape`. Errors name the tensor, the shape found and the one expected.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<WeightData<'_>>;
+    /// Gives back the memory a tensor takes here. Reading it again is possible and slow.
+    fn release(&self, name: &str);
+}

@@ -1,0 +1,90 @@
+//! What a runner allocates, before it does.
+
+use crate::base::DType;
+use crate::hal::arena::ArenaPlan;
+use crate::hal::ops::SAMPLER_WORDS;
+use crate::model::ModelInfo;
+use crate::model::decoder::Buffers;
+use crate::plan::{KvGroup, KvSpec};
+use crate::runner::inputs::InputShape;
+
+/// Bytes of a word of step inputs and sampler state.
+pub(super) const WORD: usize = DType::I32.size();
+
+/// Sizes of a runner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunnerOptions {
+    /// Sampler rows, and sequences of a step at most.
+    pub max_num_seqs: usize,
+    /// Tokens of a step at most.
+    pub max_num_batched_tokens: usize,
+    /// Longest sequence.
+    pub max_model_len: usize,
+    /// Tokens per KV block.
+    pub block_size: u32,
+    pub num_blocks: u32,
+    /// Steps that may be launched and not finished.
+    pub depth: usize,
+}
+
+impl RunnerOptions {
+    /// Sequences that can sample in one step.
+    pub(super) fn max_samples(&self) -> usize {
+        self.max_num_seqs.min(self.max_num_batched_tokens)
+    }
+}
+
+/// Bytes a runner takes beside weights and KV blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunnerMemory {
+    /// Temporary tensors of a step.
+    pub arena_bytes: usize,
+    /// Sampler rows on the device.
+    pub row_state_bytes: usize,
+    /// Step inputs on the device and their host buffers.
+    pub inputs_bytes: usize,
+    /// Cosines and sines (loaded with the model).
+    pub rope_bytes: usize,
+}
+
+impl RunnerMemory {
+    pub fn total_bytes(&self) -> usize {
+        self.arena_bytes + self.row_state_bytes + self.inputs_bytes + self.rope_bytes
+    }
+}
+
+/// How the model's KV cache is cut into blocks: one group, in the model's dtype.
+pub fn kv_spec(info: &ModelInfo, block_size: u32) -> KvSpec {
+    let spec = &info.spec;
+    let group = KvGroup {
+        layers: spec.num_layers as u32,
+        kv_heads: spec.kv_heads as u32,
+        head_dim: spec.head_dim as u32,
+        dtype: info.dtype,
+    };
+    KvSpec { block_size, groups: vec![group] }
+}
+
+/// The temporary tensors of a step, for activations of dtype `act`.
+pub(super) fn arena_plan(info: &ModelInfo, options: &RunnerOptions, act: DType) -> (ArenaPlan, Buffers) {
+    let mut plan = ArenaPlan::default();
+    let rows = (options.max_num_batched_tokens, options.max_samples());
+    let buffers = Buffers::reserve(&mut plan, &info.spec, rows, act);
+    (plan, buffers)
+}
+
+/// What [`super::ModelRunner`] allocates for `options` (the blocks apart), on a device whose activations are F32.
+pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions) -> RunnerMemory {
+    let (arena, _) = arena_plan(info, options, DType::F32);
+    let shape = InputShape::of(options);
+    let ring = options.depth + 1;
+    RunnerMemory {
+        arena_bytes: arena.bytes(),
+        row_state_bytes: options.max_num_seqs * SAMPLER_WORDS * WORD,
+        inputs_bytes: WORD
+            * (shape.words()
+                + options.max_samples()
+                + ring * (shape.words() + options.max_samples() + options.max_num_seqs * SAMPLER_WORDS)),
+        rope_bytes: options.max_model_len * info.spec.head_dim * DType::F32.size(),
+    }
+}

@@ -1,0 +1,277 @@
+//! Runs plans on a device, in order, up to `depth` ahead of their results.
+
+use super::inputs::{InputShape, StepTensors, pack, pack_row};
+use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec};
+use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
+use crate::hal::arena::Arena;
+use crate::hal::ops::{KvLayer, SAMPLER_WORDS, Sample};
+use crate::hal::{Allocation, Device, Event, HostBuffer, Stream, Tensor};
+use crate::model::Model;
+use crate::model::decoder::{Buffers, Pass};
+use crate::plan::{KvSpec, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Host memory of one step; not touched while the device may read or write it.
+#[derive(Debug)]
+struct Slot {
+    inputs: Box<dyn HostBuffer>,
+    rows: Vec<Box<dyn HostBuffer>>,
+    tokens: Box<dyn HostBuffer>,
+}
+
+/// A launched step.
+#[derive(Debug)]
+struct Flight {
+    id: StepId,
+    samplers: Vec<SeqId>,
+    slot: Slot,
+    event: Box<dyn Event>,
+}
+
+/// One model on one device with its KV blocks, sampler rows and temporary memory. Owned by one thread.
+#[derive(Debug)]
+pub struct ModelRunner {
+    model: Model,
+    options: RunnerOptions,
+    shape: InputShape,
+    kv: KvSpec,
+    stream: Box<dyn Stream>,
+    arena: Arena,
+    buffers: Buffers,
+    /// U8 `[num_blocks, block_bytes]`.
+    pool: Tensor,
+    /// I32 `[max_num_seqs, SAMPLER_WORDS]`.
+    state: Tensor,
+    inputs: Arc<dyn Allocation>,
+    /// I32 `[max samples, 1]`.
+    sampled: Tensor,
+    idle: Vec<Slot>,
+    flights: VecDeque<Flight>,
+    device: Arc<dyn Device>,
+}
+
+impl ModelRunner {
+    /// Allocates everything a step needs and warms up. `NoMemory` when the device has too little.
+    pub fn new(model: Model, device: Arc<dyn Device>, options: RunnerOptions) -> Result<Self> {
+        check(&model, device.as_ref(), &options)?;
+        let kv = kv_spec(&model.info, options.block_size);
+        let (blocks, block_bytes) = (options.num_blocks as usize, kv.block_bytes(0));
+        let shape = InputShape::of(&options);
+        let samples = options.max_samples();
+        let (arena, buffers) = arena_plan(&model.info, &options, device.caps().activation);
+        let pool = device.alloc(blocks * block_bytes).map_err(|e| e.within(format!("{blocks} KV blocks")))?;
+        let state = device.alloc(options.max_num_seqs * SAMPLER_WORDS * WORD)?;
+        let mut idle = Vec::with_capacity(options.depth + 1);
+        for _ in 0..=options.depth {
+            idle.push(Slot {
+                inputs: device.host_buffer(shape.words() * WORD)?,
+                rows: (0..options.max_num_seqs)
+                    .map(|_| device.host_buffer(SAMPLER_WORDS * WORD))
+                    .collect::<Result<_>>()?,
+                tokens: device.host_buffer(samples * WORD)?,
+            });
+        }
+        let mut runner = Self {
+            stream: device.stream()?,
+            arena: arena.allocate(device.as_ref())?,
+            buffers,
+            pool: Tensor::new(pool, 0, blocks, block_bytes, DType::U8),
+            state: Tensor::new(state, 0, options.max_num_seqs, SAMPLER_WORDS, DType::I32),
+            inputs: device.alloc(shape.words() * WORD)?,
+            sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
+            idle,
+            flights: VecDeque::with_capacity(options.depth + 1),
+            model,
+            options,
+            shape,
+            kv,
+            device,
+        };
+        runner.warm_up()?;
+        Ok(runner)
+    }
+
+    /// One token through the whole model, so that the first request finds everything in place.
+    fn warm_up(&mut self) -> Result<()> {
+        self.launch(&single(&[0], 0, vec![BlockId(0)], Sampling::Draws))?;
+        match self.finish()?.outcome {
+            StepOutcome::Done(_) => Ok(()),
+            StepOutcome::Failed(e) => Err(e.within("warm-up")),
+        }
+    }
+
+    /// Enqueues a step. On an error nothing of it counts and nothing is to be finished for it.
+    pub fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        let depth = self.options.depth;
+        let mut slot =
+            self.idle.pop().ok_or_else(|| Error::internal(format!("more than {depth} steps are in flight")))?;
+        let launched = self.enqueue(plan, &mut slot);
+        match launched {
+            Ok(event) => {
+                let samplers = plan.entries.iter().filter(|e| e.samples).map(|e| e.seq).collect();
+                self.flights.push_back(Flight { id: plan.id, samplers, slot, event });
+                Ok(())
+            }
+            Err(e) => {
+                // What was enqueued may still read the slot.
+                if let Ok(event) = self.stream.record()
+                    && event.wait().is_ok()
+                {
+                    self.idle.push(slot);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn enqueue(&self, plan: &StepPlan, slot: &mut Slot) -> Result<Box<dyn Event>> {
+        if plan.row_inits.len() > slot.rows.len() {
+            return Err(Error::internal(format!("{} rows to set in one step", plan.row_inits.len())));
+        }
+        for (init, host) in plan.row_inits.iter().zip(&mut slot.rows) {
+            pack_row(init, host.as_mut())?;
+            self.stream.upload(&self.state.slice_rows(init.row.0 as usize, 1), host.as_ref())?;
+        }
+        let step = self.upload(plan, slot)?;
+        let pass = self.pass();
+        let hidden = pass.forward(&step.batch)?;
+        if let Some((last, rows, positions)) = &step.samples {
+            let logits = pass.logits(&hidden, last)?;
+            let out = self.sampled.slice_rows(0, rows.rows());
+            self.stream.sample(&Sample { logits: &logits, rows, positions, state: &self.state, out: &out })?;
+            self.stream.download(slot.tokens.as_mut(), &out)?;
+        }
+        self.stream.record()
+    }
+
+    fn upload(&self, plan: &StepPlan, slot: &mut Slot) -> Result<StepTensors> {
+        let packed = pack(plan, self.shape, self.model.info.vocab_size, slot.inputs.as_mut())?;
+        self.stream.upload(&packed.whole(&self.inputs), slot.inputs.as_ref())?;
+        Ok(packed.tensors(&self.inputs))
+    }
+
+    fn pass(&self) -> Pass<'_> {
+        let group = &self.kv.groups[0];
+        let kv = KvLayer {
+            pool: &self.pool,
+            layer: 0,
+            layers: group.layers as usize,
+            kv_heads: group.kv_heads as usize,
+            head_dim: group.head_dim as usize,
+            block_size: self.kv.block_size as usize,
+            dtype: group.dtype,
+        };
+        Pass {
+            model: &self.model,
+            stream: self.stream.as_ref(),
+            arena: &self.arena,
+            buffers: &self.buffers,
+            state: &self.state,
+            kv,
+        }
+    }
+
+    /// Waits for the oldest launched step. `Internal` when none is launched; a device error becomes a failed outcome.
+    pub fn finish(&mut self) -> Result<StepOutput> {
+        let flight = self.flights.pop_front().ok_or_else(|| Error::internal("no step is in flight"))?;
+        let outcome = match flight.event.wait() {
+            Ok(()) => {
+                let tokens = flight.slot.tokens.bytes().chunks_exact(WORD);
+                let tokens = tokens.map(|b| Token::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+                StepOutcome::Done(
+                    flight.samplers.iter().zip(tokens).map(|(s, token)| Sampled { seq: *s, token }).collect(),
+                )
+            }
+            Err(e) => StepOutcome::Failed(e),
+        };
+        self.idle.push(flight.slot);
+        Ok(StepOutput { id: flight.id, outcome })
+    }
+
+    /// Logits of every position of `tokens`, `[tokens, vocab_size]` row after row, computed in chunks of `chunk` tokens.
+    /// For tests and diagnosis: nothing may be in flight, and the first KV blocks are overwritten.
+    pub fn logits(&mut self, tokens: &[Token], chunk: usize) -> Result<Vec<f32>> {
+        if !self.flights.is_empty() || chunk == 0 || chunk > self.options.max_num_batched_tokens {
+            return Err(Error::invalid(format!(
+                "logits in chunks of {chunk} with {} steps in flight",
+                self.flights.len()
+            )));
+        }
+        let blocks = self.kv.blocks_for(tokens.len());
+        if blocks > self.options.num_blocks as usize || tokens.len() > self.options.max_model_len {
+            return Err(Error::invalid(format!("logits of {} tokens do not fit the runner", tokens.len())));
+        }
+        let mut slot = self.idle.pop().ok_or_else(|| Error::internal("no host buffers are left"))?;
+        let mut out = Vec::new();
+        let mut run = || {
+            for (i, part) in tokens.chunks(chunk).enumerate() {
+                let end = i * chunk + part.len();
+                let table = (0..self.kv.blocks_for(end)).map(|b| BlockId(b as u32)).collect();
+                let step = self.upload(&single(part, i * chunk, table, Sampling::Skips), &mut slot)?;
+                let hidden = self.pass().forward(&step.batch)?;
+                for row in 0..part.len() {
+                    self.read_logits(&hidden, row, &mut out)?;
+                }
+            }
+            Ok(())
+        };
+        let done = run();
+        self.idle.push(slot);
+        done.map(|()| out)
+    }
+
+    fn read_logits(&self, hidden: &Tensor, row: usize, out: &mut Vec<f32>) -> Result<()> {
+        let mut index = self.device.host_buffer(WORD)?;
+        index.bytes_mut()[..WORD].copy_from_slice(&(row as i32).to_ne_bytes());
+        // The step's own inputs are not needed any more once its layers have run.
+        let place = Tensor::new(Arc::clone(&self.inputs), 0, 1, 1, DType::I32);
+        self.stream.upload(&place, index.as_ref())?;
+        let logits = self.pass().logits(hidden, &place)?;
+        let mut host = self.device.host_buffer(logits.bytes())?;
+        self.stream.download(host.as_mut(), &logits)?;
+        self.stream.record()?.wait()?;
+        out.extend(host.bytes().chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
+        Ok(())
+    }
+}
+
+fn check(model: &Model, device: &dyn Device, options: &RunnerOptions) -> Result<()> {
+    let sizes = [options.max_num_seqs, options.max_num_batched_tokens, options.max_model_len, options.depth];
+    if sizes.contains(&0) || options.block_size == 0 || options.num_blocks == 0 {
+        return Err(Error::invalid(format!("runner sizes must be at least 1: {options:?}")));
+    }
+    if options.num_blocks as usize * options.block_size as usize > i32::MAX as usize {
+        return Err(Error::invalid(format!("{} KV blocks are beyond 32-bit slots", options.num_blocks)));
+    }
+    if options.max_model_len > model.rope.rows() {
+        return Err(Error::internal(format!(
+            "the model was loaded for {} positions, the runner is for {}",
+            model.rope.rows(),
+            options.max_model_len
+        )));
+    }
+    if !device.caps().kv_dtypes.contains(&model.info.dtype) {
+        return Err(Error::unsupported(format!("device {} keeps no {} cache", device.caps().name, model.info.dtype)));
+    }
+    Ok(())
+}
+
+enum Sampling {
+    Draws,
+    Skips,
+}
+
+/// A step of one sequence in row 0.
+fn single(tokens: &[Token], start: usize, table: Vec<BlockId>, sampling: Sampling) -> StepPlan {
+    let entry = StepEntry {
+        seq: SeqId(0),
+        row: Row(0),
+        start: start as u32,
+        len: tokens.len() as u32,
+        tokens: 0..tokens.len() as u32,
+        blocks: 0..table.len() as u32,
+        samples: matches!(sampling, Sampling::Draws),
+    };
+    StepPlan { id: StepId(0), entries: vec![entry], tokens: tokens.to_vec(), blocks: table, row_inits: Vec::new() }
+}
