@@ -1,0 +1,124 @@
+//! Runners on the CPU backend, and plans built by hand.
+
+use serde_json::{Value, json};
+use std::path::Path;
+use yinian::base::config::LoadFormat;
+use yinian::base::{BlockId, Row, SeqId, StepId, Token};
+use yinian::hal::registry::{DeviceOptions, open};
+use yinian::model::{inspect, load};
+use yinian::plan::{RowInit, StepEntry, StepOutcome, StepPlan};
+use yinian::runner::{ModelRunner, RunnerOptions};
+
+pub(crate) const BLOCK: u32 = 16;
+/// KV blocks of one sequence.
+pub(crate) const BLOCKS: u32 = 16;
+pub(crate) const CHUNK_MOST: usize = 128;
+
+/// A runner for up to eight sequences of 256 tokens.
+pub(crate) fn runner(dir: &Path, format: LoadFormat) -> ModelRunner {
+    let options = DeviceOptions { threads: Some(2), ..DeviceOptions::default() };
+    let device = open("cpu", &options).expect("device");
+    let info = inspect(dir).expect("inspect");
+    let max_model_len = (BLOCK * BLOCKS) as usize;
+    let mut done = 0;
+    let mut progress = |p: yinian::model::LoadProgress| {
+        assert!(p.bytes_done >= done && p.bytes_done <= p.bytes_total, "{p:?} after {done}");
+        done = p.bytes_done;
+        Ok(())
+    };
+    let model = load(&info, dir, format, device.as_ref(), (max_model_len, &mut progress)).expect("load");
+    assert_eq!(done, info.weight_bytes, "progress ends at the total");
+    let options = RunnerOptions {
+        max_num_seqs: 8,
+        max_num_batched_tokens: CHUNK_MOST,
+        max_model_len,
+        block_size: BLOCK,
+        num_blocks: 8 * BLOCKS,
+        depth: 2,
+    };
+    ModelRunner::new(model, device, options).expect("runner")
+}
+
+pub(crate) fn tiny_config() -> Value {
+    json!({"architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96,
+           "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+           "max_position_embeddings": 256, "torch_dtype": "float32", "tie_word_embeddings": false})
+}
+
+/// A sequence that a test steps by hand. Its row is its index; its blocks interleave with those of the others.
+#[derive(Debug)]
+pub(crate) struct Alone {
+    pub(crate) index: u32,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) prompt_len: usize,
+    pub(crate) computed: usize,
+    pub(crate) temperature: f32,
+}
+
+impl Alone {
+    pub(crate) fn new(index: u32, prompt: &[Token], temperature: f32) -> Self {
+        Self { index, tokens: prompt.to_vec(), prompt_len: prompt.len(), computed: 0, temperature }
+    }
+    pub(crate) fn generated(&self) -> &[Token] {
+        &self.tokens[self.prompt_len..]
+    }
+}
+
+/// A step that runs up to `chunk` tokens of each sequence.
+pub(crate) fn step(seqs: &[&Alone], chunk: usize) -> StepPlan {
+    let mut plan = StepPlan { id: StepId(1), entries: vec![], tokens: vec![], blocks: vec![], row_inits: vec![] };
+    for s in seqs {
+        let len = chunk.min(s.tokens.len() - s.computed);
+        let end = s.computed + len;
+        let (token, block) = (plan.tokens.len() as u32, plan.blocks.len() as u32);
+        plan.tokens.extend(&s.tokens[s.computed..end]);
+        plan.blocks.extend((0..(end as u32).div_ceil(BLOCK)).map(|b| BlockId(b * 8 + s.index)));
+        plan.entries.push(StepEntry {
+            seq: SeqId(u64::from(s.index)),
+            row: Row(s.index),
+            start: s.computed as u32,
+            len: len as u32,
+            tokens: token..plan.tokens.len() as u32,
+            blocks: block..plan.blocks.len() as u32,
+            samples: end == s.tokens.len(),
+        });
+        if s.computed == 0 {
+            plan.row_inits.push(row_init(s));
+        }
+    }
+    plan
+}
+
+fn row_init(s: &Alone) -> RowInit {
+    RowInit {
+        row: Row(s.index),
+        temperature: s.temperature,
+        top_k: 40,
+        top_p: 0.95,
+        seed: 7 + u64::from(s.index),
+        choice: 0,
+        prompt_len: s.prompt_len as u32,
+        min_tokens: 0,
+        end_tokens: vec![],
+    }
+}
+
+/// Runs all sequences together until each has `count` tokens more than its prompt.
+pub(crate) fn generate(runner: &mut ModelRunner, seqs: &mut [Alone], (chunk, count): (usize, usize)) {
+    loop {
+        let open: Vec<&Alone> = seqs.iter().filter(|s| s.generated().len() < count).collect();
+        if open.is_empty() {
+            return;
+        }
+        let plan = step(&open, chunk);
+        runner.launch(&plan).expect("launch");
+        let output = runner.finish().expect("finish");
+        let StepOutcome::Done(sampled) = output.outcome else { panic!("{output:?}") };
+        for e in &plan.entries {
+            seqs[e.row.0 as usize].computed += e.len as usize;
+        }
+        for s in sampled {
+            seqs[s.seq.0 as usize].tokens.push(s.token);
+        }
+    }
+}
