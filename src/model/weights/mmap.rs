@@ -36,7 +36,7 @@ impl MappedFile {
         if from < to && to <= self.map.len() {
             // SAFETY: a read-only map of a file: dropped pages are read from the file again when touched. A refusal is
             // harmless.
-            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
+            let _refused = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
         }
     }
 }

@@ -5,6 +5,8 @@ mod dummy;
 pub mod mmap;
 #[forbid(unsafe_code)]
 mod safetensors;
+#[cfg(test)]
+mod tests;
 
 pub use dummy::DummyWeights;
 pub use safetensors::SafetensorsWeights;
