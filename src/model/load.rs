@@ -87,6 +87,9 @@ fn check_names(source: &dyn WeightSource, info: &ModelInfo, names: &WeightNames)
     }
 }
 
+/// Hands all values of a tensor, in order, to the function it is given.
+type Fill<'a> = &'a mut dyn FnMut(&mut dyn FnMut(f32));
+
 struct Loader<'a> {
     info: &'a ModelInfo,
     source: &'a dyn WeightSource,
@@ -165,7 +168,7 @@ impl Loader<'_> {
     }
 
     /// An F32 tensor on the device with the values that `fill` puts, in order.
-    fn floats(&self, rows: usize, cols: usize, fill: &mut dyn FnMut(&mut dyn FnMut(f32))) -> Result<Tensor> {
+    fn floats(&self, rows: usize, cols: usize, fill: Fill<'_>) -> Result<Tensor> {
         let bytes = rows * cols * DType::F32.size();
         let mut host = self.device.host_buffer(bytes)?;
         let mut places = host.bytes_mut().chunks_exact_mut(DType::F32.size());

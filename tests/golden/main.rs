@@ -89,13 +89,11 @@ fn agrees_with_the_reference(name: &str) {
 }
 
 #[test]
-#[ignore = "the fixtures of tests/golden/make.py are not checked in yet"]
 fn llama_with_plain_heads_agrees() {
     agrees_with_the_reference("tiny-llama-mha");
 }
 
 #[test]
-#[ignore = "the fixtures of tests/golden/make.py are not checked in yet"]
 fn llama_with_shared_heads_and_scaled_rope_agrees() {
     agrees_with_the_reference("tiny-llama-gqa");
 }
