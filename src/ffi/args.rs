@@ -1,0 +1,83 @@
+//! Pointers of the caller, checked as far as they can be.
+
+use super::types::{yn_buf, yn_bytes};
+use crate::base::{Error, Result};
+use std::ffi::c_void;
+
+/// Borrowed elements; null is fine when there are none.
+///
+/// # Safety
+/// `data` is null or points to `len` readable elements that outlive `'a`.
+pub(crate) unsafe fn slice<'a, T>(name: &str, data: *const T, len: usize) -> Result<&'a [T]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    if data.is_null() || !data.is_aligned() {
+        return Err(Error::invalid(format!("{name} is NULL or misaligned, but its length is {len}")));
+    }
+    if len.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+        return Err(Error::invalid(format!("the length of {name} is {len}, more than memory can hold")));
+    }
+    // SAFETY: not null, aligned, a possible length; the caller vouches for the rest.
+    Ok(unsafe { std::slice::from_raw_parts(data, len) })
+}
+
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn bytes<'a>(name: &str, b: yn_bytes) -> Result<&'a [u8]> {
+    // SAFETY: the caller vouches for `b`.
+    unsafe { slice(name, b.data, b.len) }
+}
+
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn text<'a>(name: &str, b: yn_bytes) -> Result<&'a str> {
+    // SAFETY: the caller vouches for `b`.
+    let raw = unsafe { bytes(name, b) }?;
+    std::str::from_utf8(raw)
+        .map_err(|e| Error::invalid(format!("{name} is not UTF-8: the byte at {} is wrong", e.valid_up_to())))
+}
+
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn json(name: &str, b: yn_bytes) -> Result<serde_json::Value> {
+    // SAFETY: the caller vouches for `b`.
+    let raw = unsafe { bytes(name, b) }?;
+    serde_json::from_slice(raw).map_err(|e| Error::invalid(format!("{name} is not JSON: {e}")))
+}
+
+/// A place to write a result to.
+///
+/// # Safety
+/// `p` is null or points to a writable `T` that nobody else uses during `'a`.
+pub(crate) unsafe fn out<'a, T>(name: &str, p: *mut T) -> Result<&'a mut T> {
+    if p.is_null() || !p.is_aligned() {
+        return Err(Error::invalid(format!("{name} is NULL or misaligned")));
+    }
+    // SAFETY: not null and aligned; the caller vouches for the rest. All types of the API are valid for any bits.
+    Ok(unsafe { &mut *p })
+}
+
+/// Hands bytes to the caller. A NUL follows them, not counted.
+pub(crate) fn buf(mut content: Vec<u8>) -> yn_buf {
+    let len = content.len();
+    content.push(0);
+    let mut owner = Box::new(content);
+    yn_buf { data: owner.as_mut_ptr(), len, opaque: Box::into_raw(owner).cast::<c_void>() }
+}
+
+/// Frees what a function of this library put into `buf` and empties it. NULL and empty buffers are fine. Any thread, any
+/// time, also after the engine is gone. Never blocks.
+///
+/// # Safety
+/// `buf` is null or points to a yn_buf that is empty or was filled by this library and not copied since.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yn_buf_free(buf: *mut yn_buf) {
+    // SAFETY: the caller vouches for `buf`.
+    let Ok(buf) = (unsafe { out("buf", buf) }) else { return };
+    if !buf.opaque.is_null() {
+        // SAFETY: `opaque` came from Box::into_raw in `buf` above, and is cleared below so that it is freed once.
+        drop(unsafe { Box::from_raw(buf.opaque.cast::<Vec<u8>>()) });
+    }
+    *buf = yn_buf { data: std::ptr::null_mut(), len: 0, opaque: std::ptr::null_mut() };
+}

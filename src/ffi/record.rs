@@ -1,0 +1,202 @@
+//! Records in a caller's buffer.
+
+use super::status::status_of;
+use super::types::*;
+use crate::base::Token;
+use crate::engine::State;
+use crate::engine::queue::{Record, RecordSink, StreamInfo, Taken};
+use crate::plan::FinishReason;
+
+const HEADER: usize = size_of::<yn_event>();
+/// Longest message of a DONE, ENGINE or LOG record, so that one always fits into the smallest buffer.
+const MAX_MESSAGE: usize = 2048;
+/// Room under which no piece of a split output is worth a record.
+const MIN_PIECE: usize = 64;
+
+/// Writes whole records one after the other.
+#[derive(Debug)]
+pub(crate) struct Buffer<'a> {
+    bytes: &'a mut [u8],
+    used: usize,
+}
+
+impl<'a> Buffer<'a> {
+    pub(crate) fn new(bytes: &'a mut [u8]) -> Self {
+        let whole = bytes.len() & !7;
+        Self { bytes: &mut bytes[..whole], used: 0 }
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    fn room(&self) -> usize {
+        (self.bytes.len() - self.used).saturating_sub(HEADER)
+    }
+
+    /// Appends a record; the payload fits.
+    fn put(&mut self, mut event: yn_event, tokens: &[Token], text: &str) {
+        let text_off = HEADER + size_of_val(tokens);
+        let size = (text_off + text.len()).next_multiple_of(8);
+        event.size = size as u32;
+        event.tokens_off = HEADER as u32;
+        event.text_off = text_off as u32;
+        event.text_len = text.len() as u32;
+        event.logprobs_off = HEADER as u32;
+        let record = &mut self.bytes[self.used..self.used + size];
+        // SAFETY: yn_event has no holes (asserted by its size in `types` tests) and is HEADER bytes long.
+        let header = unsafe { std::slice::from_raw_parts((&raw const event).cast::<u8>(), HEADER) };
+        record[..HEADER].copy_from_slice(header);
+        for (to, token) in record[HEADER..text_off].chunks_exact_mut(4).zip(tokens) {
+            to.copy_from_slice(&token.to_ne_bytes());
+        }
+        record[text_off..text_off + text.len()].copy_from_slice(text.as_bytes());
+        record[text_off + text.len()..].fill(0);
+        self.used += size;
+    }
+
+    fn message(&mut self, event: yn_event, text: &str) -> Option<Taken> {
+        let text = &text[..text.floor_char_boundary(MAX_MESSAGE)];
+        if self.bytes.len() - self.used < (HEADER + text.len()).next_multiple_of(8) {
+            return None;
+        }
+        self.put(event, &[], text);
+        Some(Taken { tokens: 0, text: 0 })
+    }
+
+    fn output(&mut self, mut event: yn_event, tokens: &[Token], text: &str) -> Option<Taken> {
+        let room = self.room();
+        let whole = size_of_val(tokens) + text.len() <= room;
+        if !whole && room < MIN_PIECE {
+            return None;
+        }
+        let n = tokens.len().min(room / size_of::<Token>());
+        let cut = text.floor_char_boundary(room - n * size_of::<Token>());
+        if (n, cut) == (0, 0) {
+            return None;
+        }
+        event.n_tokens = n as u32;
+        self.put(event, &tokens[..n], &text[..cut]);
+        Some(Taken { tokens: n, text: cut })
+    }
+}
+
+impl RecordSink for Buffer<'_> {
+    fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
+        match *record {
+            Record::Output { info, tokens, text, completion_tokens, t_ns } => {
+                let (t_first_ns, t_event_ns) = t_ns;
+                let event = of_stream(YN_EV_OUTPUT, info);
+                self.output(yn_event { completion_tokens, t_first_ns, t_event_ns, ..event }, tokens, text)
+            }
+            Record::Done { info, done } => {
+                let mut event = of_stream(YN_EV_DONE, info);
+                event.finish = finish(done.finish);
+                event.status = done.error.as_ref().map_or(YN_OK, |e| status_of(e.kind));
+                event.prompt_tokens = done.prompt_tokens;
+                event.cached_tokens = done.cached_tokens;
+                event.completion_tokens = done.completion_tokens;
+                event.t_first_ns = done.t_first_ns;
+                event.t_event_ns = done.t_event_ns;
+                self.message(event, done.error.as_ref().map_or("", |e| &e.message))
+            }
+            Record::Engine { state: s, permille, message, t_event_ns } => {
+                let status = if s == State::Failed { YN_E_DEVICE } else { YN_OK };
+                let event = blank(YN_EV_ENGINE);
+                self.message(yn_event { finish: state(s), status, n_tokens: permille, t_event_ns, ..event }, message)
+            }
+            Record::Log { level, message, t_event_ns } => {
+                self.message(yn_event { flags: level, t_event_ns, ..blank(YN_EV_LOG) }, message)
+            }
+        }
+    }
+}
+
+fn blank(kind: u32) -> yn_event {
+    yn_event {
+        size: 0,
+        kind: kind as u16,
+        flags: 0,
+        request_id: 0,
+        user_data: 0,
+        status: YN_OK,
+        finish: YN_FINISH_NONE,
+        n_tokens: 0,
+        tokens_off: 0,
+        text_len: 0,
+        text_off: 0,
+        n_logprobs: 0,
+        logprobs_off: 0,
+        prompt_tokens: 0,
+        cached_tokens: 0,
+        completion_tokens: 0,
+        choice: 0,
+        t_submit_ns: 0,
+        t_first_ns: 0,
+        t_event_ns: 0,
+    }
+}
+
+fn of_stream(kind: u32, info: &StreamInfo) -> yn_event {
+    yn_event { request_id: info.id.0, user_data: info.user_data, t_submit_ns: info.t_submit_ns, ..blank(kind) }
+}
+
+fn finish(reason: FinishReason) -> u32 {
+    match reason {
+        FinishReason::Eos => YN_FINISH_EOS,
+        FinishReason::Stop => YN_FINISH_STOP,
+        FinishReason::Length => YN_FINISH_LENGTH,
+        FinishReason::Cancelled => YN_FINISH_CANCELLED,
+        FinishReason::Deadline => YN_FINISH_DEADLINE,
+        FinishReason::Overrun => YN_FINISH_OVERRUN,
+        FinishReason::Error => YN_FINISH_ERROR,
+    }
+}
+
+pub(crate) fn state(state: State) -> u32 {
+    match state {
+        State::Loading => YN_STATE_LOADING,
+        State::Ready => YN_STATE_READY,
+        State::Draining => YN_STATE_DRAINING,
+        State::Failed => YN_STATE_FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::RequestId;
+    use crate::engine::OutputMode;
+
+    #[test]
+    fn a_long_output_is_split_and_adds_up() {
+        let output = OutputMode { text: true, tokens: true, final_only: false };
+        let info = StreamInfo { id: RequestId(3), user_data: 4, output, max_unread_bytes: 0, t_submit_ns: 5 };
+        let (mut tokens, mut text) = ((0..2000).collect::<Vec<u32>>(), "一é🦊x".repeat(900));
+        let (all_tokens, all_text) = (tokens.clone(), text.clone());
+        let (mut seen_tokens, mut seen_text) = (vec![], String::new());
+        while !tokens.is_empty() || !text.is_empty() {
+            let mut memory = vec![0u64; 512];
+            // SAFETY: plain bytes of a live vector.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u8>(), 4096) };
+            let mut buffer = Buffer::new(bytes);
+            let record =
+                Record::Output { info: &info, tokens: &tokens, text: &text, completion_tokens: 9, t_ns: (6, 7) };
+            let taken = buffer.write(&record).unwrap();
+            tokens.drain(..taken.tokens);
+            text.drain(..taken.text);
+            let used = buffer.used();
+            // SAFETY: the buffer starts with a record and is aligned.
+            let event = unsafe { *memory.as_ptr().cast::<yn_event>() };
+            assert_eq!((event.size as usize, event.user_data, event.request_id), (used, 4, 3));
+            // SAFETY: as above.
+            let bytes = unsafe { std::slice::from_raw_parts(memory.as_ptr().cast::<u8>(), used) };
+            let at = event.tokens_off as usize;
+            let raw = &bytes[at..at + event.n_tokens as usize * 4];
+            seen_tokens.extend(raw.chunks(4).map(|c| u32::from_ne_bytes(c.try_into().unwrap())));
+            let at = event.text_off as usize;
+            seen_text.push_str(std::str::from_utf8(&bytes[at..at + event.text_len as usize]).unwrap());
+        }
+        assert_eq!((seen_tokens, seen_text), (all_tokens, all_text));
+    }
+}

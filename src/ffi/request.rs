@@ -1,0 +1,361 @@
+//! Requests: defaults, checks, submit.
+
+use super::args::{bytes, json, out, slice, text};
+use super::engine::{ENGINES, HostEngine};
+use super::guard::call;
+use super::queue::QUEUES;
+use super::types::*;
+use crate::base::config::nearest;
+use crate::base::{Error, Result};
+use crate::engine::{OutputMode, Prompt, SamplingDefaults, Submission};
+use std::ptr::{null, null_mut};
+use std::sync::Arc;
+
+/// Largest struct a caller of a later version may have.
+const MAX_STRUCT: u32 = 4096;
+/// Most tokens a request may ask for.
+const MAX_TOKENS: u32 = 1 << 30;
+const MAX_STOPS: usize = 1024;
+
+/// Keys of extra_json that are planned, with no effect in this build.
+const LATER: &[&str] = &[
+    "json_schema",
+    "regex",
+    "grammar",
+    "structural_tag",
+    "logit_bias",
+    "bad_words",
+    "lora",
+    "adapter",
+    "images",
+    "audio",
+    "speculative",
+    "min_p",
+    "best_of",
+    "thinking_budget",
+];
+
+const OUT_KNOWN: u32 = YN_OUT_TEXT | YN_OUT_TOKENS | YN_OUT_LOGPROBS | YN_OUT_FINAL_ONLY;
+const FLAGS_KNOWN: u32 = YN_REQ_IGNORE_EOS | YN_REQ_SEEDED | YN_REQ_NO_SPECIAL_TOKENS;
+
+fn defaults(d: SamplingDefaults) -> yn_request {
+    let none = yn_bytes { data: null(), len: 0 };
+    yn_request {
+        struct_size: size_of::<yn_request>() as u32,
+        output: YN_OUT_TEXT,
+        user_data: 0,
+        queue: yn_queue { id: 0 },
+        prompt_tokens: null(),
+        n_prompt_tokens: 0,
+        prompt_text: none,
+        chat_json: none,
+        n: 1,
+        flags: 0,
+        max_tokens: YN_MAX_TOKENS_MODEL,
+        min_tokens: 0,
+        temperature: d.temperature,
+        top_p: d.top_p,
+        min_p: 0.0,
+        top_k: d.top_k,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        n_logprobs: 0,
+        n_prompt_logprobs: 0,
+        reserved: 0,
+        seed: 0,
+        stop_tokens: null(),
+        n_stop_tokens: 0,
+        stop_texts: null(),
+        n_stop_texts: 0,
+        priority: 0,
+        timeout_ms: 0,
+        ttft_slo_ms: 0,
+        tpot_slo_ms: 0,
+        cache_salt: none,
+        extra_json: none,
+    }
+}
+
+fn check_size(struct_size: u32) -> Result<usize> {
+    if struct_size < 8 || struct_size % 8 != 0 || struct_size > MAX_STRUCT {
+        return Err(Error::invalid(format!("struct_size is {struct_size}; expected sizeof(yn_request)")));
+    }
+    Ok(struct_size as usize)
+}
+
+/// Copies a caller's struct of any version over the defaults.
+///
+/// # Safety
+/// `r` is null or points to struct_size readable bytes.
+unsafe fn read(r: *const yn_request, d: SamplingDefaults) -> Result<yn_request> {
+    if r.is_null() || !r.is_aligned() {
+        return Err(Error::invalid("the request is NULL or misaligned"));
+    }
+    // SAFETY: not null and aligned; the first field is always there.
+    let size = check_size(unsafe { r.cast::<u32>().read() })?;
+    let known = size.min(size_of::<yn_request>());
+    let mut request = defaults(d);
+    // SAFETY: the caller vouches for `size` bytes; `known` bytes fit the target; any bits are a valid yn_request.
+    let tail = unsafe {
+        std::ptr::copy_nonoverlapping(r.cast::<u8>(), (&raw mut request).cast::<u8>(), known);
+        std::slice::from_raw_parts(r.cast::<u8>().add(known), size - known)
+    };
+    if let Some(at) = tail.iter().position(|b| *b != 0) {
+        return Err(Error::unsupported(format!(
+            "the request sets a field at byte {} that this version of the library does not know; leave it 0",
+            known + at
+        )));
+    }
+    Ok(request)
+}
+
+/// Fields whose feature is not built, with whether they are set.
+fn refuse_unbuilt(r: &yn_request) -> Result<()> {
+    let set = [
+        ("n", r.n != 1, "1"),
+        ("min_p", r.min_p != 0.0, "0"),
+        ("repetition_penalty", r.repetition_penalty != 1.0, "1"),
+        ("presence_penalty", r.presence_penalty != 0.0, "0"),
+        ("frequency_penalty", r.frequency_penalty != 0.0, "0"),
+        ("n_logprobs", r.n_logprobs != 0, "0"),
+        ("n_prompt_logprobs", r.n_prompt_logprobs != 0, "0"),
+        ("output (YN_OUT_LOGPROBS)", r.output & YN_OUT_LOGPROBS != 0, "without it"),
+        ("output (an unknown bit)", r.output & !OUT_KNOWN != 0, "YN_OUT_* bits"),
+        ("flags (an unknown bit)", r.flags & !FLAGS_KNOWN != 0, "YN_REQ_* bits"),
+        ("priority", r.priority != 0, "0"),
+        ("ttft_slo_ms", r.ttft_slo_ms != 0, "0"),
+        ("tpot_slo_ms", r.tpot_slo_ms != 0, "0"),
+        ("reserved", r.reserved != 0, "0"),
+    ];
+    match set.iter().find(|(_, set, _)| *set) {
+        None => Ok(()),
+        Some((name, _, only)) => {
+            Err(Error::unsupported(format!("the request sets {name}, which this build does not have; expected {only}")))
+        }
+    }
+}
+
+fn check_extra(extra: &serde_json::Value) -> Result<()> {
+    let Some(map) = extra.as_object() else {
+        return Err(Error::invalid("extra_json is not a JSON object"));
+    };
+    for (key, value) in map {
+        if !LATER.contains(&key.as_str()) {
+            let hint = nearest(key, LATER.iter().copied()).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
+            return Err(Error::invalid(format!("key {key:?} of extra_json is unknown{hint}")));
+        }
+        if !value.is_null() {
+            return Err(Error::unsupported(format!("key {key:?} of extra_json is not in this build; leave it out")));
+        }
+    }
+    Ok(())
+}
+
+fn max_tokens(r: &yn_request) -> Result<Option<u32>> {
+    match r.max_tokens {
+        YN_MAX_TOKENS_MODEL => Ok(None),
+        n @ 1..=MAX_TOKENS => Ok(Some(n)),
+        n => Err(Error::invalid(format!(
+            "max_tokens is {n}; expected 1 to {MAX_TOKENS}, or YN_MAX_TOKENS_MODEL for as many as fit"
+        ))),
+    }
+}
+
+/// # Safety
+/// What `r` points to is readable.
+unsafe fn prompt(r: &yn_request) -> Result<Prompt> {
+    let tokens = !r.prompt_tokens.is_null() || r.n_prompt_tokens != 0;
+    let text_given = !r.prompt_text.data.is_null() || r.prompt_text.len != 0;
+    let chat = !r.chat_json.data.is_null() || r.chat_json.len != 0;
+    // SAFETY: the caller vouches for what `r` points to.
+    unsafe {
+        match (tokens, text_given, chat) {
+            (true, false, false) => {
+                Ok(Prompt::Tokens(slice("prompt_tokens", r.prompt_tokens, r.n_prompt_tokens)?.to_vec()))
+            }
+            (false, true, false) => Ok(Prompt::Text(text("prompt_text", r.prompt_text)?.to_owned())),
+            (false, false, true) => Ok(Prompt::Chat(json("chat_json", r.chat_json)?)),
+            _ => Err(Error::invalid("expected exactly one of prompt_tokens, prompt_text and chat_json")),
+        }
+    }
+}
+
+/// # Safety
+/// What `r` points to is readable.
+unsafe fn stop_texts(r: &yn_request) -> Result<Vec<String>> {
+    if r.n_stop_texts > MAX_STOPS {
+        return Err(Error::invalid(format!("n_stop_texts is {}; at most {MAX_STOPS} are taken", r.n_stop_texts)));
+    }
+    // SAFETY: the caller vouches for what `r` points to.
+    let stops = unsafe { slice("stop_texts", r.stop_texts, r.n_stop_texts) }?;
+    let one = |(i, b): (usize, &yn_bytes)| {
+        // SAFETY: as above.
+        match unsafe { text(&format!("stop_texts[{i}]"), *b) }? {
+            "" => Err(Error::invalid(format!("stop_texts[{i}] is empty; expected at least one character"))),
+            s => Ok(s.to_owned()),
+        }
+    };
+    stops.iter().enumerate().map(one).collect()
+}
+
+/// # Safety
+/// What `r` points to is readable.
+unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> {
+    refuse_unbuilt(r)?;
+    if r.extra_json.len != 0 {
+        // SAFETY: the caller vouches for what `r` points to.
+        check_extra(&unsafe { json("extra_json", r.extra_json) }?)?;
+    }
+    let queue = match r.queue.id {
+        0 => Arc::clone(&engine.queue.events),
+        id => Arc::clone(&QUEUES.get(id)?.events),
+    };
+    // SAFETY: the caller vouches for what `r` points to.
+    let (prompt, stop_tokens, stop_texts, salt) = unsafe {
+        let stop_tokens = slice("stop_tokens", r.stop_tokens, r.n_stop_tokens)?;
+        (prompt(r)?, stop_tokens, stop_texts(r)?, bytes("cache_salt", r.cache_salt)?)
+    };
+    Ok(Submission {
+        prompt,
+        no_special_tokens: r.flags & YN_REQ_NO_SPECIAL_TOKENS != 0,
+        output: OutputMode {
+            text: r.output & YN_OUT_TEXT != 0,
+            tokens: r.output & YN_OUT_TOKENS != 0,
+            final_only: r.output & YN_OUT_FINAL_ONLY != 0,
+        },
+        user_data: r.user_data,
+        queue,
+        max_tokens: max_tokens(r)?,
+        min_tokens: r.min_tokens,
+        ignore_eos: r.flags & YN_REQ_IGNORE_EOS != 0,
+        temperature: r.temperature,
+        top_k: r.top_k,
+        top_p: r.top_p,
+        seed: (r.flags & YN_REQ_SEEDED != 0).then_some(r.seed),
+        stop_tokens: stop_tokens.to_vec(),
+        stop_texts,
+        timeout_ms: r.timeout_ms,
+        cache_salt: salt.to_vec(),
+    })
+}
+
+/// Fills a request with the defaults of this engine's model, or with the library's for {0}. `struct_size` is
+/// sizeof(yn_request) of the caller. Never blocks. Errors: BAD_HANDLE, INVALID.
+///
+/// # Safety
+/// `r` points to `struct_size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yn_request_init(engine: yn_engine, r: *mut yn_request, struct_size: u32) -> yn_status {
+    let body = || {
+        let d = match engine.id {
+            0 => SamplingDefaults { temperature: 1.0, top_k: 0, top_p: 1.0 },
+            id => ENGINES.get(id)?.engine.defaults(),
+        };
+        let size = check_size(struct_size)?;
+        if r.is_null() || !r.is_aligned() {
+            return Err(Error::invalid("the request is NULL or misaligned"));
+        }
+        let filled = yn_request { struct_size, ..defaults(d) };
+        let known = size.min(size_of::<yn_request>());
+        // SAFETY: `size` bytes are writable as documented; `known` of them are readable in `filled`, which has no holes.
+        unsafe {
+            std::ptr::copy_nonoverlapping((&raw const filled).cast::<u8>(), r.cast::<u8>(), known);
+            r.cast::<u8>().add(known).write_bytes(0, size - known);
+        }
+        Ok(())
+    };
+    // SAFETY: no error is wanted.
+    unsafe { call(null_mut(), body) }
+}
+
+/// Hands in a request. Never waits for the device. On OK exactly one DONE follows on the request's queue, possibly polled by
+/// another thread before this call returns: route records by user_data. Struct, handles and JSON syntax are checked here;
+/// lengths, templates and token ids come back as DONE with a status. Errors: BAD_HANDLE, INVALID, UNSUPPORTED, BUSY,
+/// SHUTDOWN, and of a failed engine its own error.
+///
+/// # Safety
+/// `r` points to struct_size readable bytes and what they point to is readable; `out_id` is null or writable; `err` too.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yn_engine_submit(
+    engine: yn_engine,
+    r: *const yn_request,
+    out_id: *mut yn_request_id,
+    err: *mut yn_error,
+) -> yn_status {
+    let body = || {
+        let engine = ENGINES.get(engine.id)?;
+        // SAFETY: as documented.
+        let submission = unsafe { submission(&read(r, engine.engine.defaults())?, &engine) }?;
+        // SAFETY: as documented.
+        let to = if out_id.is_null() { None } else { Some(unsafe { out("out_id", out_id) }?) };
+        let id = engine.engine.submit(submission)?;
+        if let Some(to) = to {
+            *to = id.0;
+        }
+        Ok(())
+    };
+    // SAFETY: as documented.
+    unsafe { call(err, body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ErrorKind;
+
+    const PLAIN: SamplingDefaults = SamplingDefaults { temperature: 1.0, top_k: 0, top_p: 1.0 };
+
+    #[test]
+    fn unbuilt_fields_are_named() {
+        let cases: [(&str, fn(&mut yn_request)); 5] = [
+            ("min_p", |r| r.min_p = 0.1),
+            ("repetition_penalty", |r| r.repetition_penalty = 0.0),
+            ("n_logprobs", |r| r.n_logprobs = 1),
+            ("priority", |r| r.priority = -1),
+            ("flags", |r| r.flags = 1 << 30),
+        ];
+        refuse_unbuilt(&defaults(PLAIN)).unwrap();
+        for (name, set) in cases {
+            let mut r = defaults(PLAIN);
+            set(&mut r);
+            let e = refuse_unbuilt(&r).unwrap_err();
+            assert!(e.kind == ErrorKind::Unsupported && e.message.contains(name), "{e}");
+        }
+    }
+
+    #[test]
+    fn extra_keys_are_known_planned_or_typos() {
+        let check = |text: &str| check_extra(&serde_json::from_str(text).unwrap());
+        check("{}").unwrap();
+        assert_eq!(check(r#"{"lora": "x"}"#).unwrap_err().kind, ErrorKind::Unsupported);
+        let e = check(r#"{"json_shema": {}}"#).unwrap_err();
+        assert!(e.kind == ErrorKind::Invalid && e.message.contains("json_schema"), "{e}");
+        assert_eq!(check("[]").unwrap_err().kind, ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn shorter_and_longer_structs_are_read() {
+        let mut long = [0u64; 64];
+        let source = yn_request { struct_size: 512, min_tokens: 3, ..defaults(PLAIN) };
+        // SAFETY: 64 words hold a yn_request and are aligned for it; `read` gets the sizes they have.
+        unsafe {
+            long.as_mut_ptr().cast::<yn_request>().write(source);
+            assert_eq!(read(long.as_ptr().cast(), PLAIN).unwrap().min_tokens, 3);
+            long[63] = 1;
+            assert_eq!(read(long.as_ptr().cast(), PLAIN).unwrap_err().kind, ErrorKind::Unsupported);
+            long.as_mut_ptr().cast::<u32>().write(24);
+            assert_eq!(read(long.as_ptr().cast(), PLAIN).unwrap().min_tokens, 0);
+            long.as_mut_ptr().cast::<u32>().write(4);
+            assert_eq!(read(long.as_ptr().cast(), PLAIN).unwrap_err().kind, ErrorKind::Invalid);
+        }
+    }
+
+    #[test]
+    fn max_tokens_has_a_range() {
+        for (n, ok) in [(0, false), (1, true), (MAX_TOKENS, true), (MAX_TOKENS + 1, false), (YN_MAX_TOKENS_MODEL, true)]
+        {
+            assert_eq!(max_tokens(&yn_request { max_tokens: n, ..defaults(PLAIN) }).is_ok(), ok, "{n}");
+        }
+    }
+}
