@@ -202,3 +202,7 @@ fn widened<'a>(data: &WeightData<'a>) -> WeightData<'a> {
     };
     WeightData { dtype: DType::F32, bytes }
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -35,3 +35,31 @@ pub fn fill_row(frequencies: &[f32], position: usize, mut put: impl FnMut(f32)) 
     frequencies.iter().for_each(|f| put(angle(f).cos()));
     frequencies.iter().for_each(|f| put(angle(f).sin()));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_keeps_short_waves_and_stretches_long_ones() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position: 8192.0,
+        };
+        assert_eq!((scale(1.0, scaling), scale(1e-6, scaling)), (1.0, 1e-6 / 8.0));
+        // A wave that turns twice in the original length lies a third of the way between the two.
+        let middle = TAU / 4096.0;
+        let expected = middle * (2.0 / 3.0 / 8.0 + 1.0 / 3.0);
+        assert!((scale(middle, scaling) - expected).abs() < 1e-8);
+        assert_eq!(scale(0.5, RopeScaling::Linear { factor: 4.0 }), 0.125);
+    }
+
+    #[test]
+    fn a_row_is_cosines_then_sines() {
+        let mut row = vec![];
+        fill_row(&[1.0, 0.25], 2, |x| row.push(x));
+        assert_eq!(row, [2_f32.cos(), 0.5_f32.cos(), 2_f32.sin(), 0.5_f32.sin()]);
+    }
+}
