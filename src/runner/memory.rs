@@ -88,3 +88,77 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions) -> RunnerMemory {
         rope_bytes: options.max_model_len * info.spec.head_dim * DType::F32.size(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Result;
+    use crate::base::config::LoadFormat;
+    use crate::hal::registry::{DeviceOptions, open};
+    use crate::hal::{Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream};
+    use crate::model::{inspect, load};
+    use crate::runner::ModelRunner;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    /// Counts the bytes that are asked of a device.
+    #[derive(Debug)]
+    struct Counting(Arc<dyn Device>, AtomicUsize);
+
+    impl Device for Counting {
+        fn caps(&self) -> &Caps {
+            self.0.caps()
+        }
+        fn memory(&self) -> Result<MemoryInfo> {
+            self.0.memory()
+        }
+        fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>> {
+            self.1.fetch_add(bytes, Relaxed);
+            self.0.alloc(bytes)
+        }
+        fn host_buffer(&self, bytes: usize) -> Result<Box<dyn HostBuffer>> {
+            self.1.fetch_add(bytes, Relaxed);
+            self.0.host_buffer(bytes)
+        }
+        fn load_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+            self.0.load_matrix(parts)
+        }
+        fn stream(&self) -> Result<Box<dyn Stream>> {
+            self.0.stream()
+        }
+    }
+
+    #[test]
+    fn the_plan_is_what_is_allocated() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 24,
+            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1,
+            "max_position_embeddings": 100}"#;
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let cpu = open("cpu", &DeviceOptions { threads: Some(1), ..DeviceOptions::default() }).unwrap();
+        let info = inspect(dir.path()).unwrap();
+        for (max_num_seqs, max_num_batched_tokens, depth) in [(5, 33, 2), (40, 7, 1)] {
+            let options = RunnerOptions {
+                max_num_seqs,
+                max_num_batched_tokens,
+                max_model_len: 100,
+                block_size: 16,
+                num_blocks: 9,
+                depth,
+            };
+            let model = load(&info, dir.path(), LoadFormat::Dummy, cpu.as_ref(), (100, &mut |_| Ok(()))).unwrap();
+            let device = Arc::new(Counting(Arc::clone(&cpu), AtomicUsize::new(0)));
+            let _runner = ModelRunner::new(model, Arc::<Counting>::clone(&device), options.clone()).unwrap();
+            let plan = memory_plan(&info, &options);
+            let blocks = 9 * kv_spec(&info, 16).block_bytes(0);
+            let counted = device.1.load(Relaxed);
+            assert_eq!(counted + plan.rope_bytes, plan.total_bytes() + blocks, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn a_runner_can_move_to_its_worker() {
+        fn movable<T: Send>() {}
+        movable::<ModelRunner>();
+    }
+}
