@@ -1,5 +1,6 @@
 //! F4: who runs a plan. The engine sees [`Executor`]; a device worker or the simulator stands behind it.
 
+pub mod mock;
 pub mod sim;
 pub mod worker;
 
@@ -15,4 +16,6 @@ pub trait Executor: Send + std::fmt::Debug {
     /// The next landed step in submission order, or `None` when none has landed yet. After a step that failed, every
     /// step submitted before that failure was polled lands as failed as well. `Err` means the executor itself is lost.
     fn poll(&mut self) -> Result<Option<StepOutput>>;
+    /// Gives the device up without waiting for it: what runs there may never end.
+    fn abandon(&mut self) {}
 }

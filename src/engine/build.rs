@@ -1,0 +1,280 @@
+//! Assembly: the one file of this floor that sees model, runner and hal. From a config to the parts of an engine.
+
+use crate::base::config::{EngineConfig, LoadFormat, NumericMode};
+use crate::base::rng::SplitMix64;
+use crate::base::signal::Signal;
+use crate::base::{Error, ErrorKind, Result};
+use crate::engine::SamplingDefaults;
+use crate::engine::intake::Limits;
+use crate::exec::Executor;
+use crate::exec::mock::{MOCK_EOS, MockRunner, MockSpec};
+use crate::exec::worker::{StepRunner, WorkerExecutor};
+use crate::hal::registry::{self, DeviceOptions};
+use crate::hal::{Caps, Device};
+use crate::model::{self, ModelInfo};
+use crate::runner::{self, ModelRunner, RunnerOptions};
+use crate::sched::{SchedConfig, Scheduler, policy};
+use crate::text::TextModel;
+use serde_json::{Value, json};
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What the threads of an engine are started with.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) sched: Scheduler,
+    pub(crate) exec: Box<dyn Executor>,
+    pub(crate) limits: Limits,
+    pub(crate) defaults: SamplingDefaults,
+    pub(crate) info: Value,
+}
+
+/// Told how far loading is, from 0 to 1; an `Err` ends it.
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(f32) -> Result<()>;
+
+/// Longest sequence when neither config nor model limits it sooner.
+const MOCK_MODEL_LEN: usize = 32_768;
+const MOCK_BLOCK_SIZE: u32 = 16;
+
+pub(crate) fn parts(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
+    if config.model.starts_with("mock:") { mock(config, signal) } else { real(config, signal, progress) }
+}
+
+/// A process-independent random number, for seeds.
+pub(crate) fn entropy() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// Everything sizes depend on, found without loading weights.
+#[derive(Debug)]
+struct Sizes {
+    dir: PathBuf,
+    info: ModelInfo,
+    device: Arc<dyn Device>,
+    options: RunnerOptions,
+    kv_block_bytes: usize,
+    fixed_bytes: usize,
+}
+
+fn sizes(config: &EngineConfig) -> Result<Sizes> {
+    let dir = PathBuf::from(&config.model);
+    if !dir.is_dir() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("model {:?} is not a directory; expected one with config.json and safetensors files", config.model),
+        ));
+    }
+    let info = model::inspect(&dir)?;
+    let device_options = DeviceOptions { threads: config.threads, cpu_features: config.cpu_features.clone() };
+    let device = registry::open(&config.device, &device_options)?;
+    let max_model_len = model_len(config, &info)?;
+    let block_size = config.block_size.unwrap_or(device.caps().block_size);
+    let kv = runner::kv_spec(&info, block_size);
+    let kv_block_bytes: usize = (0..kv.groups.len()).map(|g| kv.block_bytes(g)).sum();
+    let mut options = RunnerOptions {
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_model_len,
+        block_size,
+        num_blocks: 0,
+        depth: config.pipeline_depth,
+    };
+    let fixed_bytes = info.weight_bytes + runner::memory_plan(&info, &options).total_bytes();
+    let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
+    options.num_blocks = num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
+    Ok(Sizes { dir, info, device, options, kv_block_bytes, fixed_bytes })
+}
+
+fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
+    match config.max_model_len {
+        Some(len) if len > info.max_position => Err(Error::invalid(format!(
+            "config key \"max_model_len\" is {len}; the model's positions end at {} (max_position_embeddings)",
+            info.max_position
+        ))),
+        Some(len) => Ok(len),
+        None => Ok(info.max_position),
+    }
+}
+
+fn num_blocks(
+    config: &EngineConfig,
+    device: &dyn Device,
+    (block_bytes, fixed_bytes, most): (usize, usize, usize),
+) -> Result<u32> {
+    let free = device.memory()?.free_bytes;
+    let bytes = match config.kv_cache_bytes {
+        Some(bytes) if bytes.saturating_add(fixed_bytes) > free => {
+            return Err(Error::no_memory(format!(
+                "kv_cache_bytes {bytes} and {fixed_bytes} bytes of weights and buffers do not fit the {free} free bytes \
+                 of the device"
+            )));
+        }
+        Some(bytes) => bytes,
+        None => (free.saturating_sub(fixed_bytes) / 4).min(most.saturating_mul(block_bytes)),
+    };
+    let blocks = bytes / block_bytes;
+    if blocks == 0 {
+        return Err(Error::no_memory(format!(
+            "{bytes} bytes of KV cache do not hold one block of {block_bytes} bytes; raise kv_cache_bytes, or free memory \
+             ({free} bytes are free, {fixed_bytes} go to weights and buffers)"
+        )));
+    }
+    Ok(u32::try_from(blocks).unwrap_or(u32::MAX / 512).min(u32::MAX / 512))
+}
+
+fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
+    progress(0.0)?;
+    let sizes = sizes(config)?;
+    let tokenizer = config.tokenizer.as_deref().map(Path::new);
+    let text = Arc::new(TextModel::open(&sizes.dir, tokenizer, config.chat_template.as_deref())?);
+    let mut cancelled = None;
+    let loaded = {
+        let mut report = |p: model::LoadProgress| -> Result<()> {
+            let share = p.bytes_done as f32 / p.bytes_total.max(1) as f32;
+            progress(share * 0.95).inspect_err(|e| cancelled = Some(e.clone()))
+        };
+        let device = sizes.device.as_ref();
+        model::load(&sizes.info, &sizes.dir, config.load_format, device, (sizes.options.max_model_len, &mut report))?
+    };
+    let runner = ModelRunner::new(loaded, Arc::clone(&sizes.device), sizes.options.clone())?;
+    progress(1.0)?;
+    let exec = WorkerExecutor::spawn(Box::new(runner), config.pipeline_depth, Arc::clone(signal))?;
+    let limits = Limits {
+        text,
+        max_model_len: sizes.options.max_model_len,
+        vocab_size: sizes.info.vocab_size,
+        eos_tokens: sizes.info.eos_tokens.clone(),
+        seed: config.seed.unwrap_or_else(entropy),
+    };
+    let defaults = sizes.info.sampling_defaults();
+    Ok(Parts {
+        sched: scheduler(config, &sizes.options)?,
+        exec: Box::new(exec),
+        info: info(config, &sizes),
+        limits,
+        defaults: SamplingDefaults { temperature: defaults.temperature, top_k: defaults.top_k, top_p: defaults.top_p },
+    })
+}
+
+fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler> {
+    let sched = SchedConfig {
+        max_seqs: options.max_num_seqs,
+        max_tokens: options.max_num_batched_tokens,
+        max_model_len: options.max_model_len,
+        num_blocks: options.num_blocks,
+        block_size: options.block_size,
+        prefix_cache: config.enable_prefix_caching,
+        hash_bits: 64,
+    };
+    let policy = policy::by_name("fcfs").ok_or_else(|| Error::internal("the policy fcfs is missing"))?;
+    Ok(Scheduler::new(sched, policy))
+}
+
+fn mock(config: &EngineConfig, signal: &Arc<Signal>) -> Result<Parts> {
+    let spec = MockSpec::parse(&config.model)?;
+    let max_model_len = config.max_model_len.unwrap_or(MOCK_MODEL_LEN);
+    let block_size = config.block_size.unwrap_or(MOCK_BLOCK_SIZE);
+    let options = RunnerOptions {
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_model_len,
+        block_size,
+        // One byte a token: `kv_cache_bytes` makes a small cache to provoke preemption.
+        num_blocks: (config.kv_cache_bytes.unwrap_or(1 << 20) / block_size as usize).clamp(1, 1 << 20) as u32,
+        depth: config.pipeline_depth,
+    };
+    let runner: Box<dyn StepRunner> = Box::new(MockRunner::new(spec, config.max_num_seqs));
+    let exec = WorkerExecutor::spawn(runner, config.pipeline_depth, Arc::clone(signal))?;
+    Ok(Parts {
+        sched: scheduler(config, &options)?,
+        exec: Box::new(exec),
+        limits: Limits {
+            text: Arc::new(TextModel::mock()),
+            max_model_len,
+            vocab_size: MOCK_EOS as usize + 1,
+            eos_tokens: vec![MOCK_EOS],
+            seed: config.seed.unwrap_or_else(|| SplitMix64(0).next_u64()),
+        },
+        defaults: SamplingDefaults { temperature: 0.0, top_k: 0, top_p: 1.0 },
+        info: json!({
+            "model": model_json(config, "mock", "uint8"),
+            "device": {"name": "mock", "description": "deterministic tokens without a device"},
+            "limits": limits_json(config, &options),
+            "kv_cache": {"block_size": block_size, "num_blocks": options.num_blocks},
+        }),
+    })
+}
+
+pub(crate) fn served_name(config: &EngineConfig) -> String {
+    let last = || Path::new(&config.model).file_name().map(|n| n.to_string_lossy().into_owned());
+    config.served_model_name.clone().or_else(last).unwrap_or_else(|| config.model.clone())
+}
+
+fn model_json(config: &EngineConfig, architecture: &str, dtype: &str) -> Value {
+    json!({"name": served_name(config), "path": config.model, "architecture": architecture, "dtype": dtype})
+}
+
+fn limits_json(config: &EngineConfig, options: &RunnerOptions) -> Value {
+    json!({
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_waiting": config.max_waiting,
+        "max_unread_bytes": config.max_unread_bytes,
+        "pipeline_depth": config.pipeline_depth,
+    })
+}
+
+fn device_json(caps: &Caps) -> Value {
+    json!({"name": caps.name, "description": caps.description, "invariant": caps.invariant})
+}
+
+fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
+    let mode = match config.numeric_mode {
+        NumericMode::Fast => "fast",
+        NumericMode::Invariant => "invariant",
+    };
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
+        "device": device_json(sizes.device.caps()),
+        "numeric_mode": if sizes.device.caps().invariant { "invariant" } else { mode },
+        "limits": limits_json(config, &sizes.options),
+        "memory": memory_json(sizes),
+        "prefix_caching": config.enable_prefix_caching,
+        "load_format": if config.load_format == LoadFormat::Dummy { "dummy" } else { "safetensors" },
+    })
+}
+
+fn memory_json(sizes: &Sizes) -> Value {
+    let plan = runner::memory_plan(&sizes.info, &sizes.options);
+    let kv_bytes = sizes.kv_block_bytes * sizes.options.num_blocks as usize;
+    json!({
+        "weights_bytes": sizes.info.weight_bytes,
+        "arena_bytes": plan.arena_bytes,
+        "row_state_bytes": plan.row_state_bytes,
+        "step_input_bytes": plan.inputs_bytes,
+        "rope_table_bytes": plan.rope_bytes,
+        "kv_cache_bytes": kv_bytes,
+        "kv_block_bytes": sizes.kv_block_bytes,
+        "kv_num_blocks": sizes.options.num_blocks,
+        "kv_tokens": sizes.options.num_blocks as usize * sizes.options.block_size as usize,
+        "total_bytes": sizes.fixed_bytes + kv_bytes,
+    })
+}
+
+/// See [`crate::engine::plan_memory`].
+pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
+    if config.model.starts_with("mock:") {
+        return Err(Error::invalid("a mock model has no memory to plan; expected a model directory"));
+    }
+    let sizes = sizes(config)?;
+    Ok(json!({
+        "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
+        "device": device_json(sizes.device.caps()),
+        "free_bytes": sizes.device.memory()?.free_bytes,
+        "memory": memory_json(&sizes),
+        "limits": limits_json(config, &sizes.options),
+    }))
+}

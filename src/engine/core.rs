@@ -1,0 +1,272 @@
+//! The engine thread: owns the scheduler, keeps the device fed, folds back what has landed. Sleeps when neither can be done.
+
+use crate::base::error::panic_text;
+use crate::base::{Error, ErrorKind, SeqId, StepId};
+use crate::engine::State;
+use crate::engine::output::{Item, OutputMsg, STOP_LEAD};
+use crate::engine::shared::{Command, Live, Shared};
+use crate::exec::Executor;
+use crate::plan::{FinishReason, Request};
+use crate::sched::{Event, Scheduler};
+use crossbeam_channel::Sender;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// State of the engine thread.
+#[derive(Debug)]
+pub(crate) struct Core {
+    sched: Scheduler,
+    exec: Box<dyn Executor>,
+    shared: Arc<Shared>,
+    outputs: Vec<Sender<OutputMsg>>,
+    /// Every sequence whose Finished has not gone to its output thread.
+    seqs: HashMap<SeqId, Arc<Live>>,
+    /// Sequences with stop strings: the scheduler holds them back until their text has been looked at.
+    gated: Vec<(SeqId, Arc<Live>)>,
+    deadlines: BinaryHeap<Reverse<(u64, SeqId)>>,
+    /// Submission times of the steps in flight, oldest first.
+    inflight: VecDeque<(StepId, u64)>,
+    watchdog_ns: u64,
+    closing: bool,
+    events: Vec<Event>,
+    commands: Vec<Command>,
+    batches: Vec<Vec<(SeqId, Item)>>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        sched: Scheduler,
+        exec: Box<dyn Executor>,
+        shared: Arc<Shared>,
+        outputs: Vec<Sender<OutputMsg>>,
+        watchdog_ms: u32,
+    ) -> Self {
+        let batches = outputs.iter().map(|_| Vec::new()).collect();
+        Self {
+            sched,
+            exec,
+            shared,
+            outputs,
+            seqs: HashMap::new(),
+            gated: Vec::new(),
+            deadlines: BinaryHeap::new(),
+            inflight: VecDeque::new(),
+            watchdog_ns: u64::from(watchdog_ms) * 1_000_000,
+            closing: false,
+            events: Vec::new(),
+            commands: Vec::new(),
+            batches,
+        }
+    }
+
+    /// The body of the engine thread; returns after `Command::Close`, when every sequence has ended.
+    pub(crate) fn run(mut self) {
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let error = match served {
+            Ok(Ok(())) => return,
+            Ok(Err(e)) => e,
+            Err(payload) => Error::internal(format!("the engine thread panicked: {}", panic_text(&*payload))),
+        };
+        self.shared.fail(error.clone());
+        self.exec.abandon();
+        self.serve_failed(&error);
+    }
+
+    fn serve(&mut self) -> Result<(), Error> {
+        loop {
+            self.take_commands();
+            self.end_late();
+            self.open_gates();
+            let worked = self.tick()?;
+            self.emit();
+            self.publish_stats();
+            if self.closing && self.sched.is_idle() && self.inflight.is_empty() {
+                return Ok(());
+            }
+            if !worked {
+                self.check_watchdog()?;
+                self.shared.signal.wait(self.nap());
+            }
+        }
+    }
+
+    fn take_commands(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        self.shared.receive(&mut commands);
+        for command in commands.drain(..) {
+            match command {
+                Command::Add(request, live) => self.add(*request, live),
+                Command::End(seq, reason) => self.sched.abort(seq, reason, &mut self.events),
+                Command::Close => {
+                    self.closing = true;
+                    let seqs: Vec<_> = self.seqs.keys().copied().collect();
+                    for seq in seqs {
+                        self.sched.abort(seq, FinishReason::Cancelled, &mut self.events);
+                    }
+                }
+            }
+        }
+        self.commands = commands;
+    }
+
+    fn add(&mut self, request: Request, live: Arc<Live>) {
+        let seq = live.seq;
+        if live.deadline_ns != u64::MAX {
+            self.deadlines.push(Reverse((live.deadline_ns, seq)));
+        }
+        if request.lead != u32::MAX {
+            self.gated.push((seq, Arc::clone(&live)));
+        }
+        let cancelled = self.closing || live.cancelled.load(Ordering::Acquire);
+        self.seqs.insert(seq, live);
+        self.sched.add(request);
+        if cancelled {
+            self.sched.abort(seq, FinishReason::Cancelled, &mut self.events);
+        }
+    }
+
+    fn end_late(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = self.shared.clock.now_ns();
+        while let Some(&Reverse((deadline, seq))) = self.deadlines.peek() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.pop();
+            if self.seqs.contains_key(&seq) {
+                self.sched.abort(seq, FinishReason::Deadline, &mut self.events);
+            }
+        }
+    }
+
+    fn open_gates(&mut self) {
+        let (sched, seqs) = (&mut self.sched, &self.seqs);
+        self.gated.retain(|(seq, live)| {
+            sched.allow(*seq, live.detokenized.load(Ordering::Acquire).saturating_add(STOP_LEAD));
+            seqs.contains_key(seq)
+        });
+    }
+
+    /// Feeds the device first, then folds one landed step back. False when neither could be done.
+    fn tick(&mut self) -> Result<bool, Error> {
+        let mut worked = false;
+        while self.inflight.len() < self.exec.depth() {
+            let Some(plan) = self.sched.schedule(&mut self.events) else { break };
+            self.inflight.push_back((plan.id, self.shared.clock.now_ns()));
+            self.exec.submit(plan)?;
+            worked = true;
+        }
+        if let Some(output) = self.exec.poll()? {
+            self.inflight.pop_front();
+            self.sched.update(&output, &mut self.events);
+            self.shared.counters.steps.add(1);
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    /// Sends what happened to the output threads, one message for each of them.
+    fn emit(&mut self) {
+        if self.events.is_empty() {
+            return;
+        }
+        let shards = self.outputs.len();
+        for event in self.events.drain(..) {
+            let (seq, item) = match event {
+                Event::Started { seq, cached_tokens } => {
+                    if let Some(live) = self.seqs.get(&seq) {
+                        self.shared.left_waiting(live);
+                    }
+                    (seq, Item::Started { cached_tokens })
+                }
+                Event::Token { seq, token } => (seq, Item::Token(token)),
+                Event::Finished { seq, reason, error } => {
+                    self.seqs.remove(&seq);
+                    (seq, Item::Finished { reason, error })
+                }
+            };
+            self.batches[seq.0 as usize % shards].push((seq, item));
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let t_ns = self.shared.clock.now_ns();
+        for (batch, output) in self.batches.iter_mut().zip(&self.outputs) {
+            if !batch.is_empty() {
+                // An output thread ends only after this one.
+                let _ = output.send(OutputMsg::Step { t_ns, items: std::mem::take(batch) });
+            }
+        }
+    }
+
+    fn publish_stats(&self) {
+        let (s, c) = (self.sched.stats(), &self.shared.counters);
+        c.running.set(s.running as u64);
+        c.preempted.set(s.preempted);
+        c.prefix_hit_tokens.set(s.hit_tokens);
+        c.blocks_total.set(u64::from(s.blocks_total));
+        c.blocks_free.set(u64::from(s.blocks_free));
+    }
+
+    /// How long there is certainly nothing to do; `None` until somebody notifies.
+    fn nap(&self) -> Option<Duration> {
+        let now = self.shared.clock.now_ns();
+        let deadline = self.deadlines.peek().map(|d| d.0.0);
+        let watchdog = self.inflight.front().filter(|_| self.watchdog_ns > 0).map(|s| s.1 + self.watchdog_ns);
+        let next = deadline.into_iter().chain(watchdog).min()?;
+        Some(Duration::from_nanos(next.saturating_sub(now).max(1_000_000)))
+    }
+
+    fn check_watchdog(&self) -> Result<(), Error> {
+        let Some(&(step, since)) = self.inflight.front() else { return Ok(()) };
+        let waited = self.shared.clock.now_ns().saturating_sub(since);
+        if self.watchdog_ns == 0 || waited < self.watchdog_ns {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Device,
+            format!("step {} has not ended after {} ms (watchdog_ms)", step.0, waited / 1_000_000),
+        ))
+    }
+
+    /// Ends every sequence, and every one that still arrives, with the engine's error.
+    fn serve_failed(&mut self, error: &Error) {
+        debug_assert_eq!(self.shared.state(), State::Failed);
+        self.seqs.clear();
+        for (batch, output) in self.batches.iter_mut().zip(&self.outputs) {
+            batch.clear();
+            // An output thread ends only after this one.
+            let _ = output.send(OutputMsg::Fail(error.clone()));
+        }
+        self.shared.counters.running.set(0);
+        let mut commands = std::mem::take(&mut self.commands);
+        loop {
+            self.shared.receive(&mut commands);
+            for command in commands.drain(..) {
+                match command {
+                    Command::Add(_, live) => self.end_failed(live.seq, error),
+                    Command::End(..) => {}
+                    Command::Close => self.closing = true,
+                }
+            }
+            self.flush();
+            if self.closing {
+                return;
+            }
+            self.shared.signal.wait(None);
+        }
+    }
+
+    fn end_failed(&mut self, seq: SeqId, error: &Error) {
+        let shard = seq.0 as usize % self.outputs.len();
+        let item = Item::Finished { reason: FinishReason::Error, error: Some(error.clone()) };
+        self.batches[shard].push((seq, item));
+    }
+}

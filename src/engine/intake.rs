@@ -1,0 +1,130 @@
+//! Intake threads: a submission becomes a request: template, tokens, lengths, stop criteria.
+
+use crate::base::error::panic_text;
+use crate::base::rng::mix;
+use crate::base::{Error, ErrorKind, Result, Token};
+use crate::engine::output::{OutputMsg, Place, STOP_LEAD, Writer};
+use crate::engine::shared::{Command, Live, Shared};
+use crate::engine::submission::{OutputMode, Prompt, Submission};
+use crate::plan::{FinishReason, Request, SamplingParams, StopCriteria};
+use crate::text::{Detokenizer, SpecialTokens, StopMatcher, TextModel};
+use crossbeam_channel::{Receiver, Sender};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A submission with its place in the host's queue.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) submission: Submission,
+    pub(crate) place: Place,
+}
+
+/// What requests are checked against.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    pub(crate) text: Arc<TextModel>,
+    pub(crate) max_model_len: usize,
+    pub(crate) vocab_size: usize,
+    pub(crate) eos_tokens: Vec<Token>,
+    /// Mixed with the sequence number for requests without a seed.
+    pub(crate) seed: u64,
+}
+
+/// The body of an intake thread; returns when all senders of jobs are gone.
+pub(crate) fn run(jobs: &Receiver<Job>, limits: &Limits, outputs: &[Sender<OutputMsg>], shared: &Shared) {
+    while let Ok(Job { submission, place }) = jobs.recv() {
+        let live = Arc::clone(place.live());
+        if live.cancelled.load(Ordering::Acquire) {
+            place.end(FinishReason::Cancelled, None);
+            continue;
+        }
+        let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&submission, limits, &live)));
+        let request = prepared.unwrap_or_else(|payload| {
+            Err(Error::internal(format!("preparing the prompt panicked: {}", panic_text(&*payload))))
+        });
+        match request {
+            Ok(request) => hand_on(submission, request, place, (limits, outputs, shared)),
+            Err(e) => place.end(FinishReason::Error, Some(e)),
+        }
+    }
+}
+
+fn hand_on(
+    submission: Submission,
+    request: Request,
+    mut place: Place,
+    (limits, outputs, shared): (&Limits, &[Sender<OutputMsg>], &Shared),
+) {
+    place.set_prompt_tokens(request.prompt().len());
+    let live = Arc::clone(place.live());
+    let has_stop_texts = !submission.stop_texts.is_empty();
+    let OutputMode { text, .. } = submission.output;
+    let text = (text || has_stop_texts).then(|| {
+        let detokenizer = Detokenizer::new(Arc::clone(&limits.text.tokenizer), request.prompt());
+        (detokenizer, StopMatcher::new(submission.stop_texts))
+    });
+    let writer = Box::new(Writer::new(place, text, has_stop_texts));
+    let shard = &outputs[live.seq.0 as usize % outputs.len()];
+    // The output threads outlive the intake threads; were it otherwise, the writer's Place would still send Done.
+    if shard.send(OutputMsg::Open(live.seq, writer)).is_ok() {
+        shared.send(Command::Add(Box::new(request), live));
+    }
+}
+
+fn prepare(submission: &Submission, limits: &Limits, live: &Live) -> Result<Request> {
+    let prompt = tokenize(submission, limits)?;
+    if prompt.len() >= limits.max_model_len {
+        return Err(Error::invalid(format!(
+            "the prompt has {} tokens; at most {} fit, because max_model_len {} includes at least one output token",
+            prompt.len(),
+            limits.max_model_len - 1,
+            limits.max_model_len
+        )));
+    }
+    let room = limits.max_model_len - prompt.len();
+    let max_tokens = submission.max_tokens.unwrap_or(room as u32);
+    let eos = if submission.ignore_eos { vec![] } else { limits.eos_tokens.clone() };
+    check_ids("stop_tokens", &submission.stop_tokens, limits.vocab_size)?;
+    let stop = StopCriteria::new(max_tokens, submission.min_tokens, eos, submission.stop_tokens.clone())?;
+    let seed = submission.seed.unwrap_or_else(|| mix(limits.seed, live.seq.0));
+    let sampling = SamplingParams::new(submission.temperature, submission.top_k, submission.top_p, seed)?;
+    let mut request = Request::new(live.seq, prompt, sampling, stop)?;
+    request.cache_salt = salt(&submission.cache_salt);
+    if !submission.stop_texts.is_empty() {
+        request.lead = STOP_LEAD;
+    }
+    Ok(request)
+}
+
+fn tokenize(submission: &Submission, limits: &Limits) -> Result<Vec<Token>> {
+    let special = if submission.no_special_tokens { SpecialTokens::Omit } else { SpecialTokens::Add };
+    let prompt = match &submission.prompt {
+        Prompt::Tokens(tokens) => {
+            check_ids("prompt_tokens", tokens, limits.vocab_size)?;
+            tokens.clone()
+        }
+        Prompt::Text(text) => limits.text.tokenizer.encode(text, special)?,
+        Prompt::Chat(chat) => limits.text.encode_chat(chat)?,
+    };
+    check_ids("the tokenized prompt", &prompt, limits.vocab_size)?;
+    Ok(prompt)
+}
+
+fn check_ids(what: &str, ids: &[Token], vocab_size: usize) -> Result<()> {
+    match ids.iter().position(|&t| t as usize >= vocab_size) {
+        None => Ok(()),
+        Some(i) => Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{what}[{i}] is {}; the model's vocabulary has {vocab_size} ids", ids[i]),
+        )),
+    }
+}
+
+/// 0 is the common salt, so a given salt never hashes to it.
+fn salt(bytes: &[u8]) -> u64 {
+    if bytes.is_empty() {
+        return 0;
+    }
+    bytes.iter().fold(mix(0x5A17, bytes.len() as u64), |h, &b| mix(h, u64::from(b))).max(1)
+}

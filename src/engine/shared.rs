@@ -1,0 +1,217 @@
+//! What the threads of one engine share: the mailbox to the engine thread, the register of live requests, counters.
+
+use crate::base::clock::Clock;
+use crate::base::metrics::Cell;
+use crate::base::signal::Signal;
+use crate::base::{Error, ErrorKind, RequestId, Result, SeqId};
+use crate::engine::State;
+use crate::plan::{FinishReason, Request};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// An accepted request that has not ended.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) id: RequestId,
+    pub(crate) seq: SeqId,
+    /// Absolute time on the engine's clock; `u64::MAX` is none.
+    pub(crate) deadline_ns: u64,
+    /// Set before the command that ends the request is sent, so that an `Add` still on its way sees it.
+    pub(crate) cancelled: AtomicBool,
+    /// Generated tokens the output thread has turned into text.
+    pub(crate) detokenized: AtomicU32,
+    /// Still counted as waiting.
+    pub(crate) waiting: AtomicBool,
+}
+
+/// What the engine thread is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Add(Box<Request>, Arc<Live>),
+    End(SeqId, FinishReason),
+    /// End everything, then the thread.
+    Close,
+}
+
+/// Counters behind `Stats`.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) waiting: Cell,
+    pub(crate) running: Cell,
+    pub(crate) finished: Cell,
+    pub(crate) rejected: Cell,
+    pub(crate) preempted: Cell,
+    pub(crate) blocks_total: Cell,
+    pub(crate) blocks_free: Cell,
+    pub(crate) prefix_hit_tokens: Cell,
+    pub(crate) prompt_tokens: Cell,
+    pub(crate) completion_tokens: Cell,
+    pub(crate) steps: Cell,
+}
+
+#[derive(Debug)]
+struct Life {
+    state: State,
+    /// Why the engine failed.
+    error: Option<Error>,
+    closing: bool,
+    live: HashMap<RequestId, Arc<Live>>,
+}
+
+/// Shared by callers, text threads, the engine thread and output threads. No lock is held while another is taken.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) signal: Arc<Signal>,
+    pub(crate) counters: Counters,
+    mailbox: Mutex<Vec<Command>>,
+    life: Mutex<Life>,
+    /// Notified when a request ends or the state changes.
+    changed: Condvar,
+    max_waiting: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section below leaves its data whole, so a poisoned lock is still good.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(clock: Arc<dyn Clock>, max_waiting: usize) -> Self {
+        Self {
+            clock,
+            signal: Arc::new(Signal::default()),
+            counters: Counters::default(),
+            mailbox: Mutex::default(),
+            life: Mutex::new(Life { state: State::Loading, error: None, closing: false, live: HashMap::new() }),
+            changed: Condvar::new(),
+            max_waiting: max_waiting as u64,
+        }
+    }
+
+    /// Bounded by what is live: one `Add` and at most four `End`s per request.
+    pub(crate) fn send(&self, command: Command) {
+        lock(&self.mailbox).push(command);
+        self.signal.notify();
+    }
+
+    /// Moves all commands to `into`.
+    pub(crate) fn receive(&self, into: &mut Vec<Command>) {
+        into.append(&mut lock(&self.mailbox));
+    }
+
+    /// Takes a request in, or says why not.
+    pub(crate) fn register(&self, live: Arc<Live>) -> Result<()> {
+        let mut life = lock(&self.life);
+        if life.closing || life.state == State::Draining {
+            return Err(Error::new(ErrorKind::Shutdown, "the engine is draining or being freed; it takes no requests"));
+        }
+        if let (State::Failed, Some(e)) = (life.state, &life.error) {
+            return Err(e.clone().within("the engine has failed"));
+        }
+        if self.counters.waiting.get() >= self.max_waiting {
+            self.counters.rejected.add(1);
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{} requests are waiting (max_waiting); retry later or shed load", self.max_waiting),
+            ));
+        }
+        self.counters.waiting.add(1);
+        life.live.insert(live.id, live);
+        Ok(())
+    }
+
+    /// The request is not waiting any more.
+    pub(crate) fn left_waiting(&self, live: &Live) {
+        if live.waiting.swap(false, Ordering::AcqRel) {
+            self.counters.waiting.sub(1);
+        }
+    }
+
+    /// The request's Done is out.
+    pub(crate) fn ended(&self, live: &Live) {
+        self.left_waiting(live);
+        self.counters.finished.add(1);
+        lock(&self.life).live.remove(&live.id);
+        self.changed.notify_all();
+    }
+
+    /// Undoes `register` for a request whose stream could not be opened.
+    pub(crate) fn unregister(&self, live: &Live) {
+        self.left_waiting(live);
+        lock(&self.life).live.remove(&live.id);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn cancel(&self, id: RequestId) {
+        let live = lock(&self.life).live.get(&id).cloned();
+        if let Some(live) = live
+            && !live.cancelled.swap(true, Ordering::AcqRel)
+        {
+            self.send(Command::End(live.seq, FinishReason::Cancelled));
+        }
+    }
+
+    pub(crate) fn cancel_all(&self) {
+        let ids: Vec<_> = lock(&self.life).live.keys().copied().collect();
+        for id in ids {
+            self.cancel(id);
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        lock(&self.life).state
+    }
+
+    pub(crate) fn error(&self) -> Option<Error> {
+        lock(&self.life).error.clone()
+    }
+
+    /// Failed is final, and a draining engine does not become ready.
+    pub(crate) fn set_state(&self, state: State) {
+        let mut life = lock(&self.life);
+        if life.state != State::Failed && !(life.state == State::Draining && state == State::Ready) {
+            life.state = state;
+        }
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn fail(&self, error: Error) {
+        log::error!(target: "yinian::engine", "the engine failed: {error}");
+        let mut life = lock(&self.life);
+        if life.error.is_none() {
+            life.error = Some(error);
+        }
+        life.state = State::Failed;
+        self.changed.notify_all();
+    }
+
+    /// From here on nothing is accepted. False when somebody else has begun to close.
+    pub(crate) fn begin_close(&self) -> bool {
+        let mut life = lock(&self.life);
+        !std::mem::replace(&mut life.closing, true)
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        lock(&self.life).closing
+    }
+
+    /// Waits until no request is live; false when `timeout` passed first.
+    pub(crate) fn wait_idle(&self, timeout: Option<Duration>) -> bool {
+        let life = lock(&self.life);
+        let busy = |life: &mut Life| !life.live.is_empty();
+        match timeout {
+            None => {
+                drop(self.changed.wait_while(life, busy).unwrap_or_else(PoisonError::into_inner));
+                true
+            }
+            Some(t) => {
+                let (_guard, result) =
+                    self.changed.wait_timeout_while(life, t, busy).unwrap_or_else(PoisonError::into_inner);
+                !result.timed_out()
+            }
+        }
+    }
+}

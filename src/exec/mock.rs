@@ -1,0 +1,140 @@
+//! The `mock:` model: deterministic tokens and delays without weights, for tests of hosts and wrappers.
+
+use super::worker::StepRunner;
+use crate::base::rng::mix;
+use crate::base::{Error, ErrorKind, Result, Token};
+use crate::plan::{RowInit, Sampled, StepOutcome, StepOutput, StepPlan};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// End-of-sequence id of the mock model: one above the 256 bytes.
+pub const MOCK_EOS: Token = 256;
+
+/// What follows `mock:` in the config's `model`: `words` and options, separated by commas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MockSpec {
+    /// Time one step takes.
+    delay: Duration,
+    /// The step with this number fails once.
+    fail_step: Option<u64>,
+    /// The step with this number panics.
+    panic_step: Option<u64>,
+    /// The step with this number never ends.
+    hang_step: Option<u64>,
+}
+
+impl MockSpec {
+    /// Parses `mock:words[,delay_us=N][,fail_step=N][,panic_step=N][,hang_step=N]`.
+    pub fn parse(model: &str) -> Result<Self> {
+        let usage = "expected mock:words, with options delay_us, fail_step, panic_step, hang_step as name=number";
+        let mut parts = model.strip_prefix("mock:").unwrap_or_default().split(',');
+        if parts.next() != Some("words") {
+            return Err(Error::invalid(format!("model {model:?} is no mock model; {usage}")));
+        }
+        let mut spec = Self::default();
+        for part in parts {
+            let parsed = part.split_once('=').and_then(|(name, n)| Some((name, n.parse::<u64>().ok()?)));
+            match parsed {
+                Some(("delay_us", n)) => spec.delay = Duration::from_micros(n),
+                Some(("fail_step", n)) => spec.fail_step = Some(n),
+                Some(("panic_step", n)) => spec.panic_step = Some(n),
+                Some(("hang_step", n)) => spec.hang_step = Some(n),
+                _ => return Err(Error::invalid(format!("option {part:?} of model {model:?} is unknown; {usage}"))),
+            }
+        }
+        Ok(spec)
+    }
+}
+
+/// Runs plans over bytes: the next token is a function of the last one and its position.
+#[derive(Debug)]
+pub struct MockRunner {
+    spec: MockSpec,
+    rows: Vec<MockRow>,
+    done: VecDeque<StepOutput>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct MockRow {
+    last: Token,
+    prompt_len: u32,
+    min_tokens: u32,
+    end_tokens: Vec<Token>,
+}
+
+impl MockRunner {
+    pub fn new(spec: MockSpec, max_num_seqs: usize) -> Self {
+        Self { spec, rows: vec![MockRow::default(); max_num_seqs], done: VecDeque::new() }
+    }
+
+    fn init_row(&mut self, init: &RowInit) {
+        self.rows[init.row.0 as usize] = MockRow {
+            last: 0,
+            prompt_len: init.prompt_len,
+            min_tokens: init.min_tokens,
+            end_tokens: init.end_tokens.clone(),
+        };
+    }
+}
+
+impl StepRunner for MockRunner {
+    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        let at = |step: Option<u64>| step == Some(plan.id.0);
+        if !self.spec.delay.is_zero() {
+            std::thread::sleep(self.spec.delay);
+        }
+        assert!(!at(self.spec.panic_step), "the mock model was told to panic at step {}", plan.id.0);
+        while at(self.spec.hang_step) {
+            std::thread::park();
+        }
+        if at(self.spec.fail_step) {
+            return Err(Error::new(ErrorKind::Device, format!("the mock model was told to fail step {}", plan.id.0)));
+        }
+        for init in &plan.row_inits {
+            self.init_row(init);
+        }
+        let mut sampled = Vec::new();
+        for e in plan.entries.iter().filter(|e| e.samples) {
+            let row = &mut self.rows[e.row.0 as usize];
+            let known = plan.inputs(e);
+            let last = if known.len() == e.len as usize { known[known.len() - 1] } else { row.last };
+            let position = e.start + e.len;
+            let mut token = next_token(last, position);
+            if position - row.prompt_len < row.min_tokens && row.end_tokens.contains(&token) {
+                token = u32::from(b'.');
+            }
+            row.last = token;
+            sampled.push(Sampled { seq: e.seq, token });
+        }
+        self.done.push_back(StepOutput { id: plan.id, outcome: StepOutcome::Done(sampled) });
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<StepOutput> {
+        self.done.pop_front().ok_or_else(|| Error::internal("no step was launched"))
+    }
+}
+
+/// A lower-case letter, sometimes a space, one time in 512 the end.
+fn next_token(last: Token, position: u32) -> Token {
+    let h = mix(u64::from(last), u64::from(position));
+    match h % 512 {
+        0 => MOCK_EOS,
+        r if r % 6 == 1 && last != u32::from(b' ') => u32::from(b' '),
+        _ => u32::from(b'a') + (h >> 32) as u32 % 26,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_parse_and_typos_are_refused() {
+        let spec = MockSpec::parse("mock:words,delay_us=500,fail_step=7").unwrap();
+        assert_eq!((spec.delay, spec.fail_step, spec.panic_step), (Duration::from_micros(500), Some(7), None));
+        for wrong in ["mock:", "mock:word", "mock:words,delay=1", "mock:words,delay_us=x", "mock:words,"] {
+            assert!(MockSpec::parse(wrong).unwrap_err().message.contains("delay_us"), "{wrong}");
+        }
+    }
+}
