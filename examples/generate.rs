@@ -112,8 +112,8 @@ fn open(model: &str, records: &mut Records) -> Result<yn_engine, String> {
                 return;
             }
             match event.finish {
-                s if s == YN_STATE_READY as u32 => ready = true,
-                s if s == YN_STATE_FAILED as u32 => failure = Some(text.to_owned()),
+                YN_STATE_READY => ready = true,
+                YN_STATE_FAILED => failure = Some(text.to_owned()),
                 _ => bar(event.n_tokens),
             }
         })?;
@@ -139,7 +139,7 @@ fn answer(engine: yn_engine, prompt: &str, o: &Options, records: &mut Records) -
     let mut request: yn_request = unsafe { std::mem::zeroed() };
     // SAFETY: `request` is live and as large as said.
     check(unsafe { yn_request_init(engine, &mut request, size_of::<yn_request>() as u32) }, &new_error())?;
-    request.output = YN_OUT_TEXT as u32;
+    request.output = YN_OUT_TEXT;
     request.max_tokens = o.max_tokens;
     request.temperature = o.temperature.unwrap_or(request.temperature);
     *(if o.raw { &mut request.prompt_text } else { &mut request.chat_json }) = bytes(prompt);
@@ -149,13 +149,13 @@ fn answer(engine: yn_engine, prompt: &str, o: &Options, records: &mut Records) -
     let (mut text, mut done) = (String::new(), None);
     while done.is_none() {
         records.poll(engine, |event, delta| match u32::from(event.kind) {
-            k if k == YN_EV_OUTPUT as u32 => {
+            YN_EV_OUTPUT => {
                 print!("{delta}");
                 // A closed pipe ends the program at the next print.
                 let _ = std::io::stdout().flush();
                 text.push_str(delta);
             }
-            k if k == YN_EV_DONE as u32 => done = Some(closing_line(event, delta)),
+            YN_EV_DONE => done = Some(closing_line(event, delta)),
             _ => {}
         })?;
     }

@@ -24,7 +24,8 @@ fn switches() -> u64 {
     for task in fs::read_dir("/proc/self/task").unwrap() {
         // A thread may end between the listing and the reading.
         let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
-        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+        let field =
+            |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
         if field("Name:").starts_with("yn-") {
             threads += 1;
             sum += field("voluntary_ctxt_switches:").parse::<u64>().unwrap();

@@ -257,7 +257,7 @@ fn check_key(name: &str, value: &serde_json::Value) -> Result<()> {
         return Err(Error::invalid(format!("config key {name:?} is unknown{hint}")));
     };
     match key.support {
-        Support::OnlyDefault(default) if !value.is_null() && value.to_string() != default => Err(Error::new(
+        Support::OnlyDefault(default) if !value.is_null() && *default != *value.to_string() => Err(Error::new(
             ErrorKind::Unsupported,
             format!("config key {name:?} is {value}, but this build supports only {default}; leave the key out"),
         )),

@@ -19,7 +19,12 @@ pub(crate) fn prometheus(stats: &Stats, model_name: &str) -> String {
     metric("vllm:num_preemptions_total", "counter", "Preemptions.", stats.preempted as f64);
     metric("vllm:prompt_tokens_total", "counter", "Prompt tokens accepted.", stats.prompt_tokens as f64);
     metric("vllm:generation_tokens_total", "counter", "Tokens generated.", stats.completion_tokens as f64);
-    metric("vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.", stats.prefix_hit_tokens as f64);
+    metric(
+        "vllm:prefix_cache_hits_total",
+        "counter",
+        "Prompt tokens found in the prefix cache.",
+        stats.prefix_hit_tokens as f64,
+    );
     metric("yinian:requests_finished_total", "counter", "Requests that ended, however.", stats.finished as f64);
     metric("yinian:requests_rejected_total", "counter", "Submissions answered BUSY.", stats.rejected as f64);
     metric("yinian:kv_blocks", "gauge", "KV blocks in all.", stats.blocks_total as f64);

@@ -154,7 +154,8 @@ impl Engine {
         let seq = SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed));
         let id = RequestId(self.id_base + seq.0);
         let t_submit_ns = self.shared.clock.now_ns();
-        let timeout_ms = if submission.timeout_ms == 0 { self.config.default_timeout_ms } else { submission.timeout_ms };
+        let timeout_ms =
+            if submission.timeout_ms == 0 { self.config.default_timeout_ms } else { submission.timeout_ms };
         let deadline_ns = match timeout_ms {
             0 => u64::MAX,
             ms => t_submit_ns + u64::from(ms) * 1_000_000,
@@ -235,10 +236,10 @@ impl Engine {
             State::Draining => "draining",
             State::Failed => "failed",
         };
-        let mut info = self.loaded.get().map_or_else(
-            || serde_json::json!({"model": {"path": self.config.model}}),
-            |loaded| loaded.info.clone(),
-        );
+        let mut info = self
+            .loaded
+            .get()
+            .map_or_else(|| serde_json::json!({"model": {"path": self.config.model}}), |loaded| loaded.info.clone());
         info["state"] = state.into();
         if let Some(e) = self.shared.error() {
             info["error"] = e.message.into();
@@ -283,7 +284,9 @@ fn check_ranges(s: &Submission) -> Result<()> {
     SamplingParams::new(s.temperature, s.top_k, s.top_p, 0)?;
     StopCriteria::new(s.max_tokens.unwrap_or(u32::MAX), s.min_tokens, vec![], s.stop_tokens.clone())?;
     match &s.prompt {
-        Prompt::Tokens(tokens) if tokens.is_empty() => Err(Error::invalid("the prompt has no tokens; expected at least one")),
+        Prompt::Tokens(tokens) if tokens.is_empty() => {
+            Err(Error::invalid("the prompt has no tokens; expected at least one"))
+        }
         Prompt::Chat(chat) if !chat.is_object() => {
             Err(Error::invalid("chat_json is not a JSON object; expected {\"messages\": [...]}"))
         }

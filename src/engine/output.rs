@@ -27,7 +27,10 @@ pub(crate) enum Item {
 #[derive(Debug)]
 pub(crate) enum OutputMsg {
     Open(SeqId, Box<Writer>),
-    Step { t_ns: u64, items: Vec<(SeqId, Item)> },
+    Step {
+        t_ns: u64,
+        items: Vec<(SeqId, Item)>,
+    },
     /// The engine has failed: every request opened so far ends.
     Fail(Error),
 }
@@ -75,15 +78,7 @@ impl Place {
         let t_event_ns = self.shared.clock.now_ns();
         let (prompt_tokens, cached_tokens) = (self.prompt_tokens, self.cached_tokens);
         let (completion_tokens, t_first_ns) = (self.completion_tokens, self.t_first_ns);
-        stream.done(Done {
-            finish,
-            error,
-            prompt_tokens,
-            cached_tokens,
-            completion_tokens,
-            t_first_ns,
-            t_event_ns,
-        });
+        stream.done(Done { finish, error, prompt_tokens, cached_tokens, completion_tokens, t_first_ns, t_event_ns });
         self.shared.ended(&self.live);
     }
 }

@@ -81,7 +81,9 @@ impl Threads {
         for i in 0..(cores / 4).clamp(1, 4) {
             let (jobs, limits) = (self.inbox.clone(), Arc::clone(&limits));
             let (outputs, shared) = (outputs.clone(), Arc::clone(shared));
-            handles.intake.push(spawn(format!("yn-intake-{i}"), move || intake::run(&jobs, &limits, &outputs, &shared))?);
+            handles
+                .intake
+                .push(spawn(format!("yn-intake-{i}"), move || intake::run(&jobs, &limits, &outputs, &shared))?);
         }
         Ok(())
     }

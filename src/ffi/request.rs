@@ -78,7 +78,7 @@ fn defaults(d: SamplingDefaults) -> yn_request {
 }
 
 fn check_size(struct_size: u32) -> Result<usize> {
-    if struct_size < 8 || struct_size % 8 != 0 || struct_size > MAX_STRUCT {
+    if struct_size < 8 || !struct_size.is_multiple_of(8) || struct_size > MAX_STRUCT {
         return Err(Error::invalid(format!("struct_size is {struct_size}; expected sizeof(yn_request)")));
     }
     Ok(struct_size as usize)
@@ -308,7 +308,8 @@ mod tests {
 
     #[test]
     fn unbuilt_fields_are_named() {
-        let cases: [(&str, fn(&mut yn_request)); 5] = [
+        type Set = fn(&mut yn_request);
+        let cases: [(&str, Set); 5] = [
             ("min_p", |r| r.min_p = 0.1),
             ("repetition_penalty", |r| r.repetition_penalty = 0.0),
             ("n_logprobs", |r| r.n_logprobs = 1),

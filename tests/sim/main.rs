@@ -123,7 +123,8 @@ fn planted_bugs_are_caught() {
 #[test]
 fn wrong_plans_are_caught() {
     hush("wrong_plans_are_caught");
-    let bugs: [(&str, fn(&mut StepPlan)); 6] = [
+    type Bug = fn(&mut StepPlan);
+    let bugs: [(&str, Bug); 6] = [
         ("two blocks swapped", |p| {
             if let Some(last) = p.blocks.len().checked_sub(1) {
                 p.blocks.swap(0, last);

@@ -285,7 +285,12 @@ mod tests {
         for n in [0, 1, 2, 7, 30, 1536] {
             for grain in [1, 4, 1000] {
                 let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                pool.split(n, grain, &|_, range| range.for_each(|i| drop(hits[i].fetch_add(1, SeqCst)))).unwrap();
+                pool.split(n, grain, &|_, range| {
+                    range.for_each(|i| {
+                        hits[i].fetch_add(1, SeqCst);
+                    })
+                })
+                .unwrap();
                 assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "{n} by {grain}");
             }
         }
@@ -312,7 +317,10 @@ mod tests {
             }
             // The first chunk waits for the second, which only the other thread can take.
             let both = std::sync::Barrier::new(2);
-            pool.run(2, &|_, _| drop(both.wait())).unwrap();
+            pool.run(2, &|_, _| {
+                both.wait();
+            })
+            .unwrap();
         }
     }
 }
