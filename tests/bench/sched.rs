@@ -19,20 +19,18 @@ struct Host {
 }
 
 impl Host {
-    fn new() -> Self {
+    fn new(num_blocks: u32) -> Self {
         let cfg = SchedConfig {
             max_seqs: SEQS as usize,
-            max_tokens: 8192,
+            max_tokens: 2048,
             max_model_len: 1 << 20,
-            num_blocks: SEQS as u32 * (BLOCKS.end + 2),
+            num_blocks,
             block_size: BLOCK_SIZE,
             prefix_cache: true,
             hash_bits: 64,
         };
         let policy = policy::by_name("fcfs").expect("fcfs is registered");
-        let mut host = Self { sched: Scheduler::new(cfg, policy), events: Vec::new(), next_seq: 1 };
-        host.fill();
-        host
+        Self { sched: Scheduler::new(cfg, policy), events: Vec::new(), next_seq: 1 }
     }
 
     /// Runs prompts of different content until all sequences decode.
@@ -80,14 +78,62 @@ fn answer(plan: &StepPlan) -> StepOutput {
     StepOutput { id: plan.id, outcome: StepOutcome::Done(sampled.collect()) }
 }
 
+/// Requests without end on a quarter of the blocks they would like: admission, preemption and eviction at every step.
+struct Crowd {
+    host: Host,
+}
+
+impl Crowd {
+    fn new() -> Self {
+        Self { host: Host::new(SEQS as u32 * BLOCKS.end / 4) }
+    }
+
+    fn step(&mut self) -> Duration {
+        let Host { sched, events, next_seq } = &mut self.host;
+        while sched.stats().waiting < 1000 {
+            let id = *next_seq;
+            *next_seq += 1;
+            // Sixteen stems of half a prompt, then content of its own.
+            let half = BLOCKS.start * BLOCK_SIZE / 2;
+            let stem = (0..half).map(|i| (id as u32 % 16) * 100_000 + i);
+            let prompt = stem.chain((0..half).map(|i| (id as u32).wrapping_mul(7919) + i)).collect();
+            let stop = StopCriteria::new(64 + (id as u32 * 37) % 448, 0, vec![], vec![]).expect("a criterion");
+            sched.add(Request::new(SeqId(id), prompt, SamplingParams::greedy(), stop).expect("a request"));
+        }
+        let start = Instant::now();
+        let plan = sched.schedule(events).expect("there is always work");
+        let planned = start.elapsed();
+        let output = answer(&plan);
+        let start = Instant::now();
+        sched.update(&output, events);
+        events.clear();
+        planned + start.elapsed()
+    }
+}
+
 fn bench(c: &mut Criterion) {
-    let mut host = Host::new();
+    let mut host = Host::new(SEQS as u32 * (BLOCKS.end + 2));
+    host.fill();
     c.bench_function("schedule_256_decodes", |b| {
         b.iter_custom(|n| (0..n).map(|_| host.step().0).sum());
     });
     c.bench_function("schedule_update_events_256_decodes", |b| {
         b.iter_custom(|n| (0..n).map(|_| host.step().1).sum());
     });
+    let mut crowd = Crowd::new();
+    c.bench_function("schedule_update_events_under_pressure", |b| {
+        b.iter_custom(|n| (0..n).map(|_| crowd.step()).sum());
+    });
+    let s = crowd.host.sched.stats();
+    println!(
+        "under pressure: {} steps, {:.0} tokens a step, {} running, {} preempted, {:.1} % of tokens computed again, {:.1} % hit",
+        s.steps,
+        s.planned_tokens as f64 / s.steps as f64,
+        s.running,
+        s.preempted,
+        100.0 * s.lost_tokens as f64 / s.planned_tokens as f64,
+        100.0 * s.hit_tokens as f64 / s.lookup_tokens as f64,
+    );
 }
 
 criterion_group!(benches, bench);

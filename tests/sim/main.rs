@@ -8,10 +8,11 @@ mod case;
 mod world;
 
 use case::Case;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::{Report, World, judge};
 use yinian::plan::StepPlan;
-use yinian::sched::Planted;
+use yinian::sched::{Planted, SchedConfig};
 
 /// Seeds per depth.
 const SEEDS: u64 = 20_000;
@@ -170,4 +171,31 @@ fn depth_does_not_multiply_preemptions() {
     println!("preemptions at depth 1, 3, and 3 without the rule: {one}, {three}, {careless}");
     assert!(three * 10 <= one * 15, "{three} at depth 3, {one} at depth 1");
     assert!(careless > three, "the planted bug is not felt: {careless}, {three}");
+}
+
+/// With room for all, no full block of any prompt is computed twice, whoever comes when; only the block of a prompt's
+/// last token is each sequence's own.
+#[test]
+fn prompts_are_computed_once() {
+    let mut spared = 0;
+    for (seed, depth) in (0..3000).flat_map(|seed| (1..=3).map(move |depth| (seed, depth))) {
+        let mut case = Case { aborts: vec![], fail_per_mille: 0, poison: None, ..Case::random(seed) };
+        case.cfg = SchedConfig { num_blocks: 2000, prefix_cache: true, hash_bits: 64, ..case.cfg };
+        let report = World::new(seed, &case, depth, None).run().expect("a sound run");
+        let size = case.cfg.block_size as usize;
+        let mut computed = HashSet::new();
+        for &(seq, start, end) in &report.computed {
+            let request = &case.arrivals[seq.0 as usize - 1].request;
+            let prompt = request.prompt();
+            let own = (prompt.len() - 1) / size;
+            let blocks = start as usize / size..(end as usize / size).min(own);
+            for prefix in blocks.map(|i| &prompt[..(i + 1) * size]) {
+                let first = computed.insert((request.cache_salt, prefix));
+                assert!(first, "seed {seed} depth {depth}: {seq:?} computes {prefix:?} again\n{case:#?}");
+            }
+        }
+        assert_eq!(report.stats.lost_tokens, 0, "seed {seed} depth {depth}");
+        spared += report.stats.hit_tokens;
+    }
+    assert!(spared > 0);
 }

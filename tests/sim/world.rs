@@ -25,6 +25,8 @@ pub(crate) struct Report {
     pub outcomes: Vec<Outcome>,
     pub stats: SchedStats,
     pub ticks: u64,
+    /// Positions of every entry planned, in order: sequence, start, end.
+    pub(crate) computed: Vec<(SeqId, u32, u32)>,
     /// Over every plan, in order: two runs of one case are equal to the last block id.
     pub plans_hash: u64,
 }
@@ -39,6 +41,7 @@ pub(crate) struct World<'a> {
     readers: SplitMix64,
     now: u64,
     plans_hash: u64,
+    computed: Vec<(SeqId, u32, u32)>,
     mutate: Option<fn(&mut StepPlan)>,
 }
 
@@ -67,6 +70,7 @@ impl<'a> World<'a> {
             readers: SplitMix64(mix(seed, 2)),
             now: 0,
             plans_hash: 0,
+            computed: Vec::new(),
             mutate: None,
         }
     }
@@ -92,8 +96,8 @@ impl<'a> World<'a> {
         if stats.blocks_free != stats.blocks_total || stats.running + stats.waiting > 0 {
             return Err(format!("not all is free when idle: {stats:?}"));
         }
-        let Self { outcomes, now: ticks, plans_hash, .. } = self;
-        Ok(Report { outcomes, stats, ticks, plans_hash })
+        let Self { outcomes, now: ticks, plans_hash, computed, .. } = self;
+        Ok(Report { outcomes, stats, ticks, computed, plans_hash })
     }
 
     fn tick(&mut self) -> Result<(), String> {
@@ -152,6 +156,7 @@ impl<'a> World<'a> {
         check_plan(&plan, self.case)?;
         let text = format!("{plan:?}");
         self.plans_hash = text.bytes().fold(self.plans_hash, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+        self.computed.extend(plan.entries.iter().map(|e| (e.seq, e.start, e.start + e.len)));
         self.inflight.push_back(plan.clone());
         if let Some(mutate) = self.mutate {
             mutate(&mut plan);
