@@ -15,8 +15,8 @@ use crate::sched::{Event, Planted};
 pub(super) const PASS_LIMIT: u32 = 64;
 /// Waiting sequences looked at per step.
 const SCAN: usize = 256;
-/// Of these, how many may turn out not to fit.
-const MISFITS: usize = 32;
+/// Of these, how many may newly turn out not to fit: each costs a walk along its prefix. Known misfits cost nothing.
+const LOOKS: usize = 32;
 /// Calls of `schedule` for which a misfit is believed.
 const RETRY: u64 = 16;
 
@@ -27,6 +27,8 @@ enum Attempt {
     Shares,
     /// Not enough blocks are free.
     NoRoom,
+    /// Neither are they now: it was not looked at closer.
+    StillNoRoom,
     /// It is too large for all blocks and has ended.
     Ended,
 }
@@ -39,22 +41,24 @@ impl Scheduler {
         let mut scan = std::mem::take(&mut self.scan);
         scan.clear();
         scan.extend(self.waiting.iter().take(SCAN).map(|&(_, slot)| slot));
-        let mut misfits = [0; MISFITS];
-        let mut num_misfits = 0;
+        let mut misfits = [0; SCAN];
+        let (mut num_misfits, mut looks) = (0, 0);
         for (i, &slot) in scan.iter().enumerate() {
             if !self.may_admit(draft) {
                 break;
             }
-            match self.try_admit(slot, i + 1 < scan.len(), draft, events) {
+            let attempt = self.try_admit(slot, i + 1 < scan.len(), draft, events);
+            match attempt {
                 Attempt::Admitted => {
                     for &passed in &misfits[..num_misfits] {
                         self.seqs[passed].passed += 1;
                     }
                 }
-                Attempt::NoRoom => {
+                Attempt::NoRoom | Attempt::StillNoRoom => {
                     misfits[num_misfits] = slot;
                     num_misfits += 1;
-                    if self.seqs[slot].passed >= PASS_LIMIT || num_misfits == MISFITS {
+                    looks += usize::from(matches!(attempt, Attempt::NoRoom));
+                    if self.seqs[slot].passed >= PASS_LIMIT || looks == LOOKS {
                         break;
                     }
                 }
@@ -74,7 +78,7 @@ impl Scheduler {
             return Attempt::Shares;
         }
         if self.is_known_misfit(slot) {
-            return Attempt::NoRoom;
+            return Attempt::StillNoRoom;
         }
         let len = self.seqs[slot].tokens.len() as u32;
         let total = len.div_ceil(self.cfg.block_size);

@@ -261,7 +261,7 @@ fn a_held_sequence_gives_way_before_a_later_one() {
     held.lead = 1;
     s.add(held);
     s.add(request(2, unique(2, 8), 5));
-    s.add(request(3, unique(3, 5), 6));
+    s.add(request(3, unique(3, 5), 14));
     while step(&mut s, &mut events).is_some() {}
     assert_eq!(end_of(&events, 2).0, FinishReason::Length);
     assert_eq!(end_of(&events, 3).0, FinishReason::Length);
@@ -294,4 +294,19 @@ fn a_large_one_is_passed_over_only_so_often() {
         _ => None,
     });
     assert_eq!(first, Some(2), "{events:?}");
+}
+
+#[test]
+fn many_large_ones_block_no_small_one() {
+    let (mut s, mut events) = (scheduler(50, 100), Vec::new());
+    // One holds most blocks; a hundred more like it cannot start beside it.
+    for seq in 1..=101 {
+        s.add(request(seq, unique(seq, 160), 300));
+    }
+    s.add(request(200, unique(200, 8), 1));
+    for _ in 0..8 {
+        step(&mut s, &mut events);
+    }
+    assert_eq!(end_of(&events, 200).0, FinishReason::Length);
+    assert_eq!(s.stats().running, 1);
 }
