@@ -270,8 +270,14 @@ typedef struct yn_request {
    Counts with YN_REQ_SEEDED.
    */
   uint64_t seed;
+  /*
+   Ids that end the output, at most 64 with the model's own; they are reported, their text is not.
+   */
   const uint32_t *stop_tokens;
   size_t n_stop_tokens;
+  /*
+   At most 64 texts of at most 1024 bytes that end the output; none of their text is delivered.
+   */
   const struct yn_bytes *stop_texts;
   size_t n_stop_texts;
   int32_t priority;

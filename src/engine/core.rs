@@ -6,7 +6,7 @@ use crate::engine::State;
 use crate::engine::output::{Item, OutputMsg, STOP_LEAD};
 use crate::engine::shared::{Command, Live, Shared};
 use crate::exec::Executor;
-use crate::plan::{FinishReason, Request};
+use crate::plan::{FinishReason, Request, StepOutcome};
 use crate::sched::{Event, Scheduler};
 use crossbeam_channel::Sender;
 use std::cmp::Reverse;
@@ -164,6 +164,9 @@ impl Core {
         }
         if let Some(output) = self.exec.poll()? {
             self.inflight.pop_front();
+            if let StepOutcome::Failed(e) = &output.outcome {
+                self.shared.log.warn(format_args!("step {} failed, its sequences run again: {e}", output.id.0));
+            }
             self.sched.update(&output, &mut self.events);
             self.shared.counters.steps.add(1);
             worked = true;

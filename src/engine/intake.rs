@@ -64,7 +64,7 @@ fn hand_on(
         let detokenizer = Detokenizer::new(Arc::clone(&limits.text.tokenizer), request.prompt());
         (detokenizer, StopMatcher::new(submission.stop_texts))
     });
-    let writer = Box::new(Writer::new(place, text, has_stop_texts));
+    let writer = Box::new(Writer::new(place, text, request.stop.end_tokens().collect()));
     let shard = &outputs[live.seq.0 as usize % outputs.len()];
     // The output threads outlive the intake threads; were it otherwise, the writer's Place would still send Done.
     if shard.send(OutputMsg::Open(live.seq, writer)).is_ok() {

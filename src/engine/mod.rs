@@ -6,6 +6,7 @@
 mod build;
 mod core;
 mod intake;
+mod logging;
 mod metrics;
 mod output;
 pub mod queue;
@@ -22,6 +23,7 @@ use crate::base::{Error, ErrorKind, RequestId, Result, SeqId};
 use crate::plan::{SamplingParams, StopCriteria};
 use crate::text::TextModel;
 use intake::Job;
+use logging::Logger;
 use output::Place;
 use queue::{Cancel, StreamInfo};
 use shared::{Live, Shared};
@@ -89,7 +91,8 @@ pub struct Engine {
 impl Engine {
     /// Loads a model and starts its threads. With `async_load` returns at once; progress goes to `queue` as engine events.
     pub fn start(config: EngineConfig, queue: Arc<EventQueue>, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
-        let shared = Arc::new(Shared::new(clock, config.max_waiting));
+        let log = Logger::new(config.log_level, build::served_name(&config));
+        let shared = Arc::new(Shared::new(clock, Arc::clone(&queue), log, config.max_waiting));
         let async_load = config.async_load;
         let engine = Arc::new_cyclic(|this| Self {
             threads: Threads::new(config.max_waiting),
@@ -113,12 +116,12 @@ impl Engine {
     }
 
     fn load(&self) -> Result<()> {
-        let now = || self.shared.clock.now_ns();
+        let since_ns = self.shared.clock.now_ns();
         let mut progress = |share: f32| {
             if self.shared.is_closing() {
                 return Err(Error::new(ErrorKind::Shutdown, "the engine was freed while it loaded"));
             }
-            self.queue.engine_event(State::Loading, share, "loading", now());
+            self.shared.progress(share);
             Ok(())
         };
         let result = build::parts(&self.config, &self.shared.signal, &mut progress).and_then(|parts| {
@@ -132,11 +135,12 @@ impl Engine {
         match &result {
             Ok(()) => {
                 self.shared.set_state(State::Ready);
-                self.queue.engine_event(State::Ready, 1.0, "ready", now());
+                let ms = (self.shared.clock.now_ns() - since_ns) / 1_000_000;
+                let info = self.loaded.get().map(|loaded| &loaded.info);
+                self.shared.log.info(format_args!("loaded in {ms} ms: {}", info.unwrap_or(&serde_json::Value::Null)));
             }
             Err(e) => {
                 self.shared.fail(e.clone());
-                self.queue.engine_event(State::Failed, 0.0, &e.message, now());
                 self.threads.refuse_jobs(e);
             }
         }
@@ -208,6 +212,7 @@ impl Engine {
         self.shared.cancel_all();
         self.threads.close(&self.shared);
         self.queue.shut();
+        self.shared.log.info(format_args!("freed: {:?}", self.stats()));
     }
 
     pub fn stats(&self) -> Stats {

@@ -1,7 +1,7 @@
 //! Output threads: tokens to text, stop strings, events into the host's queues. A request is served by one of them.
 
 use crate::base::error::panic_text;
-use crate::base::{Error, SeqId, Token};
+use crate::base::{Error, ErrorKind, SeqId, Token};
 use crate::engine::queue::{Done, OutputStream};
 use crate::engine::shared::{Command, Live, Shared};
 use crate::plan::FinishReason;
@@ -76,10 +76,26 @@ impl Place {
     fn send_done(&mut self, finish: FinishReason, error: Option<Error>) {
         let Some(stream) = self.stream.take() else { return };
         let t_event_ns = self.shared.clock.now_ns();
+        self.log(finish, error.as_ref());
         let (prompt_tokens, cached_tokens) = (self.prompt_tokens, self.cached_tokens);
         let (completion_tokens, t_first_ns) = (self.completion_tokens, self.t_first_ns);
         stream.done(Done { finish, error, prompt_tokens, cached_tokens, completion_tokens, t_first_ns, t_event_ns });
         self.shared.ended(&self.live);
+    }
+}
+
+impl Place {
+    fn log(&self, finish: FinishReason, error: Option<&Error>) {
+        let (log, id) = (&self.shared.log, self.live.id.0);
+        let (prompt, output) = (self.prompt_tokens, self.completion_tokens);
+        match (finish, error) {
+            (FinishReason::Overrun, _) => {
+                log.warn(format_args!("request {id} ended: its output is not read (max_unread_bytes)"));
+            }
+            (_, Some(e)) if e.kind == ErrorKind::Internal => log.error(format_args!("request {id} failed: {e}")),
+            (_, Some(e)) => log.debug(format_args!("request {id} refused or failed: {e}")),
+            _ => log.debug(format_args!("request {id} ended ({finish:?}) after {prompt} + {output} tokens")),
+        }
     }
 }
 
@@ -96,14 +112,17 @@ pub(crate) struct Writer {
     /// Absent when the host reads tokens only and gave no stop texts.
     text: Option<(Detokenizer, StopMatcher)>,
     has_stop_texts: bool,
+    /// Ids that end the sequence: reported, but not part of the text.
+    end_tokens: Vec<Token>,
     /// Decided here (stop text, overrun, broken text); what the scheduler still sends is dropped.
     ended: Option<(FinishReason, Option<Error>)>,
     delta: String,
 }
 
 impl Writer {
-    pub(crate) fn new(place: Place, text: Option<(Detokenizer, StopMatcher)>, has_stop_texts: bool) -> Self {
-        Self { place, text, has_stop_texts, ended: None, delta: String::new() }
+    pub(crate) fn new(place: Place, text: Option<(Detokenizer, StopMatcher)>, end_tokens: Vec<Token>) -> Self {
+        let has_stop_texts = text.as_ref().is_some_and(|(_, stops)| !stops.is_empty());
+        Self { place, text, has_stop_texts, end_tokens, ended: None, delta: String::new() }
     }
 
     fn token(&mut self, token: Token, t_ns: u64) {
@@ -118,7 +137,9 @@ impl Writer {
         place.shared.counters.completion_tokens.add(1);
         let mut hit = false;
         self.delta.clear();
-        if let Some((detokenizer, stops)) = &mut self.text {
+        if let Some((detokenizer, stops)) = &mut self.text
+            && !self.end_tokens.contains(&token)
+        {
             let mut fresh = String::new();
             if let Err(e) = detokenizer.push(token, &mut fresh) {
                 return self.end(FinishReason::Error, Some(e));

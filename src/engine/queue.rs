@@ -46,6 +46,18 @@ pub struct Done {
     pub t_event_ns: u64,
 }
 
+/// Load progress or a change of state.
+#[derive(Debug)]
+pub struct EngineEvent {
+    pub state: State,
+    /// How far loading is, in thousandths.
+    pub permille: u32,
+    pub message: String,
+    /// Of a failure.
+    pub error: Option<ErrorKind>,
+    pub t_event_ns: u64,
+}
+
 /// A stream whose host does not read: its request ends with Overrun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overrun;
@@ -65,12 +77,7 @@ pub enum Record<'a> {
         info: &'a StreamInfo,
         done: &'a Done,
     },
-    Engine {
-        state: State,
-        permille: u32,
-        message: &'a str,
-        t_event_ns: u64,
-    },
+    Engine(&'a EngineEvent),
     Log {
         level: u16,
         message: &'a str,
@@ -115,7 +122,7 @@ impl Stream {
 #[derive(Debug)]
 enum Entry {
     Stream(u64),
-    Engine { state: State, permille: u32, message: String, t_event_ns: u64 },
+    Engine(EngineEvent),
     Log { level: u16, message: String, t_event_ns: u64 },
 }
 
@@ -176,17 +183,18 @@ impl EventQueue {
     }
 
     /// Reports load progress (0..=1) or a change of state. Unread progress is replaced by newer progress.
-    pub fn engine_event(&self, state: State, progress: f32, message: &str, t_event_ns: u64) {
-        let permille = (progress.clamp(0.0, 1.0) * 1000.0) as u32;
-        let event = Entry::Engine { state, permille, message: message.to_owned(), t_event_ns };
+    pub fn engine_event(&self, event: EngineEvent) {
         let mut inner = self.lock();
-        if state == State::Loading
-            && let Some(last @ Entry::Engine { state: State::Loading, .. }) = inner.ready.back_mut()
+        if inner.shut {
+            return;
+        }
+        if event.state == State::Loading
+            && let Some(Entry::Engine(last @ EngineEvent { state: State::Loading, .. })) = inner.ready.back_mut()
         {
             *last = event;
             return;
         }
-        inner.ready.push_back(event);
+        inner.ready.push_back(Entry::Engine(event));
         self.announce(&mut inner);
     }
 
@@ -312,10 +320,7 @@ impl Inner {
                     let key = *key;
                     self.drain_stream(key, sink, &mut wrote)
                 }
-                Entry::Engine { state, permille, message, t_event_ns } => {
-                    let (state, permille, t_event_ns) = (*state, *permille, *t_event_ns);
-                    sink.write(&Record::Engine { state, permille, message, t_event_ns }).is_some()
-                }
+                Entry::Engine(event) => sink.write(&Record::Engine(event)).is_some(),
                 Entry::Log { level, message, t_event_ns } => {
                     let whole = sink.write(&Record::Log { level: *level, message, t_event_ns: *t_event_ns }).is_some();
                     self.logs -= usize::from(whole);

@@ -5,6 +5,8 @@ use crate::base::metrics::Cell;
 use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, RequestId, Result, SeqId};
 use crate::engine::State;
+use crate::engine::logging::Logger;
+use crate::engine::queue::{EngineEvent, EventQueue};
 use crate::plan::{FinishReason, Request};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -64,6 +66,9 @@ struct Life {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
+    /// The engine's own: told of every change of state.
+    queue: Arc<EventQueue>,
+    pub(crate) log: Logger,
     pub(crate) signal: Arc<Signal>,
     pub(crate) counters: Counters,
     mailbox: Mutex<Vec<Command>>,
@@ -79,9 +84,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(clock: Arc<dyn Clock>, max_waiting: usize) -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>, queue: Arc<EventQueue>, log: Logger, max_waiting: usize) -> Self {
         Self {
             clock,
+            queue,
+            log,
             signal: Arc::new(Signal::default()),
             counters: Counters::default(),
             mailbox: Mutex::default(),
@@ -172,20 +179,38 @@ impl Shared {
     /// Failed is final, and a draining engine does not become ready.
     pub(crate) fn set_state(&self, state: State) {
         let mut life = lock(&self.life);
-        if life.state != State::Failed && !(life.state == State::Draining && state == State::Ready) {
-            life.state = state;
+        let (old, message) = (life.state, if state == State::Ready { "ready" } else { "draining: no new requests" });
+        if old == State::Failed || old == state || (old == State::Draining && state == State::Ready) {
+            return;
         }
+        life.state = state;
+        drop(life);
         self.changed.notify_all();
+        self.tell(state, 1000, message, None);
     }
 
     pub(crate) fn fail(&self, error: Error) {
-        log::error!(target: "yinian::engine", "the engine failed: {error}");
         let mut life = lock(&self.life);
-        if life.error.is_none() {
-            life.error = Some(error);
+        if life.state == State::Failed {
+            return;
         }
         life.state = State::Failed;
+        life.error = Some(error.clone());
+        // A host's log function may call back into the engine.
+        drop(life);
+        self.log.error(format_args!("failed: {error}"));
         self.changed.notify_all();
+        self.tell(State::Failed, 0, &error.message, Some(error.kind));
+    }
+
+    /// Tells the host how far loading is, from 0 to 1.
+    pub(crate) fn progress(&self, share: f32) {
+        self.tell(State::Loading, (share.clamp(0.0, 1.0) * 1000.0) as u32, "loading", None);
+    }
+
+    fn tell(&self, state: State, permille: u32, message: &str, error: Option<ErrorKind>) {
+        let (message, t_event_ns) = (message.to_owned(), self.clock.now_ns());
+        self.queue.engine_event(EngineEvent { state, permille, message, error, t_event_ns });
     }
 
     /// From here on nothing is accepted. False when somebody else has begun to close.

@@ -100,10 +100,15 @@ impl RecordSink for Buffer<'_> {
                 event.t_event_ns = done.t_event_ns;
                 self.message(event, done.error.as_ref().map_or("", |e| &e.message))
             }
-            Record::Engine { state: s, permille, message, t_event_ns } => {
-                let status = if s == State::Failed { YN_E_DEVICE } else { YN_OK };
-                let event = blank(YN_EV_ENGINE);
-                self.message(yn_event { finish: state(s), status, n_tokens: permille, t_event_ns, ..event }, message)
+            Record::Engine(e) => {
+                let event = yn_event {
+                    finish: state(e.state),
+                    status: e.error.map_or(YN_OK, status_of),
+                    n_tokens: e.permille,
+                    t_event_ns: e.t_event_ns,
+                    ..blank(YN_EV_ENGINE)
+                };
+                self.message(event, &e.message)
             }
             Record::Log { level, message, t_event_ns } => {
                 self.message(yn_event { flags: level, t_event_ns, ..blank(YN_EV_LOG) }, message)

@@ -15,7 +15,9 @@ use std::sync::Arc;
 const MAX_STRUCT: u32 = 4096;
 /// Most tokens a request may ask for.
 const MAX_TOKENS: u32 = 1 << 30;
-const MAX_STOPS: usize = 1024;
+/// Every token's text is compared with every stop text.
+const MAX_STOP_TEXTS: usize = 64;
+const MAX_STOP_BYTES: usize = 1024;
 
 /// Keys of extra_json that are planned, with no effect in this build.
 const LATER: &[&str] = &[
@@ -184,8 +186,8 @@ unsafe fn prompt(r: &yn_request) -> Result<Prompt> {
 /// # Safety
 /// What `r` points to is readable.
 unsafe fn stop_texts(r: &yn_request) -> Result<Vec<String>> {
-    if r.n_stop_texts > MAX_STOPS {
-        return Err(Error::invalid(format!("n_stop_texts is {}; at most {MAX_STOPS} are taken", r.n_stop_texts)));
+    if r.n_stop_texts > MAX_STOP_TEXTS {
+        return Err(Error::invalid(format!("n_stop_texts is {}; at most {MAX_STOP_TEXTS} are taken", r.n_stop_texts)));
     }
     // SAFETY: the caller vouches for what `r` points to.
     let stops = unsafe { slice("stop_texts", r.stop_texts, r.n_stop_texts) }?;
@@ -193,6 +195,10 @@ unsafe fn stop_texts(r: &yn_request) -> Result<Vec<String>> {
         // SAFETY: as above.
         match unsafe { text(&format!("stop_texts[{i}]"), *b) }? {
             "" => Err(Error::invalid(format!("stop_texts[{i}] is empty; expected at least one character"))),
+            s if s.len() > MAX_STOP_BYTES => Err(Error::invalid(format!(
+                "stop_texts[{i}] has {} bytes; at most {MAX_STOP_BYTES} are taken",
+                s.len()
+            ))),
             s => Ok(s.to_owned()),
         }
     };

@@ -183,8 +183,10 @@ pub struct yn_request {
     pub reserved: u32,
     /// Counts with YN_REQ_SEEDED.
     pub seed: u64,
+    /// Ids that end the output, at most 64 with the model's own; they are reported, their text is not.
     pub stop_tokens: *const u32,
     pub n_stop_tokens: usize,
+    /// At most 64 texts of at most 1024 bytes that end the output; none of their text is delivered.
     pub stop_texts: *const yn_bytes,
     pub n_stop_texts: usize,
     pub priority: i32,

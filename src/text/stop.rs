@@ -21,6 +21,10 @@ impl StopMatcher {
         Self { stops, held: String::new() }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.stops.is_empty()
+    }
+
     /// Appends to `out` the text that no stop string can claim any more. On a hit (the stop that is complete first; of several, the
     /// one that began first) the text is cut where the stop begins, and nothing may be pushed after it.
     pub fn push(&mut self, text: &str, out: &mut String) -> Option<StopHit> {

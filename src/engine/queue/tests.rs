@@ -19,11 +19,15 @@ impl RecordSink for Lines {
                 format!("{}:{tokens:?}{}", info.user_data, &text[..cut])
             }
             Record::Done { info, done } => format!("{}.{:?}", info.user_data, done.finish),
-            Record::Engine { state, permille, .. } => format!("{state:?} {permille}"),
+            Record::Engine(e) => format!("{:?} {}", e.state, e.permille),
             Record::Log { message, .. } => (*message).to_owned(),
         });
         Some(taken)
     }
+}
+
+fn engine_event(state: State, permille: u32) -> EngineEvent {
+    EngineEvent { state, permille, message: String::new(), error: None, t_event_ns: 1 }
 }
 
 #[derive(Debug, Default)]
@@ -128,9 +132,9 @@ fn the_bell_follows_the_queue() {
     let level: Arc<AtomicI32> = Arc::default();
     let q = EventQueue::new(Some(Box::new(Level(Arc::clone(&level)))));
     let now = || level.load(Ordering::SeqCst);
-    q.engine_event(State::Loading, 0.25, "loading", 1);
-    q.engine_event(State::Loading, 0.5, "loading", 2);
-    q.engine_event(State::Ready, 1.0, "ready", 3);
+    q.engine_event(engine_event(State::Loading, 250));
+    q.engine_event(engine_event(State::Loading, 500));
+    q.engine_event(engine_event(State::Ready, 1000));
     assert_eq!(now(), 1);
     assert_eq!(poll(&q, 1, 99).unwrap(), ["Loading 500"]);
     assert_eq!(now(), 1);

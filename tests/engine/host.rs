@@ -1,0 +1,129 @@
+//! A host in Rust: an engine on the mock model, its queue, and what came out of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use yinian::base::clock::MonotonicClock;
+use yinian::base::config::EngineConfig;
+use yinian::base::{ErrorKind, RequestId, Token};
+use yinian::engine::queue::{EngineEvent, Record, RecordSink, Taken};
+use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, State, Submission};
+use yinian::plan::FinishReason;
+
+/// What one request came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) finish: Option<FinishReason>,
+    pub(crate) error: Option<ErrorKind>,
+    pub(crate) cached_tokens: u32,
+    pub(crate) completion_tokens: u32,
+}
+
+/// Everything read so far.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    pub(crate) answers: HashMap<RequestId, Answer>,
+    /// State, permille, kind of error.
+    pub(crate) states: Vec<(State, u32, Option<ErrorKind>)>,
+    pub(crate) done: usize,
+}
+
+impl RecordSink for Reader {
+    fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
+        let mut taken = Taken { tokens: 0, text: 0 };
+        match record {
+            Record::Output { info, tokens, text, .. } => {
+                let answer = self.answers.entry(info.id).or_default();
+                assert_eq!(answer.finish, None, "output after Done");
+                answer.tokens.extend_from_slice(tokens);
+                answer.text.push_str(text);
+                taken = Taken { tokens: tokens.len(), text: text.len() };
+            }
+            Record::Done { info, done } => {
+                let answer = self.answers.entry(info.id).or_default();
+                assert_eq!(answer.finish, None, "a second Done");
+                answer.finish = Some(done.finish);
+                answer.error = done.error.as_ref().map(|e| e.kind);
+                answer.cached_tokens = done.cached_tokens;
+                answer.completion_tokens = done.completion_tokens;
+                self.done += 1;
+            }
+            Record::Engine(EngineEvent { state, permille, error, .. }) => self.states.push((*state, *permille, *error)),
+            Record::Log { .. } => {}
+        }
+        Some(taken)
+    }
+}
+
+pub(crate) struct Host {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) queue: Arc<EventQueue>,
+    pub(crate) reader: Reader,
+}
+
+impl Host {
+    pub(crate) fn new(config: &str) -> Self {
+        let queue = EventQueue::new(None);
+        let config = EngineConfig::from_json(config.as_bytes()).unwrap();
+        let engine = Engine::start(config, Arc::clone(&queue), Arc::new(MonotonicClock::starting_at(0))).unwrap();
+        Self { engine, queue, reader: Reader::default() }
+    }
+
+    /// A greedy request of text that runs to `max_tokens`.
+    pub(crate) fn request(&self, prompt: &str, max_tokens: u32) -> Submission {
+        Submission {
+            prompt: Prompt::Text(prompt.to_owned()),
+            no_special_tokens: false,
+            output: OutputMode { text: true, tokens: true, final_only: false },
+            user_data: 0,
+            queue: Arc::clone(&self.queue),
+            max_tokens: Some(max_tokens),
+            min_tokens: 0,
+            ignore_eos: true,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: None,
+            stop_tokens: vec![],
+            stop_texts: vec![],
+            timeout_ms: 0,
+            cache_salt: vec![],
+        }
+    }
+
+    /// Reads until `n` requests have ended.
+    pub(crate) fn read(&mut self, n: usize) {
+        while self.reader.done < n {
+            self.queue.poll(Some(Duration::from_secs(20)), &mut self.reader).expect("the engine answers");
+        }
+    }
+
+    pub(crate) fn submit(&self, submission: Submission) -> RequestId {
+        self.engine.submit(submission).unwrap()
+    }
+
+    /// Submits all, reads all; the answers in order.
+    pub(crate) fn serve(&mut self, submissions: Vec<Submission>) -> Vec<Answer> {
+        let n = self.reader.done + submissions.len();
+        let ids: Vec<_> = submissions.into_iter().map(|s| self.submit(s)).collect();
+        self.read(n);
+        ids.iter().map(|id| self.reader.answers[id].clone()).collect()
+    }
+
+    /// All blocks are free and nothing is left.
+    pub(crate) fn assert_idle(&self) {
+        self.engine.drain(Some(Duration::from_secs(20))).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            // The engine thread publishes its counters after the last Done may have been read.
+            let s = self.engine.stats();
+            if s.waiting + s.running == 0 && s.blocks_free == s.blocks_total {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "not idle: {s:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The engine with all its threads on the mock model: what becomes of requests when things go wrong around them.
+
+mod host;
+
+use host::{Answer, Host};
+use std::time::{Duration, Instant};
+use yinian::base::{ErrorKind, Token};
+use yinian::engine::{Prompt, State, Submission};
+use yinian::plan::FinishReason;
+
+const PROMPTS: [&str; 4] =
+    ["one", "the quick brown fox jumps over the lazy dog", "the quick brown fox walks home", "x"];
+
+fn requests(host: &Host, n: usize, max_tokens: u32) -> Vec<Submission> {
+    (0..n).map(|i| host.request(&format!("{} {}", PROMPTS[i % 4], i / 4), max_tokens)).collect()
+}
+
+fn without_cache_hits(mut answers: Vec<Answer>) -> Vec<Answer> {
+    answers.iter_mut().for_each(|a| a.cached_tokens = 0);
+    answers
+}
+
+fn answers_of(config: &str) -> Vec<Answer> {
+    let mut host = Host::new(config);
+    let requests = requests(&host, 40, 50);
+    let answers = host.serve(requests);
+    host.assert_idle();
+    without_cache_hits(answers)
+}
+
+#[test]
+fn answers_do_not_depend_on_depth_memory_chunks_or_failed_steps() {
+    let truth = answers_of(r#"{"model": "mock:words", "pipeline_depth": 1, "enable_prefix_caching": false}"#);
+    assert!(truth.iter().all(|a| a.completion_tokens == 50 && a.finish == Some(FinishReason::Length)));
+    for config in [
+        r#"{"model": "mock:words", "pipeline_depth": 2}"#,
+        r#"{"model": "mock:words", "pipeline_depth": 3, "max_num_batched_tokens": 7}"#,
+        r#"{"model": "mock:words", "pipeline_depth": 3, "kv_cache_bytes": 256, "block_size": 4}"#,
+        r#"{"model": "mock:words,delay_us=100,fail_step=9", "pipeline_depth": 3}"#,
+        r#"{"model": "mock:words,fail_step=0", "pipeline_depth": 2, "max_num_seqs": 3}"#,
+    ] {
+        assert_eq!(answers_of(config), truth, "{config}");
+    }
+}
+
+#[test]
+fn a_full_cache_preempts_and_finishes_all() {
+    let mut host = Host::new(r#"{"model": "mock:words", "kv_cache_bytes": 256, "block_size": 4}"#);
+    let requests = requests(&host, 40, 50);
+    let answers = host.serve(requests);
+    assert!(answers.iter().all(|a| a.completion_tokens == 50), "{answers:?}");
+    assert!(host.engine.stats().preempted > 0);
+    host.assert_idle();
+}
+
+#[test]
+fn stop_tokens_and_stop_texts_end_requests_and_are_not_text() {
+    let mut host = Host::new(r#"{"model": "mock:words"}"#);
+    let plain = host.request("tell me", 200);
+    let whole = host.serve(vec![plain.clone()]).remove(0);
+    let (cut, space) = (whole.text.find(' ').expect("the mock model makes spaces"), Token::from(b' '));
+    let stopped = host.serve(vec![Submission { stop_tokens: vec![space], ..plain.clone() }]).remove(0);
+    assert_eq!((stopped.finish, stopped.text.as_str()), (Some(FinishReason::Stop), &whole.text[..cut]));
+    assert_eq!(stopped.tokens, whole.tokens[..=cut], "the stop token is reported");
+
+    let at = whole.text.len() / 2;
+    let stop = whole.text[at..at + 5].to_owned();
+    let at = whole.text.find(&stop).unwrap();
+    let stopped = host.serve(vec![Submission { stop_texts: vec!["\u{0}".into(), stop], ..plain.clone() }]).remove(0);
+    assert_eq!((stopped.finish, stopped.text.as_str()), (Some(FinishReason::Stop), &whole.text[..at]));
+    assert_eq!(stopped.tokens, whole.tokens[..at + 5], "tokens behind a stop text are dropped");
+
+    // A stop text that never comes holds nothing back in the end.
+    let near = format!("{}#", &whole.text[whole.text.len() - 3..]);
+    let unstopped = host.serve(vec![Submission { stop_texts: vec![near], ..plain }]).remove(0);
+    assert_eq!((unstopped.finish, &unstopped.text), (Some(FinishReason::Length), &whole.text));
+    host.assert_idle();
+}
+
+#[test]
+fn late_and_cancelled_requests_end_while_others_go_on() {
+    let mut host =
+        Host::new(r#"{"model": "mock:words,delay_us=2000", "max_num_seqs": 2, "default_timeout_ms": 60000}"#);
+    let late = host.submit(Submission { timeout_ms: 30, ..host.request("late", 1 << 14) });
+    let cancelled = host.submit(host.request("cancelled", 1 << 14));
+    // Behind two that would run for half a minute.
+    let late_waiting = host.submit(Submission { timeout_ms: 15, ..host.request("late too", 5) });
+    let cancelled_waiting = host.submit(host.request("cancelled too", 5));
+    let fine = host.submit(host.request("fine", 5));
+    host.engine.cancel(cancelled_waiting);
+    host.read(2);
+    host.engine.cancel(cancelled);
+    host.engine.cancel(cancelled);
+    host.read(5);
+    let finish = |id| host.reader.answers[&id].finish.unwrap();
+    assert_eq!([finish(late), finish(late_waiting)], [FinishReason::Deadline; 2]);
+    assert_eq!([finish(cancelled), finish(cancelled_waiting)], [FinishReason::Cancelled; 2]);
+    assert_eq!(finish(fine), FinishReason::Length);
+    host.assert_idle();
+}
+
+#[test]
+fn more_than_may_wait_are_refused_and_counted() {
+    let mut host = Host::new(r#"{"model": "mock:words,delay_us=3000", "max_num_seqs": 1, "max_waiting": 4}"#);
+    let results: Vec<_> = (0..12).map(|_| host.engine.submit(host.request("hello", 20))).collect();
+    let refused = results.iter().filter_map(|r| r.as_ref().err()).collect::<Vec<_>>();
+    assert!(
+        refused.len() >= 7 && refused.iter().all(|e| e.kind == ErrorKind::Busy && e.message.contains("max_waiting"))
+    );
+    assert_eq!(host.engine.stats().rejected, refused.len() as u64);
+    host.read(12 - refused.len());
+    host.submit(host.request("again", 1));
+    host.read(13 - refused.len());
+    host.assert_idle();
+}
+
+#[test]
+fn an_unread_request_is_overrun_and_hurts_nobody() {
+    let mut host = Host::new(r#"{"model": "mock:words", "max_unread_bytes": 4096}"#);
+    let unread = host.submit(host.request("long", 8000));
+    let end = Instant::now() + Duration::from_secs(20);
+    while host.engine.stats().finished == 0 {
+        assert!(Instant::now() < end, "not overrun: {:?}", host.engine.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    host.read(1);
+    let answer = &host.reader.answers[&unread];
+    assert_eq!(answer.finish, Some(FinishReason::Overrun));
+    assert!(answer.text.len() * 5 <= 4096 + 5 && answer.text.len() * 5 > 2048, "{}", answer.text.len());
+    let request = host.request("short", 10);
+    assert_eq!(host.serve(vec![request])[0].finish, Some(FinishReason::Length));
+    host.assert_idle();
+}
+
+fn assert_fails(config: &str, kind: ErrorKind, says: &str) {
+    let mut host = Host::new(config);
+    let own = std::sync::Arc::clone(&host.queue);
+    for request in requests(&host, 8, 1000) {
+        // Some may come after the failure already.
+        let _ = host.engine.submit(request);
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while host.engine.stats().state != State::Failed {
+        assert!(Instant::now() < end, "{config} did not fail");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let refused = host.engine.submit(host.request("late", 1)).unwrap_err();
+    assert!(refused.kind == kind && refused.message.contains(says), "{refused}");
+    assert!(host.engine.info()["error"].as_str().unwrap().contains(says));
+    host.engine.close();
+    while own.poll(Some(Duration::from_secs(20)), &mut host.reader).is_ok() {}
+    assert!(host.reader.done > 0);
+    for answer in host.reader.answers.values() {
+        assert_eq!((answer.finish, answer.error), (Some(FinishReason::Error), Some(kind)), "{config}");
+    }
+    let (state, _, error) = *host.reader.states.last().unwrap();
+    assert_eq!((state, error), (State::Failed, Some(kind)));
+    assert_eq!(host.engine.stats().waiting + host.engine.stats().running, 0);
+}
+
+#[test]
+fn a_panic_or_a_hang_of_the_device_fails_the_engine_not_the_host() {
+    assert_fails(r#"{"model": "mock:words,panic_step=5"}"#, ErrorKind::Internal, "told to panic");
+    assert_fails(r#"{"model": "mock:words,hang_step=5", "watchdog_ms": 50}"#, ErrorKind::Device, "watchdog_ms");
+}
+
+#[test]
+fn loading_takes_requests_and_a_failed_load_ends_them() {
+    let mut host = Host::new(r#"{"model": "mock:words", "async_load": true}"#);
+    let request = host.request("early", 5);
+    assert_eq!(host.serve(vec![request])[0].completion_tokens, 5);
+    assert_eq!(host.reader.states.last().map(|s| (s.0, s.1)), Some((State::Ready, 1000)));
+
+    let mut host = Host::new(r#"{"model": "/no/such/model", "async_load": true}"#);
+    // Before the load has failed it is taken and ends with the cause, after that it is refused with it.
+    match host.engine.submit(Submission { prompt: Prompt::Tokens(vec![1]), ..host.request("", 5) }) {
+        Ok(id) => {
+            host.read(1);
+            assert_eq!(host.reader.answers[&id].error, Some(ErrorKind::NotFound));
+        }
+        Err(e) => assert_eq!(e.kind, ErrorKind::NotFound),
+    }
+    while host.reader.states.last().is_none_or(|s| s.0 != State::Failed) {
+        host.queue.poll(Some(Duration::from_secs(20)), &mut host.reader).unwrap();
+    }
+    assert_eq!(host.reader.states.last().unwrap().2, Some(ErrorKind::NotFound));
+}
+
+#[test]
+fn drain_refuses_new_requests_and_waits_for_old_ones() {
+    let mut host = Host::new(r#"{"model": "mock:words,delay_us=1000"}"#);
+    for request in requests(&host, 4, 100) {
+        host.submit(request);
+    }
+    assert_eq!(host.engine.drain(Some(Duration::from_millis(1))).unwrap_err().kind, ErrorKind::Timeout);
+    assert_eq!(host.engine.submit(host.request("new", 1)).unwrap_err().kind, ErrorKind::Shutdown);
+    host.engine.drain(None).unwrap();
+    assert_eq!(host.engine.stats().finished, 4);
+    host.read(4);
+    assert!(host.reader.answers.values().all(|a| a.completion_tokens == 100));
+    assert_eq!(host.reader.states.last().map(|s| s.0), Some(State::Draining));
+}
+
+#[test]
+fn closing_during_traffic_ends_every_accepted_request() {
+    for round in 0..20 {
+        let mut host = Host::new(r#"{"model": "mock:words,delay_us=200"}"#);
+        let accepted = std::thread::scope(|scope| {
+            let submitters: Vec<_> = (0..3)
+                .map(|_| {
+                    let host = &host;
+                    scope.spawn(move || {
+                        (0..200).take_while(|_| host.engine.submit(host.request("hello", 500)).is_ok()).count()
+                    })
+                })
+                .collect();
+            std::thread::sleep(Duration::from_micros(300 * round));
+            host.engine.close();
+            submitters.into_iter().map(|s| s.join().unwrap()).sum::<usize>()
+        });
+        while host.queue.poll(Some(Duration::from_secs(20)), &mut host.reader).is_ok() {}
+        assert_eq!(host.reader.done, accepted, "round {round}");
+        assert!(host.reader.answers.values().all(|a| a.finish == Some(FinishReason::Cancelled)));
+    }
+}
