@@ -173,6 +173,10 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
 
 fn mock(config: &EngineConfig, signal: &Arc<Signal>) -> Result<Parts> {
     let spec = MockSpec::parse(&config.model)?;
+    if config.tokenizer.is_some() {
+        return Err(Error::invalid("config key \"tokenizer\" is set; a mock model has its own, leave the key out"));
+    }
+    let text = TextModel::mock(config.chat_template.as_deref(), spec.panic_byte)?;
     let max_model_len = config.max_model_len.unwrap_or(MOCK_MODEL_LEN);
     let block_size = config.block_size.unwrap_or(MOCK_BLOCK_SIZE);
     let options = RunnerOptions {
@@ -190,7 +194,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>) -> Result<Parts> {
         sched: scheduler(config, &options)?,
         exec: Box::new(exec),
         limits: Limits {
-            text: Arc::new(TextModel::mock()),
+            text: Arc::new(text),
             max_model_len,
             vocab_size: MOCK_EOS as usize + 1,
             eos_tokens: vec![MOCK_EOS],

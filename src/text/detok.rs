@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn half_a_code_point_is_never_seen() {
-        let bytes = Arc::new(Tokenizer::bytes());
+        let bytes = Arc::new(Tokenizer::bytes(None));
         let text = "héé 一念 🦊!";
         let tokens = bytes.encode(text, super::super::SpecialTokens::Omit).unwrap();
         let (all, parts) = deltas(&bytes, &tokens);
@@ -135,14 +135,14 @@ mod tests {
     proptest! {
         #[test]
         fn deltas_add_up(text in "\\PC{0,40}") {
-            let bytes = Arc::new(Tokenizer::bytes());
+            let bytes = Arc::new(Tokenizer::bytes(None));
             let tokens = bytes.encode(&text, super::super::SpecialTokens::Omit).unwrap();
             prop_assert_eq!(deltas(&bytes, &tokens).0, text);
         }
 
         #[test]
         fn garbage_never_fails(tokens in proptest::collection::vec(0u32..300, 0..80)) {
-            deltas(&Arc::new(Tokenizer::bytes()), &tokens);
+            deltas(&Arc::new(Tokenizer::bytes(None)), &tokens);
         }
     }
 }

@@ -36,12 +36,14 @@ impl TextModel {
         Ok(Self { tokenizer, chat })
     }
 
-    /// The text side of the mock model: ids are bytes, 256 ends a sequence.
-    pub fn mock() -> Self {
-        let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ";
-        // A constant template that the tests render.
-        let chat = ChatTemplate::new(source, SpecialMap::default()).ok();
-        Self { tokenizer: Arc::new(Tokenizer::bytes()), chat }
+    /// The text side of the mock model: ids are bytes, 256 ends a sequence, `panic_byte` panics.
+    pub fn mock(chat_template: Option<&str>, panic_byte: Option<u8>) -> Result<Self> {
+        let plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ";
+        let chat = match chat_template {
+            None => Some(ChatTemplate::new(plain, SpecialMap::default())?),
+            given => files::chat_template(Path::new(""), given)?,
+        };
+        Ok(Self { tokenizer: Arc::new(Tokenizer::bytes(panic_byte)), chat })
     }
 
     /// Renders `{"messages": [...], ...}` to prompt text.

@@ -25,7 +25,7 @@ pub enum ShowSpecial {
 }
 
 enum Kind {
-    Bytes,
+    Bytes { panic_byte: Option<u8> },
     HuggingFace(Box<tokenizers::Tokenizer>),
 }
 
@@ -50,9 +50,9 @@ impl Tokenizer {
         Ok(Self { kind: Kind::HuggingFace(Box::new(parsed)) })
     }
 
-    /// The tokenizer of the mock model: ids 0..=255 are bytes, 256 ends a sequence.
-    pub fn bytes() -> Self {
-        Self { kind: Kind::Bytes }
+    /// The tokenizer of the mock model: ids 0..=255 are bytes, 256 ends a sequence. It panics at `panic_byte`.
+    pub fn bytes(panic_byte: Option<u8>) -> Self {
+        Self { kind: Kind::Bytes { panic_byte } }
     }
 
     /// Ids of `text`. Special tokens written out in the text become their ids.
@@ -64,7 +64,13 @@ impl Tokenizer {
             )));
         }
         match &self.kind {
-            Kind::Bytes => Ok(text.bytes().map(Token::from).collect()),
+            Kind::Bytes { panic_byte } => {
+                assert!(
+                    panic_byte.is_none_or(|b| !text.as_bytes().contains(&b)),
+                    "the mock tokenizer was told to panic"
+                );
+                Ok(text.bytes().map(Token::from).collect())
+            }
             Kind::HuggingFace(t) => {
                 let encoded = t.encode_fast(text, special == SpecialTokens::Add);
                 encoded
@@ -85,8 +91,9 @@ impl Tokenizer {
     /// Text of those of `tokens` that are in the vocabulary: models may have more ids than their tokenizers.
     pub(super) fn decode_known(&self, tokens: &[Token], special: ShowSpecial) -> Result<String> {
         match &self.kind {
-            Kind::Bytes => {
+            Kind::Bytes { panic_byte } => {
                 let bytes: Vec<u8> = tokens.iter().filter_map(|&t| u8::try_from(t).ok()).collect();
+                assert!(panic_byte.is_none_or(|b| !bytes.contains(&b)), "the mock tokenizer was told to panic");
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
             Kind::HuggingFace(t) => t
@@ -97,7 +104,7 @@ impl Tokenizer {
 
     fn knows(&self, token: Token) -> bool {
         match &self.kind {
-            Kind::Bytes => (token as usize) < BYTES_VOCAB,
+            Kind::Bytes { .. } => (token as usize) < BYTES_VOCAB,
             Kind::HuggingFace(t) => t.id_to_token(token).is_some(),
         }
     }
@@ -105,7 +112,7 @@ impl Tokenizer {
     /// Ids, added tokens included.
     pub fn vocab_size(&self) -> usize {
         match &self.kind {
-            Kind::Bytes => BYTES_VOCAB,
+            Kind::Bytes { .. } => BYTES_VOCAB,
             Kind::HuggingFace(t) => t.get_vocab_size(true),
         }
     }
@@ -113,7 +120,7 @@ impl Tokenizer {
     /// The id of a token's exact text.
     pub fn token_id(&self, token: &str) -> Option<Token> {
         match &self.kind {
-            Kind::Bytes => match token.as_bytes() {
+            Kind::Bytes { .. } => match token.as_bytes() {
                 [byte] => Some(Token::from(*byte)),
                 _ => None,
             },

@@ -5,7 +5,7 @@ mod host;
 use host::{Answer, Host};
 use std::time::{Duration, Instant};
 use yinian::base::{ErrorKind, Token};
-use yinian::engine::{Prompt, State, Submission};
+use yinian::engine::{OutputMode, Prompt, State, Submission};
 use yinian::plan::FinishReason;
 
 const PROMPTS: [&str; 4] =
@@ -162,6 +162,25 @@ fn assert_fails(config: &str, kind: ErrorKind, says: &str) {
 fn a_panic_or_a_hang_of_the_device_fails_the_engine_not_the_host() {
     assert_fails(r#"{"model": "mock:words,panic_step=5"}"#, ErrorKind::Internal, "told to panic");
     assert_fails(r#"{"model": "mock:words,hang_step=5", "watchdog_ms": 50}"#, ErrorKind::Device, "watchdog_ms");
+}
+
+#[test]
+fn a_panic_in_the_text_work_of_a_request_ends_it_alone() {
+    let mut host = Host::new(r#"{"model": "mock:words,panic_byte=113"}"#);
+    let prompts = ["q is in the prompt", "no such letter", "none here", "nor here"];
+    let answers = host.serve(prompts.iter().map(|p| host.request(p, 100)).collect());
+    assert_eq!((answers[0].completion_tokens, answers[0].error), (0, Some(ErrorKind::Internal)));
+    for (answer, prompt) in answers.iter().zip(prompts).skip(1) {
+        // One letter in 26 is a q.
+        assert_eq!((answer.finish, answer.error), (Some(FinishReason::Error), Some(ErrorKind::Internal)), "{prompt}");
+        assert!(!answer.text.contains('q') && answer.completion_tokens > 0, "{answer:?}");
+    }
+    let request = Submission {
+        output: OutputMode { text: false, tokens: true, final_only: false },
+        ..host.request("bytes", 100)
+    };
+    assert_eq!(host.serve(vec![request])[0].finish, Some(FinishReason::Length));
+    host.assert_idle();
 }
 
 #[test]
