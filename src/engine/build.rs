@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the threads of an engine are started with.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ const MOCK_MODEL_LEN: usize = 32_768;
 const MOCK_BLOCK_SIZE: u32 = 16;
 
 pub(crate) fn parts(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
-    if config.model.starts_with("mock:") { mock(config, signal) } else { real(config, signal, progress) }
+    if config.model.starts_with("mock:") { mock(config, signal, progress) } else { real(config, signal, progress) }
 }
 
 /// A process-independent random number, for seeds.
@@ -171,8 +172,13 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
     Ok(Scheduler::new(sched, policy))
 }
 
-fn mock(config: &EngineConfig, signal: &Arc<Signal>) -> Result<Parts> {
+fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     let spec = MockSpec::parse(&config.model)?;
+    let steps = spec.load.as_millis() as u32;
+    for step in 0..steps {
+        progress(step as f32 / steps as f32)?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
     if config.tokenizer.is_some() {
         return Err(Error::invalid("config key \"tokenizer\" is set; a mock model has its own, leave the key out"));
     }

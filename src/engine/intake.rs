@@ -11,7 +11,6 @@ use crate::text::{Detokenizer, SpecialTokens, StopMatcher, TextModel};
 use crossbeam_channel::{Receiver, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// A submission with its place in the host's queue.
 #[derive(Debug)]
@@ -35,8 +34,8 @@ pub(crate) struct Limits {
 pub(crate) fn run(jobs: &Receiver<Job>, limits: &Limits, outputs: &[Sender<OutputMsg>], shared: &Shared) {
     while let Ok(Job { submission, place }) = jobs.recv() {
         let live = Arc::clone(place.live());
-        if live.cancelled.load(Ordering::Acquire) {
-            place.end(FinishReason::Cancelled, None);
+        if let Some(reason) = live.over(shared.clock.now_ns()) {
+            place.end(reason, None);
             continue;
         }
         let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&submission, limits, &live)));

@@ -122,6 +122,7 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Shutdown, "the engine was freed while it loaded"));
             }
             self.shared.progress(share);
+            self.threads.sweep(self.shared.clock.now_ns());
             Ok(())
         };
         let result = build::parts(&self.config, &self.shared.signal, &mut progress).and_then(|parts| {

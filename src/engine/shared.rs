@@ -28,6 +28,16 @@ pub(crate) struct Live {
     pub(crate) waiting: AtomicBool,
 }
 
+impl Live {
+    /// Why it need not be started any more.
+    pub(crate) fn over(&self, now_ns: u64) -> Option<FinishReason> {
+        if self.cancelled.load(Ordering::Acquire) {
+            return Some(FinishReason::Cancelled);
+        }
+        (self.deadline_ns <= now_ns).then_some(FinishReason::Deadline)
+    }
+}
+
 /// What the engine thread is told.
 #[derive(Debug)]
 pub(crate) enum Command {

@@ -1,7 +1,7 @@
 //! The threads of one engine and the channels between them: started when the model is there, ended in the order that
 //! loses nothing: intake, then the engine thread, then output.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, ErrorKind, Result};
 use crate::engine::build::Parts;
 use crate::engine::core::Core;
 use crate::engine::intake::{self, Job};
@@ -63,6 +63,19 @@ impl Threads {
         }
     }
 
+    /// While the model loads: ends the waiting jobs that were cancelled or are late. Only the loader calls this.
+    pub(crate) fn sweep(&self, now_ns: u64) {
+        // The lock keeps new jobs out, so those that stay find their room again.
+        let Some(jobs) = &*lock(&self.jobs) else { return };
+        for job in (0..self.inbox.len()).map_while(|_| self.inbox.try_recv().ok()) {
+            match job.place.live().over(now_ns) {
+                Some(reason) => job.place.end(reason, None),
+                // A job that found no room would end with its Place's own error.
+                None => drop(jobs.try_send(job)),
+            }
+        }
+    }
+
     /// Starts what serves requests.
     pub(crate) fn start(&self, parts: Parts, shared: &Arc<Shared>, watchdog_ms: u32) -> Result<()> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -92,7 +105,11 @@ impl Threads {
     pub(crate) fn refuse_jobs(&self, error: &Error) {
         *lock(&self.jobs) = None;
         while let Ok(job) = self.inbox.try_recv() {
-            job.place.end(FinishReason::Error, Some(error.clone()));
+            match error.kind {
+                // The engine was freed.
+                ErrorKind::Shutdown => job.place.end(FinishReason::Cancelled, None),
+                _ => job.place.end(FinishReason::Error, Some(error.clone())),
+            }
         }
     }
 

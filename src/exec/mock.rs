@@ -23,13 +23,16 @@ pub struct MockSpec {
     hang_step: Option<u64>,
     /// The tokenizer panics when it meets this byte.
     pub panic_byte: Option<u8>,
+    /// Time loading takes.
+    pub load: Duration,
 }
 
 impl MockSpec {
-    /// Parses `mock:words[,delay_us=N][,fail_step=N][,panic_step=N][,hang_step=N][,panic_byte=N]`.
+    /// Parses `mock:words[,delay_us=N][,fail_step=N][,panic_step=N][,hang_step=N][,panic_byte=N]
+    /// [,load_ms=N]`.
     pub fn parse(model: &str) -> Result<Self> {
-        let usage = "expected mock:words, with options delay_us, fail_step, panic_step, hang_step, panic_byte as \
-                     name=number";
+        let usage = "expected mock:words, with options delay_us, fail_step, panic_step, hang_step, panic_byte, \
+                     load_ms as name=number";
         let mut parts = model.strip_prefix("mock:").unwrap_or_default().split(',');
         if parts.next() != Some("words") {
             return Err(Error::invalid(format!("model {model:?} is no mock model; {usage}")));
@@ -43,6 +46,7 @@ impl MockSpec {
                 Some(("panic_step", n)) => spec.panic_step = Some(n),
                 Some(("hang_step", n)) => spec.hang_step = Some(n),
                 Some(("panic_byte", n @ 0..=255)) => spec.panic_byte = Some(n as u8),
+                Some(("load_ms", n @ 0..=60_000)) => spec.load = Duration::from_millis(n),
                 _ => return Err(Error::invalid(format!("option {part:?} of model {model:?} is unknown; {usage}"))),
             }
         }

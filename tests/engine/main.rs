@@ -206,6 +206,24 @@ fn loading_takes_requests_and_a_failed_load_ends_them() {
 }
 
 #[test]
+fn requests_end_and_the_load_is_cancelled_while_the_model_loads() {
+    let mut host = Host::new(r#"{"model": "mock:words,load_ms=60000", "async_load": true}"#);
+    let cancelled = host.submit(host.request("cancelled", 5));
+    let late = host.submit(Submission { timeout_ms: 20, ..host.request("late", 5) });
+    let patient = host.submit(host.request("patient", 5));
+    host.engine.cancel(cancelled);
+    host.read(2);
+    assert_eq!(host.reader.answers[&cancelled].finish, Some(FinishReason::Cancelled));
+    assert_eq!(host.reader.answers[&late].finish, Some(FinishReason::Deadline));
+    assert!(host.reader.states.iter().all(|s| s.0 == State::Loading && s.1 < 1000));
+    let from = Instant::now();
+    host.engine.close();
+    assert!(from.elapsed() < Duration::from_secs(5), "close waited for the load");
+    host.read(3);
+    assert_eq!(host.reader.answers[&patient].finish, Some(FinishReason::Cancelled));
+}
+
+#[test]
 fn drain_refuses_new_requests_and_waits_for_old_ones() {
     let mut host = Host::new(r#"{"model": "mock:words,delay_us=1000"}"#);
     for request in requests(&host, 4, 100) {
