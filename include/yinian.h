@@ -248,17 +248,33 @@ typedef struct yn_request {
   uint32_t max_tokens;
   uint32_t min_tokens;
   /*
-   0 is greedy.
+   0 to 100; 0 is greedy. Order of processors: logit_bias (of extra_json), penalties, min_tokens, temperature, top_k,
+   top_p, min_p.
    */
   float temperature;
+  /*
+   Above 0, at most 1; 1 keeps all.
+   */
   float top_p;
+  /*
+   0 to 1: tokens less probable than this share of the most probable one are dropped; 0 keeps all.
+   */
   float min_p;
   /*
    0 or -1 keeps all.
    */
   int32_t top_k;
+  /*
+   Above 0, at most 100; 1 is none. Over prompt and output: divides logits above 0, multiplies others (Hugging Face).
+   */
   float repetition_penalty;
+  /*
+   -2 to 2; taken off the logits of tokens that the output has (OpenAI).
+   */
   float presence_penalty;
+  /*
+   -2 to 2; taken off once for every time the output has the token (OpenAI).
+   */
   float frequency_penalty;
   uint32_t n_logprobs;
   uint32_t n_prompt_logprobs;
@@ -292,7 +308,8 @@ typedef struct yn_request {
    */
   struct yn_bytes cache_salt;
   /*
-   A JSON object of rare parameters; an unknown key is an error.
+   A JSON object of rare parameters: {"logit_bias": {"token id": -100 to 100, ...}}, at most 300 ids. An unknown key is
+   an error.
    */
   struct yn_bytes extra_json;
 } yn_request;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use yinian::base::clock::MonotonicClock;
 use yinian::base::config::EngineConfig;
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, Submission};
+use yinian::plan::SamplingParams;
 
 const IDLE_SECONDS: u64 = 10;
 const MAX_RESIDENT_BYTES: u64 = 30 << 20;
@@ -52,9 +53,7 @@ fn generate(engine: &Engine, max_tokens: u32) {
         max_tokens: Some(max_tokens),
         min_tokens: 0,
         ignore_eos: true,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
+        sampling: SamplingParams::greedy(),
         seed: Some(1),
         stop_tokens: vec![],
         stop_texts: vec![],

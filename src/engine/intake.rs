@@ -6,7 +6,7 @@ use crate::base::{Error, ErrorKind, Result, Token};
 use crate::engine::output::{OutputMsg, Place, STOP_LEAD, Writer};
 use crate::engine::shared::{Command, Live, Shared};
 use crate::engine::submission::{OutputMode, Prompt, Submission};
-use crate::plan::{FinishReason, Request, SamplingParams, StopCriteria};
+use crate::plan::{FinishReason, Request, StopCriteria};
 use crate::text::{Detokenizer, SpecialTokens, StopMatcher, TextModel};
 use crossbeam_channel::{Receiver, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -87,7 +87,9 @@ fn prepare(submission: &Submission, limits: &Limits, live: &Live) -> Result<Requ
     check_ids("stop_tokens", &submission.stop_tokens, limits.vocab_size)?;
     let stop = StopCriteria::new(max_tokens, submission.min_tokens, eos, submission.stop_tokens.clone())?;
     let seed = submission.seed.unwrap_or_else(|| mix(limits.seed, live.seq.0));
-    let sampling = SamplingParams::new(submission.temperature, submission.top_k, submission.top_p, seed)?;
+    let biased: Vec<_> = submission.sampling.logit_bias().iter().map(|(id, _)| *id).collect();
+    check_ids("logit_bias", &biased, limits.vocab_size)?;
+    let sampling = submission.sampling.clone().with_seed(seed);
     let mut request = Request::new(live.seq, prompt, sampling, stop)?;
     request.cache_salt = salt(&submission.cache_salt);
     if !submission.stop_texts.is_empty() {

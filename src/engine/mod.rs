@@ -20,7 +20,7 @@ pub use submission::{OutputMode, Prompt, Submission};
 use crate::base::clock::Clock;
 use crate::base::config::EngineConfig;
 use crate::base::{Error, ErrorKind, RequestId, Result, SeqId};
-use crate::plan::{SamplingParams, StopCriteria};
+use crate::plan::StopCriteria;
 use crate::text::TextModel;
 use intake::Job;
 use logging::Logger;
@@ -287,7 +287,6 @@ impl Drop for Engine {
 
 /// What needs no model to be refused; the text threads check again with the model's lengths.
 fn check_ranges(s: &Submission) -> Result<()> {
-    SamplingParams::new(s.temperature, s.top_k, s.top_p, 0)?;
     StopCriteria::new(s.max_tokens.unwrap_or(u32::MAX), s.min_tokens, vec![], s.stop_tokens.clone())?;
     match &s.prompt {
         Prompt::Tokens(tokens) if tokens.is_empty() => {

@@ -2,6 +2,7 @@
 
 use crate::base::Token;
 use crate::engine::EventQueue;
+use crate::plan::SamplingParams;
 use std::sync::Arc;
 
 /// What to generate from.
@@ -37,9 +38,8 @@ pub struct Submission {
     pub max_tokens: Option<u32>,
     pub min_tokens: u32,
     pub ignore_eos: bool,
-    pub temperature: f32,
-    pub top_k: i32,
-    pub top_p: f32,
+    /// Its seed is not looked at.
+    pub sampling: SamplingParams,
     /// `None`: the engine draws one.
     pub seed: Option<u64>,
     pub stop_tokens: Vec<Token>,

@@ -54,7 +54,8 @@ impl MockSpec {
     }
 }
 
-/// Runs plans over bytes: the next token is a function of the last one and its position.
+/// Runs plans over bytes: the next token is a function of the last one and its position. Of sampling it knows
+/// `min_tokens` alone.
 #[derive(Debug)]
 pub struct MockRunner {
     spec: MockSpec,

@@ -48,25 +48,28 @@ impl SimModel {
 
     /// The token sampled at output index `index` after everything in `read` was read.
     pub fn sample(self, read: u64, index: u32, row: &RowInit) -> Token {
-        let draw = mix(mix(read, row.seed), u64::from(index));
+        let draw = mix(mix(read, row.sampling.seed()), u64::from(index));
+        // Penalties: what came before counts, in whatever order.
+        let seen =
+            row.history.iter().enumerate().map(|(i, t)| mix(u64::from(*t), u64::from(i < row.prompt_len as usize)));
+        let draw = seen.fold(draw, u64::wrapping_add);
         let first = (draw % u64::from(self.vocab)) as Token;
-        let held = |t: Token| index < row.min_tokens && row.end_tokens.contains(&t);
+        let banned = |t: Token| row.sampling.logit_bias().iter().any(|(id, bias)| *id == t && *bias < 0.0);
+        let held = |t: Token| banned(t) || (index < row.min_tokens && row.end_tokens.contains(&t));
         // Unless every token is held back there is one that is not.
         (0..self.vocab).map(|i| (first + i) % self.vocab).find(|&t| !held(t)).unwrap_or(first)
     }
 
     /// The first `n` tokens of `request` when it runs alone, whatever ends it.
     pub fn alone(self, request: &Request, n: usize) -> Vec<Token> {
-        let row = RowInit {
+        let mut row = RowInit {
             row: crate::base::Row(0),
-            temperature: request.sampling.temperature(),
-            top_k: request.sampling.top_k(),
-            top_p: request.sampling.top_p(),
-            seed: request.sampling.seed(),
+            sampling: request.sampling.clone(),
             choice: 0,
             prompt_len: request.prompt().len() as u32,
             min_tokens: request.stop.min_tokens(),
             end_tokens: request.stop.end_tokens().collect(),
+            history: if request.sampling.counts_tokens() { request.prompt().to_vec() } else { Vec::new() },
         };
         let (mut cell, mut read) = (0, 0);
         let mut push = |token| {
@@ -78,6 +81,7 @@ impl SimModel {
         let mut out = Vec::with_capacity(n);
         for index in 0..n as u32 {
             let token = self.sample(state, index, &row);
+            row.remember(token);
             out.push(token);
             state = push(token);
         }
@@ -190,6 +194,7 @@ impl SimExecutor {
         };
         let token = model.sample(read, end.wrapping_sub(row.init.prompt_len), &row.init);
         row.last = Some(token);
+        row.init.remember(token);
         token
     }
 

@@ -6,6 +6,7 @@
 
 mod args;
 mod engine;
+mod extra;
 mod guard;
 mod handle;
 mod log;

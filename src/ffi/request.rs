@@ -2,12 +2,13 @@
 
 use super::args::{bytes, json, out, slice, text};
 use super::engine::{ENGINES, HostEngine};
+use super::extra::Extra;
 use super::guard::call;
 use super::queue::QUEUES;
 use super::types::*;
-use crate::base::config::nearest;
 use crate::base::{Error, Result};
 use crate::engine::{OutputMode, Prompt, SamplingDefaults, Submission};
+use crate::plan::{Penalties, SamplingParams};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -18,24 +19,6 @@ const MAX_TOKENS: u32 = 1 << 30;
 /// Every token's text is compared with every stop text.
 const MAX_STOP_TEXTS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
-
-/// Keys of extra_json that are planned, with no effect in this build.
-const LATER: &[&str] = &[
-    "json_schema",
-    "regex",
-    "grammar",
-    "structural_tag",
-    "logit_bias",
-    "bad_words",
-    "lora",
-    "adapter",
-    "images",
-    "audio",
-    "speculative",
-    "min_p",
-    "best_of",
-    "thinking_budget",
-];
 
 const OUT_KNOWN: u32 = YN_OUT_TEXT | YN_OUT_TOKENS | YN_OUT_LOGPROBS | YN_OUT_FINAL_ONLY;
 const FLAGS_KNOWN: u32 = YN_REQ_IGNORE_EOS | YN_REQ_SEEDED | YN_REQ_NO_SPECIAL_TOKENS;
@@ -116,10 +99,6 @@ unsafe fn read(r: *const yn_request, d: SamplingDefaults) -> Result<yn_request> 
 fn refuse_unbuilt(r: &yn_request) -> Result<()> {
     let set = [
         ("n", r.n != 1, "1"),
-        ("min_p", r.min_p != 0.0, "0"),
-        ("repetition_penalty", r.repetition_penalty != 1.0, "1"),
-        ("presence_penalty", r.presence_penalty != 0.0, "0"),
-        ("frequency_penalty", r.frequency_penalty != 0.0, "0"),
         ("n_logprobs", r.n_logprobs != 0, "0"),
         ("n_prompt_logprobs", r.n_prompt_logprobs != 0, "0"),
         ("output (YN_OUT_LOGPROBS)", r.output & YN_OUT_LOGPROBS != 0, "without it"),
@@ -138,20 +117,20 @@ fn refuse_unbuilt(r: &yn_request) -> Result<()> {
     }
 }
 
-fn check_extra(extra: &serde_json::Value) -> Result<()> {
-    let Some(map) = extra.as_object() else {
-        return Err(Error::invalid("extra_json is not a JSON object"));
+/// # Safety
+/// What `r` points to is readable.
+unsafe fn sampling(r: &yn_request) -> Result<SamplingParams> {
+    let extra = match r.extra_json.len {
+        0 => Extra::default(),
+        // SAFETY: the caller vouches for what `r` points to.
+        _ => Extra::parse(&unsafe { json("extra_json", r.extra_json) }?)?,
     };
-    for (key, value) in map {
-        if !LATER.contains(&key.as_str()) {
-            let hint = nearest(key, LATER.iter().copied()).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
-            return Err(Error::invalid(format!("key {key:?} of extra_json is unknown{hint}")));
-        }
-        if !value.is_null() {
-            return Err(Error::unsupported(format!("key {key:?} of extra_json is not in this build; leave it out")));
-        }
-    }
-    Ok(())
+    let penalties =
+        Penalties { repetition: r.repetition_penalty, presence: r.presence_penalty, frequency: r.frequency_penalty };
+    SamplingParams::new(r.temperature, r.top_k, r.top_p, 0)?
+        .with_min_p(r.min_p)?
+        .with_penalties(penalties)?
+        .with_logit_bias(extra.logit_bias)
 }
 
 fn max_tokens(r: &yn_request) -> Result<Option<u32>> {
@@ -209,18 +188,14 @@ unsafe fn stop_texts(r: &yn_request) -> Result<Vec<String>> {
 /// What `r` points to is readable.
 unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> {
     refuse_unbuilt(r)?;
-    if r.extra_json.len != 0 {
-        // SAFETY: the caller vouches for what `r` points to.
-        check_extra(&unsafe { json("extra_json", r.extra_json) }?)?;
-    }
     let queue = match r.queue.id {
         0 => Arc::clone(&engine.queue.events),
         id => Arc::clone(&QUEUES.get(id)?.events),
     };
     // SAFETY: the caller vouches for what `r` points to.
-    let (prompt, stop_tokens, stop_texts, salt) = unsafe {
+    let (prompt, sampling, stop_tokens, stop_texts, salt) = unsafe {
         let stop_tokens = slice("stop_tokens", r.stop_tokens, r.n_stop_tokens)?;
-        (prompt(r)?, stop_tokens, stop_texts(r)?, bytes("cache_salt", r.cache_salt)?)
+        (prompt(r)?, sampling(r)?, stop_tokens, stop_texts(r)?, bytes("cache_salt", r.cache_salt)?)
     };
     Ok(Submission {
         prompt,
@@ -235,9 +210,7 @@ unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> 
         max_tokens: max_tokens(r)?,
         min_tokens: r.min_tokens,
         ignore_eos: r.flags & YN_REQ_IGNORE_EOS != 0,
-        temperature: r.temperature,
-        top_k: r.top_k,
-        top_p: r.top_p,
+        sampling,
         seed: (r.flags & YN_REQ_SEEDED != 0).then_some(r.seed),
         stop_tokens: stop_tokens.to_vec(),
         stop_texts,
@@ -315,13 +288,8 @@ mod tests {
     #[test]
     fn unbuilt_fields_are_named() {
         type Set = fn(&mut yn_request);
-        let cases: [(&str, Set); 5] = [
-            ("min_p", |r| r.min_p = 0.1),
-            ("repetition_penalty", |r| r.repetition_penalty = 0.0),
-            ("n_logprobs", |r| r.n_logprobs = 1),
-            ("priority", |r| r.priority = -1),
-            ("flags", |r| r.flags = 1 << 30),
-        ];
+        let cases: [(&str, Set); 3] =
+            [("n_logprobs", |r| r.n_logprobs = 1), ("priority", |r| r.priority = -1), ("flags", |r| r.flags = 1 << 30)];
         refuse_unbuilt(&defaults(PLAIN)).unwrap();
         for (name, set) in cases {
             let mut r = defaults(PLAIN);
@@ -329,16 +297,6 @@ mod tests {
             let e = refuse_unbuilt(&r).unwrap_err();
             assert!(e.kind == ErrorKind::Unsupported && e.message.contains(name), "{e}");
         }
-    }
-
-    #[test]
-    fn extra_keys_are_known_planned_or_typos() {
-        let check = |text: &str| check_extra(&serde_json::from_str(text).unwrap());
-        check("{}").unwrap();
-        assert_eq!(check(r#"{"lora": "x"}"#).unwrap_err().kind, ErrorKind::Unsupported);
-        let e = check(r#"{"json_shema": {}}"#).unwrap_err();
-        assert!(e.kind == ErrorKind::Invalid && e.message.contains("json_schema"), "{e}");
-        assert_eq!(check("[]").unwrap_err().kind, ErrorKind::Invalid);
     }
 
     #[test]

@@ -168,14 +168,20 @@ pub struct yn_request {
     /// 1 to 2^30, or YN_MAX_TOKENS_MODEL.
     pub max_tokens: u32,
     pub min_tokens: u32,
-    /// 0 is greedy.
+    /// 0 to 100; 0 is greedy. Order of processors: logit_bias (of extra_json), penalties, min_tokens, temperature, top_k,
+    /// top_p, min_p.
     pub temperature: f32,
+    /// Above 0, at most 1; 1 keeps all.
     pub top_p: f32,
+    /// 0 to 1: tokens less probable than this share of the most probable one are dropped; 0 keeps all.
     pub min_p: f32,
     /// 0 or -1 keeps all.
     pub top_k: i32,
+    /// Above 0, at most 100; 1 is none. Over prompt and output: divides logits above 0, multiplies others (Hugging Face).
     pub repetition_penalty: f32,
+    /// -2 to 2; taken off the logits of tokens that the output has (OpenAI).
     pub presence_penalty: f32,
+    /// -2 to 2; taken off once for every time the output has the token (OpenAI).
     pub frequency_penalty: f32,
     pub n_logprobs: u32,
     pub n_prompt_logprobs: u32,
@@ -196,7 +202,8 @@ pub struct yn_request {
     pub tpot_slo_ms: u32,
     /// Cached prefixes are shared only between equal salts.
     pub cache_salt: yn_bytes,
-    /// A JSON object of rare parameters; an unknown key is an error.
+    /// A JSON object of rare parameters: {"logit_bias": {"token id": -100 to 100, ...}}, at most 300 ids. An unknown key is
+    /// an error.
     pub extra_json: yn_bytes,
 }
 

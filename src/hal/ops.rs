@@ -58,7 +58,8 @@ pub struct PagedAttention<'a> {
     pub kv: KvLayer<'a>,
 }
 
-/// `sample`: draws one token per sequence as its row of `state` says.
+/// `sample`: draws one token per sequence as its row of `state` says. Order of processors: biases, penalties, the mask of
+/// end tokens, temperature, top_k, top_p, min_p.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample<'a> {
     /// F32 `[S, V]`.
@@ -69,6 +70,11 @@ pub struct Sample<'a> {
     pub positions: &'a Tensor,
     /// I32 `[R, SAMPLER_WORDS]`; `last_token` is updated.
     pub state: &'a Tensor,
+    /// U8 `[R, 2 * V]`, a native u16 per token: how often the output has it, and [`SAMPLER_IN_PROMPT`]. Read and
+    /// updated for the rows whose [`SamplerWord::CountsTokens`] is set.
+    pub counts: &'a Tensor,
+    /// I32 `[R, 2 * SAMPLER_BIASES]`: ids and f32 bits, [`SamplerWord::NumBiases`] pairs of each row.
+    pub biases: &'a Tensor,
     /// I32 `[S, 1]`: the drawn tokens.
     pub out: &'a Tensor,
 }
@@ -110,7 +116,23 @@ pub enum SamplerWord {
     MinTokens = 8,
     /// How many of the words from [`SAMPLER_END_TOKENS`] on are set.
     NumEndTokens = 9,
+    /// f32 bits.
+    MinP = 10,
+    /// Not 0: the row has penalties, so its tokens are counted.
+    CountsTokens = 11,
+    /// f32 bits.
+    RepetitionPenalty = 12,
+    /// f32 bits.
+    PresencePenalty = 13,
+    /// f32 bits.
+    FrequencyPenalty = 14,
+    NumBiases = 15,
 }
+
+/// Bit of a row's token count that says the token is in the prompt; the other 15 saturate.
+pub const SAMPLER_IN_PROMPT: u16 = 1 << 15;
+/// Most logit biases of a row.
+pub const SAMPLER_BIASES: usize = 300;
 
 /// First word of the end tokens in a sampler row.
 pub const SAMPLER_END_TOKENS: usize = 16;

@@ -7,6 +7,6 @@ pub mod request;
 pub mod step;
 
 pub use kv::{KvGroup, KvSpec};
-pub use params::{SamplingParams, StopCriteria};
+pub use params::{Penalties, SamplingParams, StopCriteria};
 pub use request::{FinishReason, Request};
 pub use step::{RowInit, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};

@@ -1,6 +1,7 @@
 //! What one step does and what came of it. Data only; immutable once submitted.
 
 use crate::base::{BlockId, Error, Row, SeqId, StepId, Token};
+use crate::plan::SamplingParams;
 use std::ops::Range;
 
 /// One sequence's share of a step: run tokens `start..start + len` of it.
@@ -25,11 +26,7 @@ pub struct StepEntry {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowInit {
     pub row: Row,
-    pub temperature: f32,
-    /// 0 keeps all.
-    pub top_k: u32,
-    pub top_p: f32,
-    pub seed: u64,
+    pub sampling: SamplingParams,
     /// Choice of the request; keys the generator beside `seed`.
     pub choice: u32,
     /// Length of the original prompt: the output index of a token is its position minus this.
@@ -38,6 +35,17 @@ pub struct RowInit {
     pub min_tokens: u32,
     /// At most [`crate::plan::params::MAX_STOP_TOKENS`].
     pub end_tokens: Vec<Token>,
+    /// Prompt and output so far, when `sampling` counts tokens; otherwise empty.
+    pub history: Vec<Token>,
+}
+
+impl RowInit {
+    /// Adds a drawn token to the history of a row that counts tokens.
+    pub fn remember(&mut self, token: Token) {
+        if self.sampling.counts_tokens() {
+            self.history.push(token);
+        }
+    }
 }
 
 /// One forward pass over a batch of sequences.

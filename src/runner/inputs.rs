@@ -3,10 +3,9 @@
 use super::RunnerOptions;
 use super::memory::WORD;
 use crate::base::{DType, Error, Result};
-use crate::hal::ops::{SAMPLER_END_TOKENS, SAMPLER_WORDS, SamplerWord};
 use crate::hal::{Allocation, HostBuffer, Tensor};
 use crate::model::decoder::Batch;
-use crate::plan::{RowInit, StepEntry, StepPlan};
+use crate::plan::{StepEntry, StepPlan};
 use std::sync::Arc;
 
 /// Sections start at multiples of this many words.
@@ -87,10 +86,10 @@ pub(super) struct Packed {
 }
 
 /// Writes words into a host buffer.
-struct Words<'a>(&'a mut [u8]);
+pub(super) struct Words<'a>(pub(super) &'a mut [u8]);
 
 impl Words<'_> {
-    fn set(&mut self, index: usize, value: i32) {
+    pub(super) fn set(&mut self, index: usize, value: i32) {
         self.0[index * WORD..(index + 1) * WORD].copy_from_slice(&value.to_ne_bytes());
     }
 }
@@ -183,31 +182,4 @@ impl Packed {
         let samples = (n > 0).then(|| (at(s.last, n, 1), at(s.rows, n, 1), at(s.next, n, 1)));
         StepTensors { batch, samples }
     }
-}
-
-/// Writes the words of a sampler row.
-pub(super) fn pack_row(init: &RowInit, host: &mut dyn HostBuffer) -> Result<()> {
-    if init.end_tokens.len() > SAMPLER_WORDS - SAMPLER_END_TOKENS {
-        return Err(Error::internal(format!("{} end tokens for a sampler row", init.end_tokens.len())));
-    }
-    let mut words = Words(host.bytes_mut());
-    (0..SAMPLER_WORDS).for_each(|i| words.set(i, 0));
-    let clamped = |x: u32| i32::try_from(x).unwrap_or(i32::MAX);
-    for (word, value) in [
-        (SamplerWord::Temperature, init.temperature.to_bits() as i32),
-        (SamplerWord::TopK, clamped(init.top_k)),
-        (SamplerWord::TopP, init.top_p.to_bits() as i32),
-        (SamplerWord::SeedLow, init.seed as i32),
-        (SamplerWord::SeedHigh, (init.seed >> 32) as i32),
-        (SamplerWord::Choice, init.choice as i32),
-        (SamplerWord::PromptLen, clamped(init.prompt_len)),
-        (SamplerWord::MinTokens, clamped(init.min_tokens)),
-        (SamplerWord::NumEndTokens, init.end_tokens.len() as i32),
-    ] {
-        words.set(word as usize, value);
-    }
-    for (i, token) in init.end_tokens.iter().enumerate() {
-        words.set(SAMPLER_END_TOKENS + i, *token as i32);
-    }
-    Ok(())
 }

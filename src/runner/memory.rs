@@ -2,7 +2,7 @@
 
 use crate::base::DType;
 use crate::hal::arena::ArenaPlan;
-use crate::hal::ops::SAMPLER_WORDS;
+use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS};
 use crate::model::ModelInfo;
 use crate::model::decoder::Buffers;
 use crate::plan::{KvGroup, KvSpec};
@@ -10,6 +10,14 @@ use crate::runner::inputs::InputShape;
 
 /// Bytes of a word of step inputs and sampler state.
 pub(super) const WORD: usize = DType::I32.size();
+
+/// Token counts and bias rows that one step uploads before it waits for the device to have read them.
+pub(super) const STAGED_ROWS: usize = 4;
+
+/// Bytes of a row's token counts, and of its biases.
+pub(super) fn row_extra_bytes(vocab_size: usize) -> (usize, usize) {
+    (2 * vocab_size, 2 * SAMPLER_BIASES * WORD)
+}
 
 /// Sizes of a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,13 +86,15 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions) -> RunnerMemory {
     let (arena, _) = arena_plan(info, options, DType::F32);
     let shape = InputShape::of(options);
     let ring = options.depth + 1;
+    let (counts, biases) = row_extra_bytes(info.spec.vocab_size);
     RunnerMemory {
         arena_bytes: arena.bytes(),
-        row_state_bytes: options.max_num_seqs * SAMPLER_WORDS * WORD,
+        row_state_bytes: options.max_num_seqs * (SAMPLER_WORDS * WORD + counts + biases),
         inputs_bytes: WORD
             * (shape.words()
                 + options.max_samples()
-                + ring * (shape.words() + options.max_samples() + options.max_num_seqs * SAMPLER_WORDS)),
+                + ring * (shape.words() + options.max_samples() + options.max_num_seqs * SAMPLER_WORDS))
+            + ring * STAGED_ROWS * counts.max(biases),
         rope_bytes: options.max_model_len * info.spec.head_dim * DType::F32.size(),
     }
 }

@@ -4,6 +4,7 @@
 mod inputs;
 mod memory;
 mod model_runner;
+mod rows;
 
 pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
 pub use model_runner::ModelRunner;

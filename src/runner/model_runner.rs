@@ -1,10 +1,11 @@
 //! Runs plans on a device, in order, up to `depth` ahead of their results.
 
-use super::inputs::{InputShape, StepTensors, pack, pack_row};
+use super::inputs::{InputShape, StepTensors, pack};
 use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec};
+use super::rows::{RowBuffers, SamplerRows};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
 use crate::hal::arena::Arena;
-use crate::hal::ops::{KvLayer, SAMPLER_WORDS, Sample};
+use crate::hal::ops::{KvLayer, Sample};
 use crate::hal::{Allocation, Device, Event, HostBuffer, Stream, Tensor};
 use crate::model::Model;
 use crate::model::decoder::{Buffers, Pass};
@@ -16,7 +17,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 struct Slot {
     inputs: Box<dyn HostBuffer>,
-    rows: Vec<Box<dyn HostBuffer>>,
+    rows: RowBuffers,
     tokens: Box<dyn HostBuffer>,
 }
 
@@ -41,8 +42,7 @@ pub struct ModelRunner {
     buffers: Buffers,
     /// U8 `[num_blocks, block_bytes]`.
     pool: Tensor,
-    /// I32 `[max_num_seqs, SAMPLER_WORDS]`.
-    state: Tensor,
+    rows: SamplerRows,
     inputs: Arc<dyn Allocation>,
     /// I32 `[max samples, 1]`.
     sampled: Tensor,
@@ -61,14 +61,12 @@ impl ModelRunner {
         let samples = options.max_samples();
         let (arena, buffers) = arena_plan(&model.info, &options, device.caps().activation);
         let pool = device.alloc(blocks * block_bytes).map_err(|e| e.within(format!("{blocks} KV blocks")))?;
-        let state = device.alloc(options.max_num_seqs * SAMPLER_WORDS * WORD)?;
+        let vocab_size = model.info.spec.vocab_size;
         let mut idle = Vec::with_capacity(options.depth + 1);
         for _ in 0..=options.depth {
             idle.push(Slot {
                 inputs: device.host_buffer(shape.words() * WORD)?,
-                rows: (0..options.max_num_seqs)
-                    .map(|_| device.host_buffer(SAMPLER_WORDS * WORD))
-                    .collect::<Result<_>>()?,
+                rows: RowBuffers::new(device.as_ref(), options.max_num_seqs, vocab_size)?,
                 tokens: device.host_buffer(samples * WORD)?,
             });
         }
@@ -77,7 +75,7 @@ impl ModelRunner {
             arena: arena.allocate(device.as_ref())?,
             buffers,
             pool: Tensor::new(pool, 0, blocks, block_bytes, DType::U8),
-            state: Tensor::new(state, 0, options.max_num_seqs, SAMPLER_WORDS, DType::I32),
+            rows: SamplerRows::new(device.as_ref(), &options, vocab_size)?,
             inputs: device.alloc(shape.words() * WORD)?,
             sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
             idle,
@@ -126,20 +124,15 @@ impl ModelRunner {
     }
 
     fn enqueue(&self, plan: &StepPlan, slot: &mut Slot) -> Result<Box<dyn Event>> {
-        if plan.row_inits.len() > slot.rows.len() {
-            return Err(Error::internal(format!("{} rows to set in one step", plan.row_inits.len())));
-        }
-        for (init, host) in plan.row_inits.iter().zip(&mut slot.rows) {
-            pack_row(init, host.as_mut())?;
-            self.stream.upload(&self.state.slice_rows(init.row.0 as usize, 1), host.as_ref())?;
-        }
+        self.rows.set(&plan.row_inits, self.stream.as_ref(), &mut slot.rows)?;
         let step = self.upload(plan, slot)?;
         let pass = self.pass();
         let hidden = pass.forward(&step.batch)?;
         if let Some((last, rows, positions)) = &step.samples {
             let logits = pass.logits(&hidden, last)?;
             let out = self.sampled.slice_rows(0, rows.rows());
-            self.stream.sample(&Sample { logits: &logits, rows, positions, state: &self.state, out: &out })?;
+            let SamplerRows { state, counts, biases } = &self.rows;
+            self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
             self.stream.download(slot.tokens.as_mut(), &out)?;
         }
         self.stream.record()
@@ -167,7 +160,7 @@ impl ModelRunner {
             stream: self.stream.as_ref(),
             arena: &self.arena,
             buffers: &self.buffers,
-            state: &self.state,
+            state: &self.rows.state,
             kv,
         }
     }

@@ -58,6 +58,8 @@ pub enum Planted {
     PendingLost,
     /// A resumed sequence runs on the sampler state of whoever had the row.
     RowStale,
+    /// A resumed sequence's row forgets the output so far.
+    HistoryLost,
     /// A failed step counts as computed.
     NoRollback,
     /// A cached prompt's last token is not computed again.

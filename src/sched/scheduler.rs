@@ -407,7 +407,11 @@ impl Scheduler {
         plan.blocks.extend_from_slice(&s.blocks[..end.div_ceil(self.cfg.block_size) as usize]);
         if s.row_init {
             s.row_init = false;
-            plan.row_inits.push(s.row_state());
+            let mut init = s.row_state();
+            if self.planted == Some(Planted::HistoryLost) {
+                init.history.truncate(s.prompt_len as usize);
+            }
+            plan.row_inits.push(init);
         }
         plan.entries.push(StepEntry {
             seq: s.id,

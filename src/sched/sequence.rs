@@ -120,14 +120,12 @@ impl Sequence {
         let min_tokens = self.stop.min_tokens();
         RowInit {
             row: self.row,
-            temperature: self.sampling.temperature(),
-            top_k: self.sampling.top_k(),
-            top_p: self.sampling.top_p(),
-            seed: self.sampling.seed(),
+            sampling: self.sampling.clone(),
             choice: 0,
             prompt_len: self.prompt_len,
             min_tokens,
             end_tokens: if min_tokens > 0 { self.stop.end_tokens().collect() } else { Vec::new() },
+            history: if self.sampling.counts_tokens() { self.tokens.clone() } else { Vec::new() },
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use yinian::base::DType;
 use yinian::base::rng::SplitMix64;
-use yinian::hal::ops::{KvLayer, PagedAttention, RopeWriteKv, SAMPLER_WORDS, Sample};
+use yinian::hal::ops::{KvLayer, PagedAttention, RopeWriteKv, SAMPLER_BIASES, SAMPLER_WORDS, Sample};
 use yinian::hal::registry::{self, DeviceOptions};
 use yinian::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
 
@@ -114,6 +114,8 @@ struct Step {
     last: Tensor,
     rows: Tensor,
     state: Tensor,
+    counts: Tensor,
+    biases: Tensor,
     rope: Tensor,
     pool: Tensor,
     floats: [Tensor; 9],
@@ -142,6 +144,8 @@ impl Step {
             last: bench.ints(&(1..=n).map(|s| s * new as i32 - 1).collect::<Vec<_>>()),
             rows: bench.ints(&(0..n).collect::<Vec<_>>()),
             state: bench.tensor(sequences, SAMPLER_WORDS, DType::I32),
+            counts: bench.tensor(sequences, 2 * VOCABULARY, DType::U8),
+            biases: bench.tensor(sequences, 2 * SAMPLER_BIASES, DType::I32),
             rope: bench.tensor(CONTEXT, HEAD_DIM, DType::F32),
             pool: bench.tensor(sequences * blocks, block_bytes, DType::U8),
             floats: [
@@ -198,8 +202,8 @@ impl Step {
         }
         ops.gather_rows(last, x, &self.last).expect("gather");
         ops.linear(logits, last, &bench.head).expect("head");
-        let (rows, state) = (&self.rows, &self.state);
-        ops.sample(&Sample { logits, rows, positions: &self.lens, state, out: &self.out }).expect("sample");
+        let Self { rows, lens: positions, state, counts, biases, out, .. } = self;
+        ops.sample(&Sample { logits, rows, positions, state, counts, biases, out }).expect("sample");
     }
 }
 

@@ -43,7 +43,7 @@ impl Kit {
         self.floats(&vec![f32::NAN; rows * cols], cols)
     }
 
-    fn download(&self, tensor: &Tensor) -> Vec<u8> {
+    pub(crate) fn download(&self, tensor: &Tensor) -> Vec<u8> {
         let mut buffer = self.device.host_buffer(tensor.bytes()).unwrap();
         self.stream.download(buffer.as_mut(), tensor).unwrap();
         let event = self.stream.record().unwrap();

@@ -47,6 +47,7 @@ const TABLE: &[Case] = &[
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),
+    ("sample: penalties and biases", sample::penalties_and_biases),
     ("sample: extremes", sample::extremes),
     ("sample: distribution", sample::distribution),
     ("row invariance of linear", invariance::linear),

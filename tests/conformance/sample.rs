@@ -1,8 +1,11 @@
-//! `sample` against a plain model of the processors temperature, top-k and top-p, in this order.
+//! `sample` against a plain model of its processors: biases, penalties, temperature, top-k, top-p, min-p, in this order.
 
 use crate::kit::{Kit, noise};
+use yinian::base::DType;
 use yinian::base::rng;
-use yinian::hal::ops::{SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord as Word};
+use yinian::hal::ops::{
+    SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_IN_PROMPT, SAMPLER_WORDS, Sample, SamplerWord as Word,
+};
 
 #[derive(Debug, Clone)]
 struct Row {
@@ -14,10 +17,30 @@ struct Row {
     prompt_len: i32,
     min_tokens: i32,
     ends: Vec<i32>,
+    min_p: f32,
+    /// Repetition, presence, frequency; not counted when neutral.
+    penalties: [f32; 3],
+    prompt: Vec<usize>,
+    output: Vec<usize>,
+    biases: Vec<(i32, f32)>,
 }
 
-const GREEDY: Row =
-    Row { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, choice: 0, prompt_len: 4, min_tokens: 0, ends: Vec::new() };
+const NEUTRAL: [f32; 3] = [1.0, 0.0, 0.0];
+const GREEDY: Row = Row {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    seed: 0,
+    choice: 0,
+    prompt_len: 4,
+    min_tokens: 0,
+    ends: Vec::new(),
+    min_p: 0.0,
+    penalties: NEUTRAL,
+    prompt: Vec::new(),
+    output: Vec::new(),
+    biases: Vec::new(),
+};
 
 impl Row {
     fn words(&self) -> Vec<i32> {
@@ -32,6 +55,33 @@ impl Row {
         words[Word::MinTokens as usize] = self.min_tokens;
         words[Word::NumEndTokens as usize] = self.ends.len() as i32;
         words[SAMPLER_END_TOKENS..SAMPLER_END_TOKENS + self.ends.len()].copy_from_slice(&self.ends);
+        words[Word::MinP as usize] = self.min_p.to_bits() as i32;
+        words[Word::CountsTokens as usize] = i32::from(self.counts_tokens());
+        words[Word::RepetitionPenalty as usize] = self.penalties[0].to_bits() as i32;
+        words[Word::PresencePenalty as usize] = self.penalties[1].to_bits() as i32;
+        words[Word::FrequencyPenalty as usize] = self.penalties[2].to_bits() as i32;
+        words[Word::NumBiases as usize] = self.biases.len() as i32;
+        words
+    }
+
+    fn counts_tokens(&self) -> bool {
+        self.penalties != NEUTRAL
+    }
+
+    /// Rubbish for rows that do not count: nobody may look.
+    fn counts(&self, vocabulary: usize) -> Vec<u16> {
+        if !self.counts_tokens() {
+            return vec![0x7f7f; vocabulary];
+        }
+        let mut counts = vec![0; vocabulary];
+        self.prompt.iter().for_each(|t| counts[*t] |= SAMPLER_IN_PROMPT);
+        self.output.iter().for_each(|t| counts[*t] += 1);
+        counts
+    }
+
+    fn bias_words(&self) -> Vec<i32> {
+        let mut words: Vec<i32> = self.biases.iter().flat_map(|(id, bias)| [*id, bias.to_bits() as i32]).collect();
+        words.resize(2 * SAMPLER_BIASES, 0x0101);
         words
     }
 }
@@ -42,15 +92,33 @@ fn run(kit: &Kit, logits: &[f32], rows: &[Row], position: i32) -> yinian::base::
     let state: Vec<i32> = rows.iter().rev().flat_map(Row::words).collect();
     let index: Vec<i32> = (0..n as i32).rev().collect();
     let (state, out) = (kit.ints(&state, SAMPLER_WORDS), kit.ints(&vec![0x7f7f_7f7f; n], 1));
-    let logits = kit.floats(logits, logits.len() / n);
+    let vocabulary = logits.len() / n;
+    let mut counted: Vec<Vec<u16>> = rows.iter().rev().map(|r| r.counts(vocabulary)).collect();
+    let bytes: Vec<u8> = counted.iter().flatten().flat_map(|c| c.to_ne_bytes()).collect();
+    let counts = kit.upload(&bytes, n, 2 * vocabulary, DType::U8);
+    let biases: Vec<i32> = rows.iter().rev().flat_map(Row::bias_words).collect();
+    let biases = kit.ints(&biases, 2 * SAMPLER_BIASES);
+    let logits = kit.floats(logits, vocabulary);
     let (index, positions) = (kit.ints(&index, 1), kit.ints(&vec![position; n], 1));
-    let args = Sample { logits: &logits, rows: &index, positions: &positions, state: &state, out: &out };
-    kit.stream.sample(&args)?;
+    let (rows_of, state_of) = (&index, &state);
+    kit.stream.sample(&Sample {
+        logits: &logits,
+        rows: rows_of,
+        positions: &positions,
+        state: state_of,
+        counts: &counts,
+        biases: &biases,
+        out: &out,
+    })?;
     let drawn = kit.read_ints(&out);
     let state = kit.read_ints(&state);
     for (s, token) in drawn.iter().enumerate() {
-        assert_eq!(state[(n - 1 - s) * SAMPLER_WORDS + Word::LastToken as usize], *token, "last token");
+        let row = n - 1 - s;
+        assert_eq!(state[row * SAMPLER_WORDS + Word::LastToken as usize], *token, "last token");
+        counted[row][*token as usize] += u16::from(rows[s].counts_tokens());
     }
+    let bytes: Vec<u8> = counted.iter().flatten().flat_map(|c| c.to_ne_bytes()).collect();
+    assert!(kit.download(&counts) == bytes, "token counts");
     Ok(drawn)
 }
 
@@ -105,6 +173,9 @@ fn candidates(logits: &[f32], row: &Row) -> Vec<(usize, f64)> {
         mass += weight(*id) / total;
         kept.push((*id, weight(*id) / total));
     }
+    let least = kept[0].1 * f64::from(row.min_p);
+    kept.retain(|(_, p)| *p >= least);
+    let mass: f64 = kept.iter().map(|(_, p)| p).sum();
     kept.iter().map(|(id, p)| (*id, p / mass)).collect()
 }
 
@@ -120,6 +191,7 @@ pub(crate) fn draws(kit: &Kit) {
                         temperature: 0.7 + s as f32 * 0.1,
                         top_k,
                         top_p,
+                        min_p: [0.0, 0.03, 0.3, 1.0][s as usize % 4],
                         seed: s << 33 | 5,
                         choice: 2,
                         ..GREEDY
@@ -144,6 +216,56 @@ pub(crate) fn draws(kit: &Kit) {
     }
     // A draw that falls on the border of two candidates may round to either.
     assert!(disagreements * 200 <= drawn, "{disagreements} of {drawn} draws differ from the model");
+}
+
+/// The logits after biases and penalties.
+fn processed(logits: &[f32], row: &Row) -> Vec<f32> {
+    let mut x = logits.to_vec();
+    for (id, bias) in &row.biases {
+        x[*id as usize] += bias;
+    }
+    let [repetition, presence, frequency] = row.penalties;
+    for (id, x) in x.iter_mut().enumerate() {
+        let times = row.output.iter().filter(|t| **t == id).count();
+        if times > 0 || row.prompt.contains(&id) {
+            *x = if *x > 0.0 { *x / repetition } else { *x * repetition };
+        }
+        if times > 0 {
+            *x -= presence + frequency * times as f32;
+        }
+    }
+    x
+}
+
+pub(crate) fn penalties_and_biases(kit: &Kit) {
+    for (seed, vocabulary) in [1, 2, 33, 500].into_iter().cycle().take(40).enumerate() {
+        let logits: Vec<f32> = noise(seed as u64, 6 * vocabulary).iter().map(|x| x * 3.0).collect();
+        let some = |n: usize, salt: usize| (0..n).map(|i| (i * i * 7 + salt * 13 + seed) % vocabulary).collect();
+        let rows: Vec<Row> = (0..6)
+            .map(|s| Row {
+                penalties: [[1.3, 0.0, 0.0], [1.0, 0.9, 0.4], [0.6, -1.5, 2.0], NEUTRAL][s % 4],
+                prompt: some(3 * s, 1),
+                output: some(5 * s, 2),
+                biases: (0..vocabulary.min(s * 60)).map(|id| (id as i32, ((id * 31 + s) % 9) as f32 - 4.0)).collect(),
+                ..GREEDY
+            })
+            .collect();
+        let expected: Vec<i32> =
+            logits.chunks_exact(vocabulary).zip(&rows).map(|(l, row)| argmax(&processed(l, row))).collect();
+        assert_eq!(run(kit, &logits, &rows, 9).unwrap(), expected, "vocabulary {vocabulary}");
+        let hot: Vec<Row> = rows.iter().map(|r| Row { temperature: 0.8, top_p: 0.9, ..r.clone() }).collect();
+        for ((row, token), l) in
+            hot.iter().zip(run(kit, &logits, &hot, 9).unwrap()).zip(logits.chunks_exact(vocabulary))
+        {
+            let kept = candidates(&processed(l, row), row);
+            assert!(kept.iter().any(|(id, _)| *id as i32 == token), "{token} is no candidate");
+        }
+    }
+    // Ids outside the vocabulary are nobody's; a ban holds in front of every other processor.
+    let row = Row { biases: vec![(-1, 5.0), (2, -100.0), (3, 5.0)], ..GREEDY };
+    assert_eq!(run(kit, &[0.0, 1.0, 50.0], &[row], 9).unwrap(), [1]);
+    let full = Row { penalties: [1.0, 0.0, 2.0], output: vec![0; 40], ..GREEDY };
+    assert_eq!(run(kit, &[70.0, -9.0], &[full], 9).unwrap(), [1]);
 }
 
 pub(crate) fn extremes(kit: &Kit) {

@@ -8,7 +8,7 @@ use yinian::base::config::EngineConfig;
 use yinian::base::{ErrorKind, RequestId, Token};
 use yinian::engine::queue::{EngineEvent, Record, RecordSink, Taken};
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, State, Submission};
-use yinian::plan::FinishReason;
+use yinian::plan::{FinishReason, SamplingParams};
 
 /// What one request came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,9 +82,7 @@ impl Host {
             max_tokens: Some(max_tokens),
             min_tokens: 0,
             ignore_eos: true,
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
+            sampling: SamplingParams::greedy(),
             seed: None,
             stop_tokens: vec![],
             stop_texts: vec![],

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use world::{Alone, CHUNK_MOST, generate, runner, step, tiny_config};
 use yinian::base::config::LoadFormat;
 use yinian::base::{SeqId, Token};
-use yinian::plan::{StepEntry, StepOutcome};
+use yinian::plan::{Penalties, StepEntry, StepOutcome};
 use yinian::runner::ModelRunner;
 
 const RELATIVE: f32 = 1e-4;
@@ -168,6 +168,52 @@ fn depth_does_not_change_tokens() {
         found.push(sampled[0].token);
     }
     assert_eq!(found, expected);
+}
+
+/// The largest logit after `sampling`'s bias and penalties.
+fn penalized(logits: &[f32], seq: &Alone) -> Token {
+    let p = seq.sampling.penalties();
+    let value = |id: usize| {
+        let count = |tokens: &[Token]| tokens.iter().filter(|t| **t as usize == id).count() as f32;
+        let bias = seq.sampling.logit_bias().iter().find(|(t, _)| *t as usize == id).map_or(0.0, |b| b.1);
+        let mut x = logits[id] + bias;
+        if count(&seq.tokens) > 0.0 {
+            x = if x > 0.0 { x / p.repetition } else { x * p.repetition };
+        }
+        let times = count(seq.generated());
+        if times > 0.0 { x - (p.presence + p.frequency * times) } else { x }
+    };
+    (0..logits.len()).fold(0, |best, id| if value(id) > value(best) { id } else { best }) as Token
+}
+
+#[test]
+fn penalties_count_prompt_and_output_and_survive_a_resume() {
+    let (mut served, mut plain) = (dummy("float32"), dummy("float32"));
+    let penalties = Penalties { repetition: 1.6, presence: 0.4, frequency: 0.3 };
+    // Six at once need more staged rows than there are.
+    let mut seqs: Vec<_> = (0..6).map(|i| Alone::new(i, &prompt(10 + i), 0.0)).collect();
+    for s in &mut seqs {
+        let sampling = s.sampling.clone().with_penalties(penalties).unwrap();
+        s.sampling = sampling.with_logit_bias(vec![(s.index, -100.0), (7, 0.5)]).unwrap();
+    }
+    generate(&mut served, &mut seqs, (CHUNK_MOST, 12));
+    seqs.iter_mut().for_each(|s| s.computed = 0);
+    generate(&mut served, &mut seqs, (16, 30));
+    let mut changed = 0;
+    for s in &seqs {
+        let mut replay =
+            Alone { tokens: prompt(10 + s.index), sampling: s.sampling.clone(), ..Alone::new(0, &[], 0.0) };
+        replay.prompt_len = replay.tokens.len();
+        for expected in s.generated() {
+            let logits = plain.logits(&replay.tokens, CHUNK_MOST).unwrap();
+            let last = &logits[logits.len() - 300..];
+            let token = penalized(last, &replay);
+            assert_eq!(token, *expected, "sequence {} at {}", s.index, replay.tokens.len());
+            changed += usize::from(last.iter().any(|x| *x > last[token as usize]));
+            replay.tokens.push(token);
+        }
+    }
+    assert!(changed > 30, "the penalties changed {changed} tokens only");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use yinian::base::config::LoadFormat;
 use yinian::base::{BlockId, Row, SeqId, StepId, Token};
 use yinian::hal::registry::{DeviceOptions, open};
 use yinian::model::{inspect, load};
-use yinian::plan::{RowInit, StepEntry, StepOutcome, StepPlan};
+use yinian::plan::{RowInit, SamplingParams, StepEntry, StepOutcome, StepPlan};
 use yinian::runner::{ModelRunner, RunnerOptions};
 
 pub(crate) const BLOCK: u32 = 16;
@@ -52,12 +52,13 @@ pub(crate) struct Alone {
     pub(crate) tokens: Vec<Token>,
     pub(crate) prompt_len: usize,
     pub(crate) computed: usize,
-    pub(crate) temperature: f32,
+    pub(crate) sampling: SamplingParams,
 }
 
 impl Alone {
     pub(crate) fn new(index: u32, prompt: &[Token], temperature: f32) -> Self {
-        Self { index, tokens: prompt.to_vec(), prompt_len: prompt.len(), computed: 0, temperature }
+        let sampling = SamplingParams::new(temperature, 40, 0.95, 7 + u64::from(index)).expect("ranges hold");
+        Self { index, tokens: prompt.to_vec(), prompt_len: prompt.len(), computed: 0, sampling }
     }
     pub(crate) fn generated(&self) -> &[Token] {
         &self.tokens[self.prompt_len..]
@@ -92,14 +93,12 @@ pub(crate) fn step(seqs: &[&Alone], chunk: usize) -> StepPlan {
 fn row_init(s: &Alone) -> RowInit {
     RowInit {
         row: Row(s.index),
-        temperature: s.temperature,
-        top_k: 40,
-        top_p: 0.95,
-        seed: 7 + u64::from(s.index),
+        sampling: s.sampling.clone(),
         choice: 0,
         prompt_len: s.prompt_len as u32,
         min_tokens: 0,
         end_tokens: vec![],
+        history: if s.sampling.counts_tokens() { s.tokens.clone() } else { vec![] },
     }
 }
 

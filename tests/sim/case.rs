@@ -2,7 +2,7 @@
 
 use yinian::base::rng::SplitMix64;
 use yinian::base::{SeqId, Token};
-use yinian::plan::{FinishReason, Request, SamplingParams, StopCriteria};
+use yinian::plan::{FinishReason, Penalties, Request, SamplingParams, StopCriteria};
 use yinian::sched::SchedConfig;
 
 /// A request and when it comes.
@@ -85,6 +85,9 @@ fn arrival(r: &mut SplitMix64, i: u64, stems: &[Vec<Token>], vocab: u32, (salts,
     let stop = StopCriteria::new(max_tokens, min_tokens, eos, stop).expect("ranges hold");
     // Few seeds, so that equal prompts also generate equal tokens and hit each other's output.
     let sampling = SamplingParams::new(1.0, 0, 1.0, r.below(2)).expect("ranges hold");
+    let penalties = Penalties { presence: if one_in(r, 4) { 0.5 } else { 0.0 }, ..Penalties::NONE };
+    let bias = if one_in(r, 6) { vec![(2, -100.0)] } else { vec![] };
+    let sampling = sampling.with_penalties(penalties).and_then(|s| s.with_logit_bias(bias)).expect("ranges hold");
     let mut request = Request::new(SeqId(i + 1), prompt, sampling, stop).expect("a prompt");
     let private_salt = salts && one_in(r, 4);
     request.cache_salt = match (salts, private_salt) {

@@ -108,6 +108,7 @@ fn planted_bugs_are_caught() {
         Planted::PublishEarly,
         Planted::PendingLost,
         Planted::RowStale,
+        Planted::HistoryLost,
         Planted::NoRollback,
         Planted::LastTokenSkipped,
         Planted::AnnouncedForEver,

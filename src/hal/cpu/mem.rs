@@ -134,7 +134,7 @@ fn container_limit() -> Option<MemoryInfo> {
     })
 }
 
-/// A matrix of 4-byte elements as a bare pointer that compute threads share.
+/// A matrix as a bare pointer that compute threads share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rows<T> {
     ptr: *mut T,
@@ -182,6 +182,13 @@ pub(super) fn floats(t: &Tensor) -> Rows<f32> {
 /// An I32 tensor.
 pub(super) fn ints(t: &Tensor) -> Rows<i32> {
     Rows::checked(t, DType::I32)
+}
+
+/// A U8 tensor read as native u16; its allocation is aligned for it.
+pub(super) fn shorts(t: &Tensor) -> Rows<u16> {
+    assert!(t.cols().is_multiple_of(2) && t.addr().is_multiple_of(2), "{}x{} bytes are no u16", t.rows(), t.cols());
+    let bytes = Rows::<u8>::checked(t, DType::U8);
+    Rows { ptr: bytes.ptr.cast(), rows: t.rows(), cols: t.cols() / 2 }
 }
 
 impl Rows<f32> {

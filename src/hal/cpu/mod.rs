@@ -2,7 +2,7 @@
 //!
 //! - `pool` runs the parts of an op, `mem` is memory, `simd` the vector operations per instruction set.
 //! - `pack` and `linear` are weight matrices and their product, `kv` and `attention` the cache and its reader.
-//! - `rowwise` and `sample` are the rest of the ops; `stream` checks shapes and calls them.
+//! - `rowwise`, `processors` and `sample` are the rest of the ops; `stream` checks shapes and calls them.
 
 mod attention;
 mod kv;
@@ -10,6 +10,7 @@ mod linear;
 mod mem;
 mod pack;
 mod pool;
+mod processors;
 mod rowwise;
 mod sample;
 mod simd;

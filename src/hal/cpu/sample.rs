@@ -1,11 +1,12 @@
-//! Drawing tokens: temperature, top-k, top-p, then an inverse of the cumulative distribution over the candidates in order
+//! Drawing tokens from processed logits: temperature, top-k, top-p, min-p, then an inverse of the cumulative distribution over the candidates in order
 //! of falling logit. The vocabulary is never sorted whole; candidates are ranked in growing portions as the draw asks.
 
-use super::mem::{floats, ints};
+use super::mem::{floats, ints, shorts};
 use super::pool::Pool;
+use super::processors::RowState;
 use super::simd::{Isa, Kernel, Simd, dispatch, exp16};
 use crate::base::{Error, ErrorKind, Result, rng};
-use crate::hal::ops::{SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord};
+use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS, Sample, SamplerWord};
 use std::sync::{Mutex, PoisonError};
 
 /// Logits this many temperatures below the largest weigh less than 1e-5 of it and are looked at last.
@@ -16,8 +17,8 @@ const FIRST_PORTION: usize = 64;
 /// One thread's working memory, kept between steps.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
-    /// Logits with held-back tokens masked.
-    masked: Vec<f32>,
+    /// Logits of a row whose biases, penalties or mask change them.
+    processed: Vec<f32>,
     /// Candidates as sort keys.
     keys: Vec<u64>,
 }
@@ -29,6 +30,8 @@ pub(super) fn sample(pool: &Pool, isa: Isa, spaces: &[Mutex<Workspace>], args: &
     let n = logits.rows;
     assert_eq!((rows.rows, positions.rows, out.rows), (n, n, n), "sequences of a sample op");
     assert_eq!(state.cols, SAMPLER_WORDS, "words of a sampler row");
+    let (counts, biases) = (shorts(args.counts), ints(args.biases));
+    assert_eq!((counts.cols, biases.cols), (logits.cols, 2 * SAMPLER_BIASES), "counts and biases of a sampler row");
     let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
     pool.split(n, 1, &|thread, rows_of_chunk| {
         let mut space = spaces[thread].lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,10 +41,13 @@ pub(super) fn sample(pool: &Pool, isa: Isa, spaces: &[Mutex<Workspace>], args: &
                 let row = rows.row(s)[0];
                 assert!(row >= 0, "sequence {s} has sampler row {row}");
                 let words = state.row_mut(row as usize);
-                match draw(isa, &mut space, logits.row(s), (words, positions.row(s)[0])) {
+                let output_index = positions.row(s)[0] - words[SamplerWord::PromptLen as usize];
+                let (counts, biases) = (counts.row_mut(row as usize), biases.row(row as usize));
+                let mut state = RowState { words, counts, biases, output_index };
+                match draw(isa, &mut space, logits.row(s), &state) {
                     Ok(token) => {
-                        out.row_mut(s)[0] = token;
-                        words[SamplerWord::LastToken as usize] = token;
+                        out.row_mut(s)[0] = token as i32;
+                        state.drew(token);
                     }
                     Err(e) => {
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,6 +67,7 @@ struct Wish {
     temperature: f32,
     top_k: usize,
     top_p: f32,
+    min_p: f64,
     /// The random number of this draw.
     uniform: f32,
 }
@@ -73,28 +80,15 @@ impl Wish {
             temperature: f32::from_bits(word(SamplerWord::Temperature)),
             top_k: words[SamplerWord::TopK as usize].max(0) as usize,
             top_p: f32::from_bits(word(SamplerWord::TopP)),
+            min_p: f64::from(f32::from_bits(word(SamplerWord::MinP))),
             uniform: rng::uniform(seed, word(SamplerWord::Choice), output_index as u32),
         }
     }
 }
 
-fn draw(isa: Isa, space: &mut Workspace, logits: &[f32], (words, position): (&[i32], i32)) -> Result<i32> {
-    let output_index = position - words[SamplerWord::PromptLen as usize];
-    let Workspace { masked, keys } = space;
-    let ends = words[SamplerWord::NumEndTokens as usize].clamp(0, (SAMPLER_WORDS - SAMPLER_END_TOKENS) as i32) as usize;
-    let logits = if output_index < words[SamplerWord::MinTokens as usize] && ends > 0 {
-        super::reserve(masked, logits.len())?;
-        masked.clear();
-        masked.extend_from_slice(logits);
-        for end in &words[SAMPLER_END_TOKENS..SAMPLER_END_TOKENS + ends] {
-            if let Some(x) = usize::try_from(*end).ok().and_then(|end| masked.get_mut(end)) {
-                *x = f32::NEG_INFINITY;
-            }
-        }
-        masked.as_slice()
-    } else {
-        logits
-    };
+fn draw(isa: Isa, space: &mut Workspace, logits: &[f32], row: &RowState<'_>) -> Result<usize> {
+    let Workspace { processed, keys } = space;
+    let logits = row.processed(logits, processed)?;
     let mut best = (0, 0.0);
     // SAFETY: plain slices.
     unsafe { dispatch(isa, Largest { logits, best: &mut best }) };
@@ -104,10 +98,9 @@ fn draw(isa: Isa, space: &mut Workspace, logits: &[f32], (words, position): (&[i
             "the logits contain NaN; the weights or the model's dtype may be broken",
         ));
     }
-    let wish = Wish::of(words, output_index);
+    let wish = Wish::of(row.words, row.output_index);
     let greedy = wish.temperature <= 0.0 || wish.top_k == 1 || !best.1.is_finite();
-    let token = if greedy { best.0 } else { draw_random(isa, keys, logits, (&wish, best.1))? };
-    Ok(token as i32)
+    if greedy { Ok(best.0) } else { draw_random(isa, keys, logits, (&wish, best.1)) }
 }
 
 /// First index of the largest element, and that element; NaN when there is any.
@@ -187,6 +180,14 @@ fn draw_random(isa: Isa, keys: &mut Vec<u64>, logits: &[f32], (wish, max): (&Wis
         while kept < candidates && (kept == 0 || mass < f64::from(wish.top_p) * total) {
             mass += weight(kept, &mut ranked);
             kept += 1;
+        }
+    }
+    if wish.min_p > 0.0 {
+        // The most probable candidate weighs 1.
+        let before = kept;
+        kept = (0..before).take_while(|rank| weight(*rank, &mut ranked) >= wish.min_p).count().max(1);
+        if kept < before {
+            mass = (0..kept).map(|rank| weight(rank, &mut ranked)).sum();
         }
     }
     let target = f64::from(wish.uniform) * mass;
