@@ -471,7 +471,7 @@ yn_status yn_engine_create(struct yn_bytes config_json,
 
 /*
  Fills `buf` with as many whole records as fit: step by yn_event.size until *used. A long payload is split over several
- OUTPUT records. Waits for at most `timeout_ms`; 0 does not wait, -1 waits on. Several threads may poll one engine. After
+ OUTPUT records. Waits for at most `timeout_ms`; 0 does not wait, below 0 waits on. Several threads may poll one engine. After
  yn_engine_free what is unread can still be polled. OK if and only if *used > 0. Errors: BAD_HANDLE, INVALID, TOO_SMALL,
  TIMEOUT (also when woken), SHUTDOWN (freed, and everything was read).
 
@@ -494,7 +494,8 @@ yn_status yn_engine_poll(struct yn_engine engine,
 yn_status yn_engine_cancel(struct yn_engine engine, yn_request_id id);
 
 /*
- A new non-blocking CLOEXEC descriptor that the caller owns and closes: readable while the engine's queue is not empty.
+ A new non-blocking CLOEXEC descriptor that the caller owns and closes: readable while the engine's queue is not empty,
+ and for ever once the engine is freed.
  Do not read it, polling clears it. Errors: BAD_HANDLE, INVALID, IO.
 
  # Safety
@@ -511,17 +512,19 @@ yn_status yn_engine_fd(struct yn_engine engine, int32_t *out_fd);
 yn_status yn_engine_wake(struct yn_engine engine);
 
 /*
- Refuses new requests from now on and waits until the accepted ones have ended; -1 waits on. Their records must still be
+ Refuses new requests from now on and waits until the accepted ones have ended; below 0 waits on. Their records must still be
  polled. Errors: BAD_HANDLE, TIMEOUT (drain again or free).
 
  # Safety
  Always safe to call.
  */
-yn_status yn_engine_drain(struct yn_engine engine, int32_t timeout_ms);
+yn_status yn_engine_drain(struct yn_engine engine,
+                          int32_t timeout_ms);
 
 /*
  Cancels what is left, delivers every DONE, joins the threads, frees the device and retires the handle. Blocks for about a
- step. Safe while other threads are inside calls of this engine. What is unread can still be polled. Errors: BAD_HANDLE.
+ step. Safe while other threads are inside calls of this engine. What is unread can still be polled (of the last 256
+ freed). Errors: BAD_HANDLE.
 
  # Safety
  Always safe to call.
@@ -604,7 +607,7 @@ yn_status yn_queue_create(struct yn_queue *out_queue, struct yn_error *err);
 yn_status yn_queue_poll(struct yn_queue queue, void *buf, size_t cap, int32_t timeout_ms, size_t *used);
 
 /*
- As yn_engine_fd. Errors: BAD_HANDLE, INVALID, IO.
+ As yn_engine_fd; from yn_queue_free on readable for ever. Errors: BAD_HANDLE, INVALID, IO.
 
  # Safety
  `out_fd` points to a writable int32_t.
@@ -621,7 +624,8 @@ yn_status yn_queue_wake(struct yn_queue queue);
 
 /*
  Cancels the requests that stream into the queue and retires the handle. What is unread, and the DONE records of the
- cancelled requests, can still be polled through it; then polls answer SHUTDOWN. Never blocks. Errors: BAD_HANDLE.
+ cancelled requests, can still be polled through it (of the last 256 freed); then polls answer SHUTDOWN. Never blocks.
+ Errors: BAD_HANDLE.
 
  # Safety
  Always safe to call, also while other threads poll.

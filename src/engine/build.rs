@@ -174,6 +174,7 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
 
 fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     let spec = MockSpec::parse(&config.model)?;
+    registry::check(&config.device)?;
     let steps = spec.load.as_millis() as u32;
     for step in 0..steps {
         progress(step as f32 / steps as f32)?;

@@ -135,6 +135,7 @@ struct Inner {
     lost_logs: u64,
     woken: bool,
     shut: bool,
+    bell: Option<Box<dyn Bell>>,
     rung: bool,
 }
 
@@ -143,7 +144,6 @@ struct Inner {
 pub struct EventQueue {
     inner: Mutex<Inner>,
     changed: Condvar,
-    bell: Option<Box<dyn Bell>>,
 }
 
 /// What a request streams into: its place in a queue.
@@ -156,7 +156,8 @@ pub struct OutputStream {
 
 impl EventQueue {
     pub fn new(bell: Option<Box<dyn Bell>>) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), changed: Condvar::new(), bell })
+        let inner = Mutex::new(Inner { bell, ..Inner::default() });
+        Arc::new(Self { inner, changed: Condvar::new() })
     }
 
     /// Reserves a request's place. `None` once the queue is shut.
@@ -217,14 +218,18 @@ impl EventQueue {
         self.announce(&mut inner);
     }
 
-    /// No stream may be opened any more and open ones are cancelled; pollers drain what is left, then get `Shutdown`.
+    /// No stream may be opened any more and open ones are cancelled; pollers drain what is left, then get `Shutdown`. The
+    /// bell rings for the last time and is dropped: what is heard from now on is that the queue is shut.
     pub fn shut(&self) {
         let mut inner = self.lock();
         inner.shut = true;
+        inner.woken = true;
+        self.settle(&mut inner);
+        inner.woken = false;
+        inner.bell = None;
         let open: Vec<_> =
             inner.streams.values().filter(|s| s.done.is_none()).map(|s| (Weak::clone(&s.cancel), s.info.id)).collect();
         self.changed.notify_all();
-        self.settle(&mut inner);
         drop(inner);
         for (cancel, id) in open {
             if let Some(engine) = cancel.upgrade() {
@@ -294,13 +299,12 @@ impl EventQueue {
         self.changed.notify_one();
     }
 
-    /// Brings the bell in line with the queue. A queue at its end stays audible, so that a sleeper learns of it.
+    /// Brings the bell in line with the queue.
     fn settle(&self, inner: &mut Inner) {
-        let wanted = !inner.ready.is_empty() || inner.woken || (inner.shut && inner.streams.is_empty());
-        if let Some(bell) = &self.bell
-            && wanted != inner.rung
-        {
-            inner.rung = wanted;
+        let wanted = !inner.ready.is_empty() || inner.woken;
+        let Inner { bell: Some(bell), rung, .. } = inner else { return };
+        if wanted != *rung {
+            *rung = wanted;
             if wanted { bell.ring() } else { bell.clear() }
         }
     }

@@ -1,7 +1,7 @@
 //! Engines: create, poll, drain, free, and what they tell about themselves.
 
 use super::args::{buf, bytes, out};
-use super::guard::{SignalsBlocked, call, own_process};
+use super::guard::{SignalsBlocked, call, log_panics, own_process};
 use super::handle::Table;
 use super::queue::{HostQueue, poll_into, pollable, retire};
 use super::record::state;
@@ -34,6 +34,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 
 fn create(config: EngineConfig) -> Result<u64> {
     own_process();
+    log_panics();
     let queue = Arc::new(HostQueue::new()?);
     let clock = Arc::new(MonotonicClock::starting_at(monotonic_ns()));
     let engine = {
@@ -66,7 +67,7 @@ pub unsafe extern "C" fn yn_engine_create(
 }
 
 /// Fills `buf` with as many whole records as fit: step by yn_event.size until *used. A long payload is split over several
-/// OUTPUT records. Waits for at most `timeout_ms`; 0 does not wait, -1 waits on. Several threads may poll one engine. After
+/// OUTPUT records. Waits for at most `timeout_ms`; 0 does not wait, below 0 waits on. Several threads may poll one engine. After
 /// yn_engine_free what is unread can still be polled. OK if and only if *used > 0. Errors: BAD_HANDLE, INVALID, TOO_SMALL,
 /// TIMEOUT (also when woken), SHUTDOWN (freed, and everything was read).
 ///
@@ -80,7 +81,7 @@ pub unsafe extern "C" fn yn_engine_poll(
     timeout_ms: i32,
     used: *mut usize,
 ) -> yn_status {
-    let find = || pollable(engine.id, &ENGINES, |e| Arc::clone(&e.queue));
+    let find = || pollable(engine.id, &ENGINES, |e| &e.queue.events);
     // SAFETY: as documented.
     unsafe { call(null_mut(), || poll_into(engine.id, find, (buf, cap), timeout_ms, used)) }
 }
@@ -96,7 +97,8 @@ pub unsafe extern "C" fn yn_engine_cancel(engine: yn_engine, id: yn_request_id) 
     unsafe { call(null_mut(), || ENGINES.get(engine.id).map(|e| e.engine.cancel(RequestId(id)))) }
 }
 
-/// A new non-blocking CLOEXEC descriptor that the caller owns and closes: readable while the engine's queue is not empty.
+/// A new non-blocking CLOEXEC descriptor that the caller owns and closes: readable while the engine's queue is not empty,
+/// and for ever once the engine is freed.
 /// Do not read it, polling clears it. Errors: BAD_HANDLE, INVALID, IO.
 ///
 /// # Safety
@@ -124,7 +126,7 @@ pub unsafe extern "C" fn yn_engine_wake(engine: yn_engine) -> yn_status {
     unsafe { call(null_mut(), || ENGINES.get(engine.id).map(|e| e.queue.events.wake())) }
 }
 
-/// Refuses new requests from now on and waits until the accepted ones have ended; -1 waits on. Their records must still be
+/// Refuses new requests from now on and waits until the accepted ones have ended; below 0 waits on. Their records must still be
 /// polled. Errors: BAD_HANDLE, TIMEOUT (drain again or free).
 ///
 /// # Safety
@@ -137,7 +139,8 @@ pub unsafe extern "C" fn yn_engine_drain(engine: yn_engine, timeout_ms: i32) -> 
 }
 
 /// Cancels what is left, delivers every DONE, joins the threads, frees the device and retires the handle. Blocks for about a
-/// step. Safe while other threads are inside calls of this engine. What is unread can still be polled. Errors: BAD_HANDLE.
+/// step. Safe while other threads are inside calls of this engine. What is unread can still be polled (of the last 256
+/// freed). Errors: BAD_HANDLE.
 ///
 /// # Safety
 /// Always safe to call.

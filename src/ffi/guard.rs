@@ -5,10 +5,26 @@ use super::types::{YN_OK, yn_error, yn_status};
 use crate::base::error::panic_text;
 use crate::base::{Error, ErrorKind, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The process that made the first object; its threads do not exist in a forked child.
 static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// Panics of library threads go to the log instead of the host's standard error; all of them are caught further up.
+pub(crate) fn log_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let thread = std::thread::current();
+            match thread.name().filter(|name| name.starts_with("yn-")) {
+                Some(name) => log::error!(target: "yinian::panic", "{name}: {info}"),
+                None => others(info),
+            }
+        }));
+    });
+}
 
 /// Runs an export's body. In a forked child no lock is touched, because its holder may not exist there.
 ///

@@ -8,10 +8,10 @@ use super::types::{YN_POLL_MIN_BYTES, yn_error, yn_queue, yn_status};
 use crate::base::{Error, ErrorKind, Result};
 use crate::engine::EventQueue;
 use crate::engine::queue::Bell;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A queue with its descriptor.
@@ -23,8 +23,10 @@ pub(crate) struct HostQueue {
 
 pub(crate) static QUEUES: Table<HostQueue> = Table::new(2, "queue");
 
-/// Freed queues that still hold unread events, by the handle they were freed under.
-static RETIRED: LazyLock<Mutex<HashMap<u64, Arc<HostQueue>>>> = LazyLock::new(Mutex::default);
+/// Freed queues that may hold unread events, by the handle they were freed under, the oldest first.
+static RETIRED: Mutex<VecDeque<(u64, Arc<EventQueue>)>> = Mutex::new(VecDeque::new());
+/// Unread queues beyond this are let go, for hosts that never read to the end.
+const MAX_RETIRED: usize = 256;
 
 /// A counter the kernel shows as readable.
 #[derive(Debug)]
@@ -80,20 +82,28 @@ impl HostQueue {
     }
 }
 
+fn retired() -> MutexGuard<'static, VecDeque<(u64, Arc<EventQueue>)>> {
+    RETIRED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Keeps a freed queue readable under its old handle.
-pub(crate) fn retire(id: u64, queue: &Arc<HostQueue>) {
-    RETIRED.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(queue));
+pub(crate) fn retire(id: u64, queue: &HostQueue) {
+    let mut retired = retired();
+    if retired.len() == MAX_RETIRED {
+        retired.pop_front();
+    }
+    retired.push_back((id, Arc::clone(&queue.events)));
 }
 
 /// The queue to poll for a handle: live, or freed and not yet drained. `Shutdown` once it is drained.
 pub(crate) fn pollable<T>(
     id: u64,
     table: &Table<T>,
-    queue: impl Fn(Arc<T>) -> Arc<HostQueue>,
-) -> Result<Arc<HostQueue>> {
-    table.get(id).map(queue).or_else(|bad| {
-        let retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
-        match retired {
+    queue: impl Fn(&T) -> &Arc<EventQueue>,
+) -> Result<Arc<EventQueue>> {
+    table.get(id).map(|object| Arc::clone(queue(&object))).or_else(|bad| {
+        let unread = retired().iter().find(|(freed, _)| *freed == id).map(|(_, queue)| Arc::clone(queue));
+        match unread {
             Some(queue) => Ok(queue),
             None if table.is_stale(id) => Err(Error::new(ErrorKind::Shutdown, "freed, and everything in it was read")),
             None => Err(bad),
@@ -107,7 +117,7 @@ pub(crate) fn pollable<T>(
 /// `buf` points to `cap` writable bytes, `used` to a writable size; nobody else uses them during the call.
 pub(crate) unsafe fn poll_into(
     id: u64,
-    queue: impl FnOnce() -> Result<Arc<HostQueue>>,
+    queue: impl FnOnce() -> Result<Arc<EventQueue>>,
     (buf, cap): (*mut c_void, usize),
     timeout_ms: i32,
     used: *mut usize,
@@ -125,10 +135,10 @@ pub(crate) unsafe fn poll_into(
     // SAFETY: not null, and the caller vouches for `cap` bytes.
     let mut buffer = Buffer::new(unsafe { std::slice::from_raw_parts_mut(buf.cast::<u8>(), cap) });
     let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
-    let result = queue.events.poll(timeout, &mut buffer);
+    let result = queue.poll(timeout, &mut buffer);
     *used = buffer.used();
     if matches!(&result, Err(e) if e.kind == ErrorKind::Shutdown) {
-        RETIRED.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        retired().retain(|(freed, _)| *freed != id);
     }
     result
 }
@@ -163,12 +173,12 @@ pub unsafe extern "C" fn yn_queue_poll(
     timeout_ms: i32,
     used: *mut usize,
 ) -> yn_status {
-    let find = || pollable(queue.id, &QUEUES, |queue| queue);
+    let find = || pollable(queue.id, &QUEUES, |q| &q.events);
     // SAFETY: as documented.
     unsafe { call(std::ptr::null_mut(), || poll_into(queue.id, find, (buf, cap), timeout_ms, used)) }
 }
 
-/// As yn_engine_fd. Errors: BAD_HANDLE, INVALID, IO.
+/// As yn_engine_fd; from yn_queue_free on readable for ever. Errors: BAD_HANDLE, INVALID, IO.
 ///
 /// # Safety
 /// `out_fd` points to a writable int32_t.
@@ -196,7 +206,8 @@ pub unsafe extern "C" fn yn_queue_wake(queue: yn_queue) -> yn_status {
 }
 
 /// Cancels the requests that stream into the queue and retires the handle. What is unread, and the DONE records of the
-/// cancelled requests, can still be polled through it; then polls answer SHUTDOWN. Never blocks. Errors: BAD_HANDLE.
+/// cancelled requests, can still be polled through it (of the last 256 freed); then polls answer SHUTDOWN. Never blocks.
+/// Errors: BAD_HANDLE.
 ///
 /// # Safety
 /// Always safe to call, also while other threads poll.

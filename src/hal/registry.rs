@@ -13,13 +13,19 @@ pub struct DeviceOptions {
     pub cpu_features: Option<String>,
 }
 
-/// Opens `name`: `auto` takes the best device there is.
-pub fn open(name: &str, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
-    match name.split(':').next().unwrap_or_default() {
-        "auto" | "cpu" => cpu::open(options),
-        "cuda" | "ascend" => {
+/// Whether this build has a device of this name; the error says why not.
+pub fn check(name: &str) -> Result<()> {
+    match (name, name.split(':').next()) {
+        ("auto" | "cpu", _) => Ok(()),
+        (_, Some("cuda" | "ascend")) => {
             Err(Error::unsupported(format!("device {name:?} is not in this build; use \"cpu\" or \"auto\"")))
         }
         _ => Err(Error::invalid(format!("device {name:?} is unknown; expected auto or cpu"))),
     }
+}
+
+/// Opens `name`: `auto` takes the best device there is.
+pub fn open(name: &str, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
+    check(name)?;
+    cpu::open(options)
 }

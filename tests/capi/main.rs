@@ -1,103 +1,141 @@
 //! The C API as C sees it: the committed header and what it promises, compiled and run.
 #![cfg(target_os = "linux")]
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod gates;
 
-fn root() -> &'static Path {
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A program that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(out.status.success(), "{command:?}: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
 
 /// The shared library cargo built next to this test.
-fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     exe.parent().unwrap().join("libyinian.so")
 }
 
-fn header() -> String {
-    std::fs::read_to_string(root().join("include/yinian.h")).unwrap()
+/// A compiled C program beside links to the library.
+struct Program {
+    dir: tempfile::TempDir,
 }
 
-#[test]
-fn the_header_is_what_the_code_says() {
-    let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
-    let sources = ["types", "version", "status", "engine", "request", "queue", "tokenizer", "log", "args"];
-    let builder = sources.iter().fold(cbindgen::Builder::new().with_config(config), |b, name| {
-        b.with_src(root().join(format!("src/ffi/{name}.rs")))
-    });
-    let mut text = Vec::new();
-    builder.generate().unwrap().write(&mut text);
-    let text = String::from_utf8(text).unwrap();
-    if std::env::var_os("BLESS").is_some() {
-        std::fs::write(root().join("include/yinian.h"), &text).unwrap();
-    }
-    assert!(header() == text, "include/yinian.h is stale; BLESS=1 cargo test --test capi rewrites it");
-}
-
-#[test]
-fn the_header_compiles_alone_and_twice() {
-    let dir = tempfile::tempdir().unwrap();
-    for (name, compiler, standard) in [("a.c", "cc", "c99"), ("a.c", "cc", "c17"), ("a.cpp", "c++", "c++11")] {
-        let source = dir.path().join(name);
-        std::fs::write(&source, "#include \"yinian.h\"\n#include \"yinian.h\"\n").unwrap();
-        run(Command::new(compiler)
+impl Program {
+    fn build(source: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["libyinian.so", "libyinian.so.0.1"] {
+            std::os::unix::fs::symlink(library(), dir.path().join(name)).unwrap();
+        }
+        run(Command::new("cc")
             .args([
-                &format!("-std={standard}"),
+                "-std=c99",
+                "-D_POSIX_C_SOURCE=200809L",
                 "-pedantic",
                 "-Wall",
                 "-Wextra",
-                "-Wpadded",
                 "-Werror",
-                "-fsyntax-only",
+                "-O1",
+                "-pthread",
             ])
+            .arg("-o")
+            .arg(dir.path().join("program"))
+            .arg(root().join(source))
             .arg("-I")
             .arg(root().join("include"))
-            .arg(source));
+            .arg("-L")
+            .arg(dir.path())
+            .args(["-Wl,-rpath,$ORIGIN", "-lyinian"]));
+        Self { dir }
+    }
+
+    /// Runs it; what it wrote to standard output.
+    fn run(&self, args: &[&str]) -> String {
+        let mut command = Command::new(self.dir.path().join("program"));
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let end = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > end {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("{command:?} has not ended after {} s", LIMIT.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let (mut out, mut errors) = (String::new(), String::new());
+        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        assert!(status.success(), "{command:?}: {status}\n{errors}{out}");
+        print!("{out}");
+        out
     }
 }
 
-#[test]
-fn the_library_exports_what_the_header_declares() {
-    let symbols = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library()));
-    let names = |text: &str| -> BTreeSet<String> {
-        text.split(|c: char| !c.is_alphanumeric() && c != '_')
-            .filter(|w| w.starts_with("yn_"))
-            .map(str::to_owned)
-            .collect()
-    };
-    let header = header();
-    let declared: BTreeSet<String> = header
-        .match_indices("yn_")
-        .filter_map(|(at, _)| header[at..].split_once('('))
-        .map(|(name, _)| name.to_owned())
-        .filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_') && name != "yn_log_fn")
-        .collect();
-    assert_eq!(names(&symbols), declared);
+fn demo_model() -> String {
+    root().join("examples/demo_model").display().to_string()
 }
 
 #[test]
-fn a_c_program_serves_a_request() {
-    let dir = tempfile::tempdir().unwrap();
-    for name in ["libyinian.so", "libyinian.so.0.1"] {
-        std::os::unix::fs::symlink(library(), dir.path().join(name)).unwrap();
-    }
-    let program = dir.path().join("smoke");
-    run(Command::new("cc")
-        .args(["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
-        .arg(&program)
-        .arg(root().join("tests/capi/smoke.c"))
-        .arg("-I")
-        .arg(root().join("include"))
-        .arg("-L")
-        .arg(dir.path())
-        .arg(format!("-Wl,-rpath,{}", dir.path().display()))
-        .arg("-lyinian"));
-    run(&mut Command::new(program));
+fn smoke() {
+    Program::build("tests/capi/smoke.c").run(&[]);
+}
+
+#[test]
+fn many_requests_with_cancels_and_a_slow_reader() {
+    let program = Program::build("tests/capi/many.c");
+    program.run(&[r#"{"model": "mock:words,delay_us=300", "max_num_seqs": 32}"#, "hello"]);
+    program.run(&[r#"{"model": "mock:words,delay_us=300", "kv_cache_bytes": 1024, "block_size": 4}"#, "hi"]);
+    program.run(&[&format!(r#"{{"model": {:?}}}"#, demo_model()), "Tell me a story about a fox."]);
+}
+
+#[test]
+fn bad_arguments() {
+    Program::build("tests/capi/arguments.c").run(&[]);
+}
+
+#[test]
+fn free_during_traffic() {
+    Program::build("tests/capi/free_traffic.c").run(&[]);
+}
+
+#[test]
+fn two_engines() {
+    Program::build("tests/capi/two_engines.c").run(&[&demo_model()]);
+}
+
+#[test]
+fn descriptors_wakes_signals_and_forks() {
+    Program::build("tests/capi/wake.c").run(&[]);
+}
+
+#[test]
+fn the_demo_model() {
+    Program::build("tests/capi/demo.c").run(&[&demo_model()]);
+}
+
+#[test]
+fn faults() {
+    Program::build("tests/capi/faults.c").run(&[]);
+}
+
+#[test]
+fn the_example_streams_an_answer() {
+    let program = Program::build("examples/c/stream.c");
+    let text = program.run(&[&demo_model(), "Tell me a story about a \"fox\"."]);
+    assert!(text.len() > 100 && text.to_lowercase().contains("once"), "{text}");
 }
