@@ -23,7 +23,26 @@ pub struct KvLayer<'a> {
     pub dtype: DType,
 }
 
-/// `rope_write_kv`: rotates queries in place, writes rotated keys and values to the cache.
+/// What a gate goes through before it multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `g / (1 + e^-g)`.
+    Silu,
+    /// GELU by its tanh formula: `g / (1 + e^-2u)`, `u = sqrt(2/pi) * (g + 0.044715 g^3)`.
+    GeluTanh,
+}
+
+/// Norms of single heads, before their rotation.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// F32 `[1, D]`, for every query head.
+    pub query: &'a Tensor,
+    /// F32 `[1, D]`, for every key head.
+    pub key: &'a Tensor,
+    pub eps: f32,
+}
+
+/// `rope_write_kv`: norms and rotates queries in place, writes normed and rotated keys and plain values to the cache.
 #[derive(Debug, Clone, Copy)]
 pub struct RopeWriteKv<'a> {
     /// act `[T, (H + 2G) * D]`: queries, keys, values of each token.
@@ -36,6 +55,8 @@ pub struct RopeWriteKv<'a> {
     /// (the half-split convention of Hugging Face Llama).
     pub rope: &'a Tensor,
     pub heads: usize,
+    /// `rms_norm` of each query and key head on its own.
+    pub norms: Option<HeadNorms<'a>>,
     pub kv: KvLayer<'a>,
 }
 
@@ -54,6 +75,10 @@ pub struct PagedAttention<'a> {
     pub tables: &'a Tensor,
     /// Multiplies dot products.
     pub scale: f32,
+    /// A score `s` becomes `cap * tanh(s / cap)`.
+    pub soft_cap: Option<f32>,
+    /// A query at position p sees keys `p - n + 1..=p` only. At least 1.
+    pub window: Option<u32>,
     pub heads: usize,
     pub kv: KvLayer<'a>,
 }
@@ -81,19 +106,21 @@ pub struct Sample<'a> {
 
 /// The ops of a decoder step.
 pub trait Ops {
-    /// `out[t] = table[ids[t]]`. An id below 0 means "the last token of row `-id - 1`" in `state`
+    /// `out[t] = table[ids[t]] * scale`. An id below 0 means "the last token of row `-id - 1`" in `state`
     /// (I32 `[R, SAMPLER_WORDS]`). out: act `[T, cols]`; ids: I32 `[T, 1]`.
-    fn embed(&self, out: &Tensor, table: &Matrix, ids: &Tensor, state: &Tensor) -> Result<()>;
+    fn embed(&self, out: &Tensor, table: &Matrix, ids: &Tensor, state: &Tensor, scale: f32) -> Result<()>;
     /// `out = x / sqrt(mean(x^2) + eps) * weight`, per row. out, x: act `[T, N]`; weight: F32 `[1, N]`.
     fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
     /// `residual += x; out = rms_norm(residual)`. All act `[T, N]`.
     fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
-    /// `out = x * w^T`. out: `[T, N]` act (or F32 for logits); x: act `[T, K]`; w: `N x K`.
-    fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix) -> Result<()>;
+    /// `out = x * w^T + bias`. out: `[T, N]` act (or F32 for logits); x: act `[T, K]`; w: `N x K`; bias: F32 `[1, N]`.
+    fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()>;
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()>;
     fn paged_attention(&self, args: &PagedAttention<'_>) -> Result<()>;
-    /// `out = silu(gate) * up`. out: act `[T, N]`; gate_up: act `[T, 2N]`, gate first.
-    fn silu_mul(&self, out: &Tensor, gate_up: &Tensor) -> Result<()>;
+    /// `out = activation(gate) * up`. out: act `[T, N]`; gate_up: act `[T, 2N]`, gate first.
+    fn act_mul(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()>;
+    /// `x = cap * tanh(x / cap)`, in place. x: F32 `[S, N]`.
+    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()>;
     /// `out[s] = x[index[s]]`. out: act `[S, N]`; x: act `[T, N]`; index: I32 `[S, 1]`.
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()>;
     fn sample(&self, args: &Sample<'_>) -> Result<()>;

@@ -3,18 +3,13 @@
 use crate::base::{DType, Error, Result, Token};
 use crate::model::fields::Fields;
 use crate::model::registry;
-use crate::model::spec::{DecoderSpec, RopeScaling};
+use crate::model::spec::DecoderSpec;
 use serde_json::Value;
 use std::path::Path;
 
 /// Bytes of a config file that are read.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1024;
-const MAX_HEADS: usize = 4096;
-const MAX_HEAD_DIM: usize = 1024;
-const MAX_VOCABULARY: usize = 1 << 24;
-const MAX_POSITION: usize = 1 << 24;
+pub(crate) const MAX_POSITION: usize = 1 << 24;
 
 /// What a model directory says about itself, before any weight is read.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +59,7 @@ pub fn inspect(dir: &Path) -> Result<ModelInfo> {
     let vocab_size = spec.vocab_size;
     let path = dir.join("generation_config.json");
     let generation = if path.exists() { Some(Fields::read(&path, MAX_CONFIG_BYTES)?) } else { None };
-    let (matrices, norms) = spec.weight_elements();
+    let (matrices, vectors) = spec.weight_elements();
     let mut info = ModelInfo {
         architecture,
         dtype,
@@ -76,7 +71,7 @@ pub fn inspect(dir: &Path) -> Result<ModelInfo> {
         temperature: None,
         top_k: None,
         top_p: None,
-        weight_bytes: matrices * dtype.size() + norms * DType::F32.size(),
+        weight_bytes: matrices * dtype.size() + vectors * DType::F32.size(),
         spec,
     };
     if let Some(generation) = generation {
@@ -118,7 +113,8 @@ fn architecture(fields: &Fields) -> Result<String> {
     }
 }
 
-fn dtype(fields: &Fields) -> Result<DType> {
+/// The dtype the config names.
+pub(crate) fn dtype(fields: &Fields) -> Result<DType> {
     let key = if fields.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     match fields.text(key)? {
         None | Some("float32") => Ok(DType::F32),
@@ -126,85 +122,6 @@ fn dtype(fields: &Fields) -> Result<DType> {
         Some("bfloat16") => Ok(DType::Bf16),
         Some(_) => Err(fields.unsupported(key, "float32, float16 and bfloat16")),
     }
-}
-
-/// The keys that Llama and its descendants share.
-pub(crate) fn dense_decoder(fields: &Fields) -> Result<DecoderSpec> {
-    if fields.get("quantization_config").is_some() {
-        return Err(fields.unsupported("quantization_config", "only weights that are not quantized"));
-    }
-    if !matches!(fields.text("hidden_act")?, None | Some("silu")) {
-        return Err(fields.unsupported("hidden_act", "\"silu\""));
-    }
-    let hidden_size = fields.need_count("hidden_size", MAX_WIDTH)?;
-    let heads = fields.need_count("num_attention_heads", MAX_HEADS)?;
-    let kv_heads = fields.count("num_key_value_heads", MAX_HEADS)?.unwrap_or(heads);
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(fields.wrong("num_key_value_heads", &format!("a divisor of num_attention_heads, {heads}")));
-    }
-    let head_dim = match fields.count("head_dim", MAX_HEAD_DIM)? {
-        Some(dim) if dim.is_multiple_of(2) => dim,
-        Some(_) => return Err(fields.wrong("head_dim", "an even number")),
-        None if hidden_size.is_multiple_of(2 * heads) && hidden_size / heads <= MAX_HEAD_DIM => hidden_size / heads,
-        None => {
-            return Err(fields.wrong("hidden_size", &format!("an even multiple of num_attention_heads, {heads}")));
-        }
-    };
-    let (rope_theta, rope_scaling) = rope(fields)?;
-    Ok(DecoderSpec {
-        vocab_size: fields.need_count("vocab_size", MAX_VOCABULARY)?,
-        hidden_size,
-        intermediate_size: fields.need_count("intermediate_size", MAX_WIDTH)?,
-        num_layers: fields.need_count("num_hidden_layers", MAX_LAYERS)?,
-        heads,
-        kv_heads,
-        head_dim,
-        norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        rope_theta,
-        rope_scaling,
-        tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-    })
-}
-
-/// Base and scaling, from `rope_parameters` (newer files) or `rope_theta` and `rope_scaling`.
-fn rope(fields: &Fields) -> Result<(f32, RopeScaling)> {
-    let nested = match fields.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => fields.object("rope_scaling")?,
-    };
-    let Some(rope) = nested else {
-        return Ok((fields.positive("rope_theta")?.unwrap_or(10_000.0) as f32, RopeScaling::None));
-    };
-    let theta = match rope.positive("rope_theta")? {
-        Some(theta) => theta,
-        None => fields.positive("rope_theta")?.unwrap_or(10_000.0),
-    };
-    for place in [fields, &rope] {
-        if place.positive("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
-            return Err(place.unsupported("partial_rotary_factor", "only 1"));
-        }
-    }
-    let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let number = |key: &str| rope.need_positive(key).map(|x| x as f32);
-    let scaling = match rope.text(key)? {
-        None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: number("factor")? },
-        Some("llama3") => {
-            let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
-            if low >= high {
-                return Err(rope.wrong("high_freq_factor", &format!("a number above low_freq_factor, {low}")));
-            }
-            let original = rope.need_count("original_max_position_embeddings", MAX_POSITION)?;
-            RopeScaling::Llama3 {
-                factor: number("factor")?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position: original as f32,
-            }
-        }
-        Some(_) => return Err(rope.unsupported(key, "default, linear and llama3")),
-    };
-    Ok((theta as f32, scaling))
 }
 
 /// Refuses a longer sequence than a size check can hold.
@@ -219,6 +136,7 @@ pub(crate) fn check_length(max_len: usize) -> Result<()> {
 mod tests {
     use super::*;
     use crate::base::ErrorKind;
+    use crate::model::spec::{RopeScaling, RopeSpec};
     use serde_json::json;
 
     fn base() -> Value {
@@ -242,7 +160,7 @@ mod tests {
         let info = with(json!({})).unwrap();
         assert_eq!((info.spec.head_dim, info.spec.kv_heads, info.dtype), (16, 2, DType::Bf16));
         assert_eq!(info.eos_tokens, [3, 7]);
-        assert_eq!(info.spec.rope_scaling, RopeScaling::None);
+        assert_eq!(info.spec.ropes, [RopeSpec { theta: 10_000.0, scaling: RopeScaling::None }]);
     }
 
     #[test]
@@ -254,7 +172,7 @@ mod tests {
         let old = with(json!({"rope_theta": 500000.0, "rope_scaling": scaling})).unwrap();
         let new = with(json!({"rope_parameters": parameters})).unwrap();
         assert_eq!(old, new);
-        assert_eq!(old.spec.rope_theta, 500_000.0);
+        assert_eq!(old.spec.ropes[0].theta, 500_000.0);
     }
 
     #[test]
@@ -270,7 +188,7 @@ mod tests {
             (json!({"head_dim": 15}), Invalid, "head_dim"),
             (json!({"architectures": []}), Invalid, "architectures"),
             (json!({"architectures": ["BertModel"]}), Unsupported, "LlamaForCausalLM"),
-            (json!({"attention_bias": true}), Unsupported, "attention_bias"),
+            (json!({"attention_bias": 1}), Invalid, "attention_bias"),
             (json!({"hidden_act": "gelu"}), Unsupported, "hidden_act"),
             (json!({"torch_dtype": "int8"}), Unsupported, "torch_dtype"),
             (json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}), Unsupported, "yarn"),

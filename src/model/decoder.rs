@@ -2,8 +2,10 @@
 
 use crate::base::{DType, Result};
 use crate::hal::arena::{Arena, ArenaPlan, Slot};
-use crate::hal::ops::{KvLayer, PagedAttention, RopeWriteKv};
+use crate::hal::ops::{HeadNorms, KvLayer, PagedAttention, RopeWriteKv};
 use crate::hal::{Stream, Tensor};
+use crate::model::load::{Layer, Linear};
+use crate::model::spec::LayerSpec;
 use crate::model::{DecoderSpec, Model};
 
 /// Where the temporary tensors of a pass stand in an arena.
@@ -83,33 +85,50 @@ impl Pass<'_> {
             self.buffers.inner,
         ]
         .map(|slot| self.tensor(slot, tokens));
-        ops.embed(&residual, &model.embed, &batch.ids, self.state)?;
-        for (i, layer) in model.layers.iter().enumerate() {
+        ops.embed(&residual, &model.embed, &batch.ids, self.state, spec.embed_scale)?;
+        for (i, (layer, kind)) in model.layers.iter().zip(&spec.layers).enumerate() {
             let kv = KvLayer { layer: i, ..self.kv };
             match i {
                 0 => ops.rms_norm(&x, &residual, &layer.input_norm, spec.norm_eps)?,
                 _ => ops.add_rms_norm(&x, &residual, &x, &layer.input_norm, spec.norm_eps)?,
             }
-            ops.linear(&qkv, &x, &layer.qkv)?;
-            self.attention(batch, (&attended, &qkv), kv)?;
-            ops.linear(&x, &attended, &layer.output)?;
+            self.linear(&qkv, &x, &layer.qkv)?;
+            self.attention(batch, (&attended, &qkv), (layer, kind), kv)?;
+            self.linear(&x, &attended, &layer.output)?;
+            self.branch_norm(&x, layer.attention_norm.as_ref())?;
             ops.add_rms_norm(&x, &residual, &x, &layer.post_norm, spec.norm_eps)?;
-            ops.linear(&gate_up, &x, &layer.gate_up)?;
-            ops.silu_mul(&inner, &gate_up)?;
-            ops.linear(&x, &inner, &layer.down)?;
+            self.linear(&gate_up, &x, &layer.gate_up)?;
+            ops.act_mul(&inner, &gate_up, spec.activation)?;
+            self.linear(&x, &inner, &layer.down)?;
+            self.branch_norm(&x, layer.mlp_norm.as_ref())?;
         }
         ops.add_rms_norm(&x, &residual, &x, &model.final_norm, spec.norm_eps)?;
         Ok(x)
     }
 
-    fn attention(&self, batch: &Batch, (out, qkv): (&Tensor, &Tensor), kv: KvLayer<'_>) -> Result<()> {
+    fn linear(&self, out: &Tensor, x: &Tensor, linear: &Linear) -> Result<()> {
+        self.stream.linear(out, x, &linear.weight, linear.bias.as_ref())
+    }
+
+    fn branch_norm(&self, x: &Tensor, weight: Option<&Tensor>) -> Result<()> {
+        weight.map_or(Ok(()), |weight| self.stream.rms_norm(x, x, weight, self.model.info.spec.norm_eps))
+    }
+
+    fn attention(
+        &self,
+        batch: &Batch,
+        (out, qkv): (&Tensor, &Tensor),
+        (layer, kind): (&Layer, &LayerSpec),
+        kv: KvLayer<'_>,
+    ) -> Result<()> {
         let spec = &self.model.info.spec;
         self.stream.rope_write_kv(&RopeWriteKv {
             qkv,
             positions: &batch.positions,
             slots: &batch.slots,
-            rope: &self.model.rope,
+            rope: &self.model.ropes[kind.rope],
             heads: spec.heads,
+            norms: layer.head_norms.as_ref().map(|[query, key]| HeadNorms { query, key, eps: spec.norm_eps }),
             kv,
         })?;
         self.stream.paged_attention(&PagedAttention {
@@ -118,7 +137,9 @@ impl Pass<'_> {
             starts: &batch.starts,
             context_lens: &batch.context_lens,
             tables: &batch.tables,
-            scale: 1.0 / (spec.head_dim as f32).sqrt(),
+            scale: spec.attention_scale,
+            soft_cap: spec.attention_cap,
+            window: kind.window,
             heads: spec.heads,
             kv,
         })
@@ -130,7 +151,10 @@ impl Pass<'_> {
         let last = self.tensor(self.buffers.last, index.rows());
         let logits = self.tensor(self.buffers.logits, index.rows());
         self.stream.gather_rows(&last, hidden, index)?;
-        self.stream.linear(&logits, &last, &self.model.head)?;
+        self.stream.linear(&logits, &last, &self.model.head, None)?;
+        if let Some(cap) = self.model.info.spec.logit_cap {
+            self.stream.soft_cap(&logits, cap)?;
+        }
         Ok(logits)
     }
 }

@@ -47,6 +47,11 @@ impl Fields {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// The key is there and null.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         self.map.keys().map(String::as_str)
     }
@@ -56,6 +61,22 @@ impl Fields {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Self { map: map.clone(), place: format!("{}: {key}", self.place) })),
             Some(_) => Err(self.wrong(key, "an object")),
+        }
+    }
+
+    /// The same object without one of its keys.
+    pub(crate) fn without(&self, key: &str) -> Self {
+        let mut map = self.map.clone();
+        map.remove(key);
+        Self { map, place: self.place.clone() }
+    }
+
+    /// An integer in `0..=most`; absent is `None`.
+    pub(crate) fn whole(&self, key: &str, most: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= most) {
+            Some(n) => Ok(Some(n)),
+            None => Err(self.wrong(key, &format!("an integer from 0 to {most}"))),
         }
     }
 

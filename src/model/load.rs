@@ -6,7 +6,7 @@ use crate::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
 use crate::model::config::{ModelInfo, check_length};
 use crate::model::registry;
 use crate::model::rope;
-use crate::model::spec::WeightNames;
+use crate::model::spec::{WeightNames, bias_name};
 use crate::model::weights::{DummyWeights, SafetensorsWeights, WeightData, WeightSource};
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -20,17 +20,30 @@ pub struct LoadProgress {
     pub bytes_total: usize,
 }
 
-/// Weights of one decoder layer.
+/// A product and, where it has one, its bias, F32 `[1, rows]`.
+#[derive(Debug)]
+pub struct Linear {
+    pub weight: Matrix,
+    pub bias: Option<Tensor>,
+}
+
+/// Weights of one decoder layer. Norm weights are F32, with the spec's shift added.
 #[derive(Debug)]
 pub struct Layer {
     pub input_norm: Tensor,
     /// Query, key and value rows.
-    pub qkv: Matrix,
-    pub output: Matrix,
+    pub qkv: Linear,
+    /// For single query heads and key heads.
+    pub head_norms: Option<[Tensor; 2]>,
+    pub output: Linear,
+    /// For the attention output.
+    pub attention_norm: Option<Tensor>,
     pub post_norm: Tensor,
     /// Gate rows, then up rows.
-    pub gate_up: Matrix,
-    pub down: Matrix,
+    pub gate_up: Linear,
+    pub down: Linear,
+    /// For the MLP output.
+    pub mlp_norm: Option<Tensor>,
 }
 
 /// A model on a device.
@@ -42,8 +55,8 @@ pub struct Model {
     pub final_norm: Tensor,
     /// The embedding table itself when the two are tied.
     pub head: Matrix,
-    /// F32 `[max_len, head_dim]`.
-    pub rope: Tensor,
+    /// F32 `[max_len, head_dim]`, one of each of the spec's ropes.
+    pub ropes: Vec<Tensor>,
 }
 
 /// Loads what `info` describes from `dir` for sequences of at most `max_len` tokens. `progress` is called after every
@@ -72,19 +85,26 @@ pub fn load(
 fn check_names(source: &dyn WeightSource, info: &ModelInfo, names: &WeightNames) -> Result<()> {
     let Some(found) = source.names() else { return Ok(()) };
     let mut known = BTreeSet::from([names.embed, names.final_norm, names.head].map(str::to_owned));
-    let (norms, matrices) = ([names.input_norm, names.post_norm], [names.query, names.key, names.value, names.output]);
-    for i in 0..info.spec.num_layers {
-        let parts = norms.iter().chain(&matrices).chain([&names.gate, &names.up, &names.down]);
-        known.extend(parts.map(|part| names.in_layer(i, part)));
+    let parts = names.layer_parts(&info.spec);
+    for i in 0..info.spec.layers.len() {
+        known.extend(parts.iter().map(|part| names.in_layer(i, part)));
     }
     let unknown = |name: &String| !known.contains(name) && !names.ignored.iter().any(|end| name.ends_with(end));
     match found.into_iter().find(unknown) {
         None => Ok(()),
         Some(name) => Err(Error::invalid(format!(
             "weight tensor {name:?} has no place in a {} of {} layers as config.json describes it",
-            info.architecture, info.spec.num_layers
+            info.architecture,
+            info.spec.layers.len()
         ))),
     }
+}
+
+/// What happens to the rows of a matrix on its way to the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    AsTheyAre,
+    OfLengthOne,
 }
 
 /// Hands all values of a tensor, in order, to the function it is given.
@@ -102,40 +122,61 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn model(&mut self, names: &WeightNames, max_len: usize) -> Result<Model> {
         let spec = &self.info.spec;
-        let embed = self.matrix(&[(names.embed.to_owned(), spec.vocab_size)], spec.hidden_size)?;
-        let mut layers = Vec::with_capacity(spec.num_layers);
-        for i in 0..spec.num_layers {
+        let table = |name: &str| [(name.to_owned(), spec.vocab_size)];
+        let embed = self.matrix(&table(names.embed), spec.hidden_size, Rows::AsTheyAre)?;
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for i in 0..spec.layers.len() {
             layers.push(self.layer(names, i)?);
         }
-        let final_norm = self.vector(names.final_norm)?;
-        let head = match spec.tied {
-            true => Matrix::clone(&embed),
-            false => self.matrix(&[(names.head.to_owned(), spec.vocab_size)], spec.hidden_size)?,
+        let final_norm = self.norm(names.final_norm.to_owned(), spec.hidden_size)?;
+        let head = match (spec.tied, spec.unit_head) {
+            (true, _) => Matrix::clone(&embed),
+            (false, true) => self.matrix(&table(names.head), spec.hidden_size, Rows::OfLengthOne)?,
+            (false, false) => self.matrix(&table(names.head), spec.hidden_size, Rows::AsTheyAre)?,
         };
-        let frequencies = rope::frequencies(spec);
-        let rope = self.floats(max_len, spec.head_dim, &mut |put| {
-            (0..max_len).for_each(|position| rope::fill_row(&frequencies, position, &mut *put));
-        })?;
-        Ok(Model { info: self.info.clone(), embed, layers, final_norm, head, rope })
+        let ropes = spec.ropes.iter().map(|rope| {
+            let frequencies = rope::frequencies(rope, spec.head_dim);
+            self.floats(max_len, spec.head_dim, &mut |put| {
+                (0..max_len).for_each(|position| rope::fill_row(&frequencies, position, &mut *put));
+            })
+        });
+        let ropes = ropes.collect::<Result<_>>()?;
+        Ok(Model { info: self.info.clone(), embed, layers, final_norm, head, ropes })
     }
 
     fn layer(&mut self, names: &WeightNames, i: usize) -> Result<Layer> {
         let spec = &self.info.spec;
-        let (hidden, inner, attention) = (spec.hidden_size, spec.intermediate_size, spec.attention_size());
-        let kv = spec.kv_heads * spec.head_dim;
-        let part = |name: &str, rows: usize| (names.in_layer(i, name), rows);
+        let (hidden, inner, biases) = (spec.hidden_size, spec.intermediate_size, spec.biases);
+        let name = |part: &str| names.in_layer(i, part);
+        let part = |(part, rows): (&str, usize)| (name(part), rows);
+        let qkv: Vec<_> = names.qkv_parts(spec).into_iter().map(part).collect();
+        let gate_up = [(names.gate, inner), (names.up, inner)].map(part);
+        let [query_norm, key_norm] = names.head_norms.map(name);
         Ok(Layer {
-            input_norm: self.vector(&names.in_layer(i, names.input_norm))?,
-            qkv: self.matrix(&[part(names.query, attention), part(names.key, kv), part(names.value, kv)], hidden)?,
-            output: self.matrix(&[part(names.output, hidden)], attention)?,
-            post_norm: self.vector(&names.in_layer(i, names.post_norm))?,
-            gate_up: self.matrix(&[part(names.gate, inner), part(names.up, inner)], hidden)?,
-            down: self.matrix(&[part(names.down, hidden)], inner)?,
+            input_norm: self.norm(name(names.input_norm), hidden)?,
+            qkv: self.linear(&qkv, hidden, biases.qkv)?,
+            head_norms: match spec.head_norms {
+                true => Some([self.norm(query_norm, spec.head_dim)?, self.norm(key_norm, spec.head_dim)?]),
+                false => None,
+            },
+            output: self.linear(&[part((names.output, hidden))], spec.attention_size(), biases.output)?,
+            attention_norm: self.branch_norm(name(names.attention_norm))?,
+            post_norm: self.norm(name(names.post_norm), hidden)?,
+            gate_up: self.linear(&gate_up, hidden, biases.mlp)?,
+            down: self.linear(&[part((names.down, hidden))], inner, biases.mlp)?,
+            mlp_norm: self.branch_norm(name(names.mlp_norm))?,
         })
     }
 
+    fn linear(&mut self, parts: &[(String, usize)], cols: usize, has_bias: bool) -> Result<Linear> {
+        let weight = self.matrix(parts, cols, Rows::AsTheyAre)?;
+        let biases: Vec<_> = parts.iter().map(|(name, rows)| (bias_name(name), *rows)).collect();
+        let bias = if has_bias { Some(self.vector(&biases, 0.0)?) } else { None };
+        Ok(Linear { weight, bias })
+    }
+
     /// One product of parts (name and rows) below each other.
-    fn matrix(&mut self, parts: &[(String, usize)], cols: usize) -> Result<Matrix> {
+    fn matrix(&mut self, parts: &[(String, usize)], cols: usize, rows: Rows) -> Result<Matrix> {
         let source = self.source;
         let mut data = Vec::with_capacity(parts.len());
         for (name, rows) in parts {
@@ -144,6 +185,9 @@ impl Loader<'_> {
         let accepted = &self.device.caps().weight_dtypes;
         if data.iter().any(|d| d.dtype != data[0].dtype || !accepted.contains(&d.dtype)) {
             data = data.iter().map(widened).collect();
+        }
+        if rows == Rows::OfLengthOne {
+            data = data.iter().map(|d| with_unit_rows(d, cols)).collect::<Result<_>>()?;
         }
         let host: Vec<_> = data
             .iter()
@@ -156,14 +200,26 @@ impl Loader<'_> {
         Ok(matrix)
     }
 
-    /// Norm weights, in F32 whatever the file holds.
-    fn vector(&mut self, name: &str) -> Result<Tensor> {
-        let size = self.info.spec.hidden_size;
-        let data = widened(&self.source.tensor(name, &[size])?);
-        let values = data.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let tensor = self.floats(1, size, &mut |put| values.clone().for_each(&mut *put))?;
-        self.source.release(name);
-        self.advance(size * DType::F32.size())?;
+    fn norm(&mut self, name: String, size: usize) -> Result<Tensor> {
+        self.vector(&[(name, size)], self.info.spec.norm_shift)
+    }
+
+    /// The norm of a branch's output, where the model has such norms.
+    fn branch_norm(&mut self, name: String) -> Result<Option<Tensor>> {
+        let spec = &self.info.spec;
+        if spec.branch_norms { self.norm(name, spec.hidden_size).map(Some) } else { Ok(None) }
+    }
+
+    /// Parts (name and elements) behind each other plus `shift`, in F32 whatever the file holds.
+    fn vector(&mut self, parts: &[(String, usize)], shift: f32) -> Result<Tensor> {
+        let mut bytes = Vec::new();
+        for (name, size) in parts {
+            bytes.extend_from_slice(&widened(&self.source.tensor(name, &[*size])?).bytes);
+        }
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) + shift);
+        let tensor = self.floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))?;
+        parts.iter().for_each(|(name, _)| self.source.release(name));
+        self.advance(bytes.len())?;
         Ok(tensor)
     }
 
@@ -201,6 +257,27 @@ fn widened<'a>(data: &WeightData<'a>) -> WeightData<'a> {
         _ => data.bytes.clone(),
     };
     WeightData { dtype: DType::F32, bytes }
+}
+
+/// The same dtype, each row of `cols` divided by its length.
+fn with_unit_rows<'a>(data: &WeightData<'_>, cols: usize) -> Result<WeightData<'a>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(data.bytes.len()).map_err(|_| {
+        Error::no_memory(format!("cannot allocate {} bytes for the normed output head", data.bytes.len()))
+    })?;
+    for row in data.bytes.chunks_exact(cols * data.dtype.size()) {
+        let wide = widened(&WeightData { dtype: data.dtype, bytes: Cow::Borrowed(row) });
+        let values = wide.bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        let length = values.clone().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
+        for x in values.map(|x| (x / length) as f32) {
+            match data.dtype {
+                DType::F16 => bytes.extend_from_slice(&f16::from_f32(x).to_le_bytes()),
+                DType::Bf16 => bytes.extend_from_slice(&bf16::from_f32(x).to_le_bytes()),
+                _ => bytes.extend_from_slice(&x.to_le_bytes()),
+            }
+        }
+    }
+    Ok(WeightData { dtype: data.dtype, bytes: Cow::Owned(bytes) })
 }
 
 #[cfg(test)]

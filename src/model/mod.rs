@@ -10,6 +10,8 @@ pub mod config;
 #[forbid(unsafe_code)]
 pub mod decoder;
 #[forbid(unsafe_code)]
+mod dense;
+#[forbid(unsafe_code)]
 mod fields;
 #[forbid(unsafe_code)]
 mod load;

@@ -14,7 +14,16 @@ pub(crate) struct Family {
     pub(crate) names: &'static WeightNames,
 }
 
-const FAMILIES: &[Family] = &[arch::llama::FAMILY];
+const FAMILIES: &[Family] = &[
+    arch::llama::FAMILY,
+    arch::mistral::FAMILY,
+    arch::qwen::QWEN2,
+    arch::qwen::QWEN3,
+    arch::gemma::GEMMA2,
+    arch::gemma::GEMMA3,
+    arch::baichuan::BAICHUAN,
+    arch::baichuan::BAICHUAN1,
+];
 
 /// The family of an architecture. `Unsupported` lists what there is.
 pub(crate) fn find(architecture: &str) -> Result<&'static Family> {

@@ -1,13 +1,12 @@
 //! The table of rotary cosines and sines, in f32 as the reference implementation computes it.
 
-use crate::model::spec::{DecoderSpec, RopeScaling};
+use crate::model::spec::{RopeScaling, RopeSpec};
 use std::f32::consts::TAU;
 
-/// Angle per position of each of the `head_dim / 2` pairs.
-pub fn frequencies(spec: &DecoderSpec) -> Vec<f32> {
-    let dim = spec.head_dim;
-    let plain = (0..dim / 2).map(|i| 1.0 / spec.rope_theta.powf((2 * i) as f32 / dim as f32));
-    plain.map(|f| scale(f, spec.rope_scaling)).collect()
+/// Angle per position of each of the `dim / 2` pairs.
+pub fn frequencies(spec: &RopeSpec, dim: usize) -> Vec<f32> {
+    let plain = (0..dim / 2).map(|i| 1.0 / spec.theta.powf((2 * i) as f32 / dim as f32));
+    plain.map(|f| scale(f, spec.scaling)).collect()
 }
 
 fn scale(frequency: f32, scaling: RopeScaling) -> f32 {

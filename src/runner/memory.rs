@@ -65,7 +65,7 @@ impl RunnerMemory {
 pub fn kv_spec(info: &ModelInfo, block_size: u32) -> KvSpec {
     let spec = &info.spec;
     let group = KvGroup {
-        layers: spec.num_layers as u32,
+        layers: spec.layers.len() as u32,
         kv_heads: spec.kv_heads as u32,
         head_dim: spec.head_dim as u32,
         dtype: info.dtype,
@@ -95,7 +95,7 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions) -> RunnerMemory {
                 + options.max_samples()
                 + ring * (shape.words() + options.max_samples() + options.max_num_seqs * SAMPLER_WORDS))
             + ring * STAGED_ROWS * counts.max(biases),
-        rope_bytes: options.max_model_len * info.spec.head_dim * DType::F32.size(),
+        rope_bytes: info.spec.ropes.len() * options.max_model_len * info.spec.head_dim * DType::F32.size(),
     }
 }
 

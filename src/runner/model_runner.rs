@@ -237,10 +237,10 @@ fn check(model: &Model, device: &dyn Device, options: &RunnerOptions) -> Result<
     if options.num_blocks as usize * options.block_size as usize > i32::MAX as usize {
         return Err(Error::invalid(format!("{} KV blocks are beyond 32-bit slots", options.num_blocks)));
     }
-    if options.max_model_len > model.rope.rows() {
+    if options.max_model_len > model.ropes[0].rows() {
         return Err(Error::internal(format!(
             "the model was loaded for {} positions, the runner is for {}",
-            model.rope.rows(),
+            model.ropes[0].rows(),
             options.max_model_len
         )));
     }

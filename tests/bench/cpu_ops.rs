@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use yinian::base::DType;
 use yinian::base::rng::SplitMix64;
-use yinian::hal::ops::{KvLayer, PagedAttention, RopeWriteKv, SAMPLER_BIASES, SAMPLER_WORDS, Sample};
+use yinian::hal::ops::{Activation, KvLayer, PagedAttention, RopeWriteKv, SAMPLER_BIASES, SAMPLER_WORDS, Sample};
 use yinian::hal::registry::{self, DeviceOptions};
 use yinian::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
 
@@ -89,10 +89,10 @@ impl Bench {
             for layer in &self.layers {
                 for w in [&layer.qkv, &layer.out, &layer.gate_up, &layer.down] {
                     let (x, y) = (x.reshape(rows, w.cols()), y.reshape(rows, w.rows()));
-                    self.stream.linear(&y, &x, w).expect("a product");
+                    self.stream.linear(&y, &x, w, None).expect("a product");
                 }
             }
-            self.stream.linear(&logits, &x.reshape(sampled, HIDDEN), &self.head).expect("a product");
+            self.stream.linear(&logits, &x.reshape(sampled, HIDDEN), &self.head, None).expect("a product");
         })
     }
 
@@ -167,7 +167,7 @@ impl Step {
     fn run(&self, bench: &Bench) {
         let ops = &bench.stream;
         let [residual, x, qkv, attended, gate_up, inner, weight, last, logits] = &self.floats;
-        ops.embed(residual, &bench.head, &self.ids, &self.state).expect("embed");
+        ops.embed(residual, &bench.head, &self.ids, &self.state, 1.0).expect("embed");
         ops.rms_norm(x, residual, weight, 1e-5).expect("norm");
         for (layer, weights) in bench.layers.iter().enumerate() {
             let kv = KvLayer {
@@ -179,9 +179,10 @@ impl Step {
                 block_size: BLOCK,
                 dtype: DType::Bf16,
             };
-            ops.linear(qkv, x, &weights.qkv).expect("qkv");
+            ops.linear(qkv, x, &weights.qkv, None).expect("qkv");
             let (positions, slots, rope) = (&self.positions, &self.slots, &self.rope);
-            ops.rope_write_kv(&RopeWriteKv { qkv, positions, slots, rope, heads: HEADS, kv }).expect("rope");
+            ops.rope_write_kv(&RopeWriteKv { qkv, positions, slots, rope, heads: HEADS, norms: None, kv })
+                .expect("rope");
             let args = PagedAttention {
                 out: attended,
                 qkv,
@@ -189,19 +190,21 @@ impl Step {
                 context_lens: &self.lens,
                 tables: &self.tables,
                 scale: 0.125,
+                soft_cap: None,
+                window: None,
                 heads: HEADS,
                 kv,
             };
             ops.paged_attention(&args).expect("attention");
-            ops.linear(x, attended, &weights.out).expect("out");
+            ops.linear(x, attended, &weights.out, None).expect("out");
             ops.add_rms_norm(x, residual, x, weight, 1e-5).expect("norm");
-            ops.linear(gate_up, x, &weights.gate_up).expect("gate and up");
-            ops.silu_mul(inner, gate_up).expect("silu");
-            ops.linear(x, inner, &weights.down).expect("down");
+            ops.linear(gate_up, x, &weights.gate_up, None).expect("gate and up");
+            ops.act_mul(inner, gate_up, Activation::Silu).expect("silu");
+            ops.linear(x, inner, &weights.down, None).expect("down");
             ops.add_rms_norm(x, residual, x, weight, 1e-5).expect("norm");
         }
         ops.gather_rows(last, x, &self.last).expect("gather");
-        ops.linear(logits, last, &bench.head).expect("head");
+        ops.linear(logits, last, &bench.head, None).expect("head");
         let Self { rows, lens: positions, state, counts, biases, out, .. } = self;
         ops.sample(&Sample { logits, rows, positions, state, counts, biases, out }).expect("sample");
     }

@@ -5,7 +5,7 @@ use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded};
 use yinian::base::DType;
 use yinian::base::rng::SplitMix64;
 use yinian::hal::Tensor;
-use yinian::hal::ops::{KvLayer, PagedAttention, RopeWriteKv};
+use yinian::hal::ops::{HeadNorms, KvLayer, PagedAttention, RopeWriteKv};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
@@ -14,9 +14,21 @@ pub(crate) struct Shape {
     pub(crate) head_dim: usize,
     pub(crate) block_size: usize,
     pub(crate) dtype: DType,
+    pub(crate) window: Option<u32>,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) head_norms: bool,
 }
 
 impl Shape {
+    /// No window, cap or norms.
+    pub(crate) const fn plain(
+        (heads, kv_heads, head_dim): (usize, usize, usize),
+        block_size: usize,
+        dtype: DType,
+    ) -> Self {
+        Self { heads, kv_heads, head_dim, block_size, dtype, window: None, soft_cap: None, head_norms: false }
+    }
+
     pub(crate) fn qkv_cols(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
@@ -26,6 +38,7 @@ impl Shape {
     }
 }
 
+const EPS: f64 = 1e-5;
 const LAYERS: usize = 2;
 const LAYER: usize = 1;
 const BLOCKS: usize = 64;
@@ -37,6 +50,9 @@ pub(crate) struct Cache<'a> {
     shape: Shape,
     pool: Tensor,
     rope: Tensor,
+    /// Weights of the norms of query heads and of key heads.
+    norms: [Vec<f32>; 2],
+    norm_tensors: [Tensor; 2],
     table: Vec<f32>,
     free: Vec<i32>,
     pub(crate) sequences: Vec<Sequence>,
@@ -66,7 +82,10 @@ impl<'a> Cache<'a> {
             free.swap(i, rng.below(i as u64 + 1) as usize);
         }
         let rope = kit.floats(&table, shape.head_dim);
-        Self { kit, shape, pool, rope, table, free, sequences: vec![Sequence::default(); sequences] }
+        let norms = [31, 32].map(|seed| noise(seed, shape.head_dim));
+        let norm_tensors = [0, 1].map(|i| kit.floats(&norms[i], shape.head_dim));
+        let sequences = vec![Sequence::default(); sequences];
+        Self { kit, shape, pool, rope, norms, norm_tensors, table, free, sequences }
     }
 
     fn layer(&self) -> KvLayer<'_> {
@@ -74,8 +93,15 @@ impl<'a> Cache<'a> {
         KvLayer { pool: &self.pool, layer: LAYER, layers: LAYERS, kv_heads, head_dim, block_size, dtype }
     }
 
-    fn rotated(&self, head: &[f32], position: usize) -> Vec<f32> {
+    /// A head of queries (`which` 0) or keys (1), normed where the shape says so.
+    fn rotated(&self, head: &[f32], which: usize, position: usize) -> Vec<f32> {
         let half = head.len() / 2;
+        let mean = head.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / head.len() as f64;
+        let normed = |(x, w): (&f32, &f32)| (f64::from(*x) / (mean + EPS).sqrt() * f64::from(*w)) as f32;
+        let head = match self.shape.head_norms {
+            true => head.iter().zip(&self.norms[which]).map(normed).collect(),
+            false => head.to_vec(),
+        };
         let row = &self.table[position * head.len()..];
         let turn = |i: usize| match i < half {
             true => head[i] * row[i] - head[i + half] * row[half + i],
@@ -86,7 +112,7 @@ impl<'a> Cache<'a> {
 
     /// Runs one step of `(sequence, its tokens' qkv)` and returns the outputs of all tokens.
     pub(crate) fn step(&mut self, step: &[(usize, &[f32])]) -> Vec<f32> {
-        let Shape { heads, kv_heads, head_dim: d, block_size, dtype } = self.shape;
+        let Shape { heads, kv_heads, head_dim: d, block_size, dtype, .. } = self.shape;
         let cols = self.shape.qkv_cols();
         let (mut qkv, mut positions, mut slots, mut starts) = (vec![], vec![], vec![], vec![0]);
         for (s, tokens) in step {
@@ -100,7 +126,7 @@ impl<'a> Cache<'a> {
                 positions.push(position as i32);
                 slots.push(block * block_size as i32 + (position % block_size) as i32);
                 let (keys, values) = row[heads * d..].split_at(kv_heads * d);
-                let keys: Vec<f32> = keys.chunks_exact(d).flat_map(|h| self.rotated(h, position)).collect();
+                let keys: Vec<f32> = keys.chunks_exact(d).flat_map(|h| self.rotated(h, 1, position)).collect();
                 let sequence = &mut self.sequences[*s];
                 sequence.keys.extend(keys.iter().map(|x| rounded(*x, dtype)));
                 sequence.values.extend(values.iter().map(|x| rounded(*x, dtype)));
@@ -123,8 +149,16 @@ impl<'a> Cache<'a> {
         let kit = self.kit;
         let qkv = kit.floats(qkv, self.shape.qkv_cols());
         let (positions, slots) = (kit.ints(tokens.0, 1), kit.ints(tokens.1, 1));
-        let args =
-            RopeWriteKv { qkv: &qkv, positions: &positions, slots: &slots, rope: &self.rope, heads, kv: self.layer() };
+        let [query, key] = &self.norm_tensors;
+        let args = RopeWriteKv {
+            qkv: &qkv,
+            positions: &positions,
+            slots: &slots,
+            rope: &self.rope,
+            heads,
+            norms: self.shape.head_norms.then_some(HeadNorms { query, key, eps: EPS as f32 }),
+            kv: self.layer(),
+        };
         kit.stream.rope_write_kv(&args).unwrap();
         let out = kit.poisoned(qkv.rows(), heads * head_dim);
         let (starts, lens) = (kit.ints(sequences.0, 1), kit.ints(sequences.1, 1));
@@ -136,6 +170,8 @@ impl<'a> Cache<'a> {
             context_lens: &lens,
             tables: &tables,
             scale: self.shape.scale(),
+            soft_cap: self.shape.soft_cap,
+            window: self.shape.window,
             heads,
             kv: self.layer(),
         };
@@ -149,19 +185,22 @@ impl<'a> Cache<'a> {
         let sequence = &self.sequences[sequence];
         let mut out = Vec::new();
         for head in 0..heads {
-            let query = self.rotated(&qkv[head * d..(head + 1) * d], position);
+            let query = self.rotated(&qkv[head * d..(head + 1) * d], 0, position);
             let g = head / (heads / kv_heads);
             let at = |t: usize| (t * kv_heads + g) * d;
             let dot = |t: usize| -> f64 {
                 (0..d).map(|i| f64::from(query[i]) * f64::from(sequence.keys[at(t) + i])).sum::<f64>()
                     * f64::from(self.shape.scale())
             };
-            let scores: Vec<f64> = (0..=position).map(dot).collect();
+            let capped = |s: f64| self.shape.soft_cap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
+            let first = self.shape.window.map_or(0, |n| (position + 1).saturating_sub(n as usize));
+            let scores: Vec<f64> = (first..=position).map(|t| capped(dot(t))).collect();
             let max = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
             let total: f64 = weights.iter().sum();
             for i in 0..d {
-                let sum: f64 = weights.iter().enumerate().map(|(t, w)| w * f64::from(sequence.values[at(t) + i])).sum();
+                let sum: f64 =
+                    weights.iter().zip(first..).map(|(w, t)| w * f64::from(sequence.values[at(t) + i])).sum();
                 out.push(sum / total);
             }
         }
@@ -172,13 +211,26 @@ impl<'a> Cache<'a> {
 fn shapes() -> Vec<Shape> {
     let mut shapes = Vec::new();
     for dtype in WEIGHTS {
-        shapes.push(Shape { heads: 9, kv_heads: 3, head_dim: 64, block_size: 16, dtype });
-        shapes.push(Shape { heads: 2, kv_heads: 2, head_dim: 80, block_size: 32, dtype });
-        shapes.push(Shape { heads: 14, kv_heads: 1, head_dim: 6, block_size: 5, dtype });
-        shapes.push(Shape { heads: 4, kv_heads: 1, head_dim: 128, block_size: 8, dtype });
+        shapes.push(Shape::plain((9, 3, 64), 16, dtype));
+        shapes.push(Shape::plain((2, 2, 80), 32, dtype));
+        shapes.push(Shape::plain((14, 1, 6), 5, dtype));
+        shapes.push(Shape::plain((4, 1, 128), 8, dtype));
     }
-    shapes.push(Shape { heads: 8, kv_heads: 2, head_dim: 96, block_size: 16, dtype: DType::Bf16 });
-    shapes.push(Shape { heads: 2, kv_heads: 1, head_dim: 256, block_size: 16, dtype: DType::F32 });
+    shapes.push(Shape::plain((8, 2, 96), 16, DType::Bf16));
+    shapes.push(Shape::plain((2, 1, 256), 16, DType::F32));
+    // Windows of one key, below, at and above a tile's 16, and longer than all contexts.
+    for window in [1, 2, 15, 16, 17, 31, 33, 1000].map(Some) {
+        shapes.push(Shape { window, ..Shape::plain((4, 2, 32), 16, DType::F32) });
+        shapes.push(Shape { window, ..Shape::plain((3, 3, 10), 5, DType::Bf16) });
+    }
+    for soft_cap in [0.25, 1.0, 50.0].map(Some) {
+        shapes.push(Shape { soft_cap, ..Shape::plain((4, 1, 64), 16, DType::F32) });
+        shapes.push(Shape { soft_cap, window: Some(9), ..Shape::plain((2, 1, 18), 8, DType::F16) });
+    }
+    for head_dim in [2, 6, 30, 64, 128] {
+        shapes.push(Shape { head_norms: true, ..Shape::plain((6, 2, head_dim), 16, DType::F32) });
+    }
+    shapes.push(Shape { head_norms: true, ..Shape::plain((4, 4, 64), 16, DType::F16) });
     shapes
 }
 

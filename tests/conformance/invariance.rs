@@ -4,8 +4,9 @@
 use crate::attention::{Cache, Shape, invariant};
 use crate::kit::{Kit, WEIGHTS, bits, noise};
 use yinian::base::DType;
+use yinian::hal::ops::Activation;
 
-const SHAPE: Shape = Shape { heads: 9, kv_heads: 3, head_dim: 64, block_size: 16, dtype: DType::Bf16 };
+const SHAPE: Shape = Shape::plain((9, 3, 64), 16, DType::Bf16);
 
 pub(crate) fn linear(kit: &Kit) {
     if !kit.device.caps().invariant {
@@ -14,10 +15,10 @@ pub(crate) fn linear(kit: &Kit) {
     for dtype in WEIGHTS {
         for (n, k) in [(33, 7), (160, 128), (200, 576)] {
             let matrix = kit.matrix(&[n], k, &noise(1, n * k), dtype);
-            let x = noise(2, 300 * k);
+            let (x, bias) = (noise(2, 300 * k), kit.floats(&noise(3, n), n));
             let run = |from: usize, m: usize| {
                 let out = kit.poisoned(m, n);
-                kit.stream.linear(&out, &kit.floats(&x[from * k..(from + m) * k], k), &matrix).unwrap();
+                kit.stream.linear(&out, &kit.floats(&x[from * k..(from + m) * k], k), &matrix, Some(&bias)).unwrap();
                 bits(&kit.read(&out))
             };
             let whole = run(0, 300);
@@ -37,7 +38,13 @@ pub(crate) fn attention(kit: &Kit) {
     for dtype in WEIGHTS {
         invariant(kit, Shape { dtype, ..SHAPE });
     }
-    invariant(kit, Shape { heads: 14, kv_heads: 1, head_dim: 10, block_size: 7, dtype: DType::F16 });
+    let odd = Shape::plain((14, 1, 10), 7, DType::F16);
+    invariant(kit, odd);
+    for window in [1, 8, 16, 17, 49] {
+        invariant(kit, Shape { window: Some(window), ..SHAPE });
+        invariant(kit, Shape { window: Some(window), soft_cap: Some(0.5), head_norms: true, ..odd });
+    }
+    invariant(kit, Shape { soft_cap: Some(2.0), head_norms: true, ..SHAPE });
 }
 
 pub(crate) fn row_ops(kit: &Kit) {
@@ -49,16 +56,18 @@ pub(crate) fn row_ops(kit: &Kit) {
     let weight = kit.floats(&noise(4, 2 * cols), 2 * cols);
     let run = |from: usize, n: usize| {
         let input = kit.floats(&x[from * 2 * cols..(from + n) * 2 * cols], 2 * cols);
-        let (norm, silu) = (kit.poisoned(n, 2 * cols), kit.poisoned(n, cols));
+        let (norm, gate) = (kit.poisoned(n, 2 * cols), kit.poisoned(n, cols));
         kit.stream.rms_norm(&norm, &input, &weight, 1e-5).unwrap();
-        kit.stream.silu_mul(&silu, &input).unwrap();
-        (bits(&kit.read(&norm)), bits(&kit.read(&silu)))
+        kit.stream.act_mul(&gate, &input, Activation::GeluTanh).unwrap();
+        kit.stream.soft_cap(&input, 0.7).unwrap();
+        (bits(&kit.read(&norm)), bits(&kit.read(&gate)), bits(&kit.read(&input)))
     };
-    let (norm, silu) = run(0, rows);
+    let (norm, gate, capped) = run(0, rows);
     for (from, n) in [(0, 1), (119, 1), (17, 33)] {
-        let (some_norm, some_silu) = run(from, n);
+        let (some_norm, some_gate, some_capped) = run(from, n);
         assert_eq!(some_norm, norm[from * 2 * cols..(from + n) * 2 * cols]);
-        assert_eq!(some_silu, silu[from * cols..(from + n) * cols]);
+        assert_eq!(some_gate, gate[from * cols..(from + n) * cols]);
+        assert_eq!(some_capped, capped[from * 2 * cols..(from + n) * 2 * cols]);
     }
 }
 
@@ -69,7 +78,7 @@ pub(crate) fn fingerprint(kit: &Kit) -> Vec<u32> {
         let matrix = kit.matrix(&[1000], 576, &noise(5, 1000 * 576), dtype);
         for m in [1, 8, 65] {
             let out = kit.poisoned(m, 1000);
-            kit.stream.linear(&out, &kit.floats(&noise(6, m * 576), 576), &matrix).unwrap();
+            kit.stream.linear(&out, &kit.floats(&noise(6, m * 576), 576), &matrix, None).unwrap();
             all.extend(bits(&kit.read(&out)));
         }
     }

@@ -1,4 +1,4 @@
-//! `linear` against a product in f64.
+//! `linear` against a product in f64: with a bias where the number of rows is odd.
 
 use crate::kit::{Kit, WEIGHTS, close, noise, rounded};
 use yinian::base::DType;
@@ -24,8 +24,13 @@ fn case(kit: &Kit, w: &[f32], matrix: &yinian::hal::Matrix, (m, n, k, dtype): (u
     let x = noise(m as u64 + 100, m * k);
     // A guard row behind the output: nothing may be written past it.
     let whole = kit.poisoned(m + 1, n);
-    kit.stream.linear(&whole.slice_rows(0, m), &kit.floats(&x, k), matrix).unwrap();
-    let dot = |r: usize, c: usize| -> f64 { (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[c * k + i])).sum() };
+    let bias = if m % 2 == 1 { noise(n as u64 + 200, n) } else { vec![0.0; n] };
+    let tensor = kit.floats(&bias, n);
+    let some = if m % 2 == 1 { Some(&tensor) } else { None };
+    kit.stream.linear(&whole.slice_rows(0, m), &kit.floats(&x, k), matrix, some).unwrap();
+    let dot = |r: usize, c: usize| -> f64 {
+        f64::from(bias[c]) + (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[c * k + i])).sum::<f64>()
+    };
     let expected: Vec<f64> = (0..m * n).map(|i| dot(i / n, i % n)).collect();
     let got = kit.read(&whole);
     close(&format!("linear {m}x{n}x{k} {dtype}"), &got[..m * n], &expected, 2e-7 * (k as f64).max(8.0));

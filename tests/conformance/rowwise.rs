@@ -1,7 +1,7 @@
 //! Ops that treat each row alone.
 
 use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded};
-use yinian::hal::ops::{SAMPLER_WORDS, SamplerWord};
+use yinian::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};
 
 const ROWS: [usize; 4] = [1, 2, 17, 130];
 const COLS: [usize; 8] = [1, 7, 15, 16, 33, 63, 65, 576];
@@ -22,16 +22,18 @@ pub(crate) fn embed(kit: &Kit) {
             let mut state = vec![0x7f7f_7f7f; 3 * SAMPLER_WORDS];
             state[2 * SAMPLER_WORDS + SamplerWord::LastToken as usize] = rows as i32 / 2;
             let ids: Vec<i32> = (0..17).map(|i| if i % 5 == 3 { -3 } else { (i * 7) % rows as i32 }).collect();
-            let out = kit.poisoned(ids.len(), cols);
-            kit.stream.embed(&out, &matrix, &kit.ints(&ids, 1), &kit.ints(&state, SAMPLER_WORDS)).unwrap();
+            let (out, state) = (kit.poisoned(ids.len(), cols), kit.ints(&state, SAMPLER_WORDS));
+            let scale = if rows % 2 == 1 { 55.5 } else { 1.0 };
+            kit.stream.embed(&out, &matrix, &kit.ints(&ids, 1), &state, scale).unwrap();
             let pick = |id: i32| if id < 0 { rows / 2 } else { id as usize };
-            let expected: Vec<f32> =
-                ids.iter().flat_map(|id| &table[pick(*id) * cols..][..cols]).map(|x| rounded(*x, dtype)).collect();
+            let expected: Vec<f32> = ids
+                .iter()
+                .flat_map(|id| &table[pick(*id) * cols..][..cols])
+                .map(|x| rounded(*x, dtype) * scale)
+                .collect();
             assert_eq!(bits(&kit.read(&out)), bits(&expected), "embed {rows}x{cols} {dtype}");
             let wrong = kit.ints(&[rows as i32], 1);
-            assert!(
-                kit.stream.embed(&out.slice_rows(0, 1), &matrix, &wrong, &kit.ints(&state, SAMPLER_WORDS)).is_err()
-            );
+            assert!(kit.stream.embed(&out.slice_rows(0, 1), &matrix, &wrong, &state, scale).is_err());
         }
     }
 }
@@ -74,19 +76,46 @@ pub(crate) fn add_rms_norm(kit: &Kit) {
     }
 }
 
-pub(crate) fn silu_mul(kit: &Kit) {
+fn act_mul(kit: &Kit, activation: Activation, model: fn(f64) -> f64) {
     for rows in ROWS {
         for cols in COLS {
             let mut x: Vec<f32> = noise(7, rows * 2 * cols).iter().map(|v| v * 20.0).collect();
             x[0] = [-200.0, 200.0, 0.0][cols % 3];
             let out = kit.poisoned(rows, cols);
-            kit.stream.silu_mul(&out, &kit.floats(&x, 2 * cols)).unwrap();
-            let silu = |g: f32| f64::from(g) / (1.0 + (-f64::from(g)).exp());
+            kit.stream.act_mul(&out, &kit.floats(&x, 2 * cols), activation).unwrap();
             let expected: Vec<f64> = x
                 .chunks_exact(2 * cols)
-                .flat_map(|row| (0..cols).map(|i| silu(row[i]) * f64::from(row[cols + i])))
+                .flat_map(|row| (0..cols).map(|i| model(f64::from(row[i])) * f64::from(row[cols + i])))
                 .collect();
-            close(&format!("silu_mul {rows}x{cols}"), &kit.read(&out), &expected, 1e-6);
+            close(&format!("act_mul {activation:?} {rows}x{cols}"), &kit.read(&out), &expected, 1e-6);
+        }
+    }
+}
+
+pub(crate) fn silu_mul(kit: &Kit) {
+    act_mul(kit, Activation::Silu, |g| g / (1.0 + (-g).exp()));
+}
+
+pub(crate) fn gelu_mul(kit: &Kit) {
+    act_mul(kit, Activation::GeluTanh, |g| {
+        0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh())
+    });
+}
+
+/// Tiny, middling and huge values: tanh must keep its relative precision near 0 and end at the cap.
+pub(crate) fn soft_cap(kit: &Kit) {
+    for (rows, cols) in [(1, 1), (2, 15), (3, 16), (17, 33), (5, 1000)] {
+        for (cap, spread) in [(30.0, 200.0), (1.0, 0.4), (50.0, 1e-3), (5.0, 1e30)] {
+            let mut x: Vec<f32> = noise(8, rows * cols).iter().map(|v| v * spread).collect();
+            x[0] = 0.0;
+            let tensor = kit.floats(&x, cols);
+            kit.stream.soft_cap(&tensor, cap).unwrap();
+            let got = kit.read(&tensor);
+            for (x, got) in x.iter().zip(&got) {
+                let expected = f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh();
+                let off = (f64::from(*got) - expected).abs();
+                assert!(off <= 1e-6 * expected.abs(), "soft_cap {cap} of {x} is {got}, expected {expected}");
+            }
         }
     }
 }

@@ -6,9 +6,10 @@
 use super::kv::{KvMap, TILE};
 use super::mem::{self, Rows, floats, ints};
 use super::pool::Pool;
-use super::simd::{Isa, Kernel, Simd, dispatch, exp16};
+use super::simd::{Isa, Kernel, Simd, cap16, dispatch, exp16};
 use crate::base::{DType, Result};
 use crate::hal::ops::PagedAttention;
+use std::ops::Range;
 
 /// Parts of the items that threads claim.
 const PARTS_PER_THREAD: usize = 6;
@@ -21,6 +22,9 @@ struct Op {
     context_lens: Rows<i32>,
     tables: Rows<i32>,
     scale: f32,
+    soft_cap: Option<f32>,
+    /// Keys a query sees at most.
+    window: usize,
     /// Query heads per kv head.
     ratio: usize,
     map: KvMap,
@@ -45,6 +49,8 @@ pub(super) fn paged_attention(
         context_lens: ints(args.context_lens),
         tables: ints(args.tables),
         scale: args.scale,
+        soft_cap: args.soft_cap,
+        window: args.window.map_or(usize::MAX, |n| n as usize),
         ratio: args.heads / map.kv_heads,
         map,
         together: isa.max_rows(),
@@ -53,6 +59,7 @@ pub(super) fn paged_attention(
     assert_eq!(op.ratio * map.kv_heads, args.heads, "query heads per kv head");
     assert_eq!(op.qkv.cols, (args.heads + 2 * map.kv_heads) * map.head_dim, "columns of qkv");
     assert_eq!((op.out.rows, op.out.cols), (op.qkv.rows, args.heads * map.head_dim), "shape of the output");
+    assert!(op.window > 0, "a window of no keys");
     let sequences = op.context_lens.rows;
     assert_eq!((op.starts.rows, op.tables.rows), (sequences + 1, sequences), "sequences of a step");
     let each = Scratch::floats(&op);
@@ -107,6 +114,11 @@ impl Op {
         let (from, to) = unsafe { (self.starts.row(sequence)[0], self.starts.row(sequence + 1)[0]) };
         assert!(0 <= from && from <= to, "tokens {from}..{to} of sequence {sequence}");
         (from as usize, to as usize)
+    }
+
+    /// First key that a query at `position` sees.
+    fn first_key(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
     }
 
     fn block(&self, sequence: usize, position: usize) -> usize {
@@ -195,24 +207,23 @@ unsafe fn attend<S: Simd>(op: &Op, scratch: &mut Scratch<'_>, item: Item) {
     scratch.sums.fill(0.0);
     let mut soft = [Soft { max: f32::NEG_INFINITY, sum: [0.0; TILE] }; 12];
     let context = item.position + (item.count - 1) / item.heads + 1;
-    for tile in (0..context).step_by(TILE) {
+    let first_tile = op.first_key(item.position) / TILE * TILE;
+    for tile in (first_tile..context).step_by(TILE) {
         let tokens = TILE.min(context - tile);
         // SAFETY: the conditions of the op.
         unsafe {
             load_tile::<S>(op, scratch, item, (tile, tokens));
             score::<S>(scratch, d, width);
             for (q, soft) in soft.iter_mut().enumerate().take(item.count) {
-                let seen = (item.position + q / item.heads + 1).saturating_sub(tile).min(TILE);
-                if seen > 0 {
+                let position = item.position + q / item.heads;
+                let unseen = op.first_key(position).saturating_sub(tile).min(TILE);
+                let seen = (position + 1).saturating_sub(tile).min(TILE);
+                if unseen < seen {
                     let weights = &mut scratch.weights[q * TILE..(q + 1) * TILE];
-                    let keep = soft.weigh::<S>(weights, seen, op.scale);
-                    accumulate::<S>(
-                        &mut scratch.sums[q * op.padded..],
-                        &weights[..seen],
-                        scratch.values,
-                        keep,
-                        op.padded,
-                    );
+                    let keep = soft.weigh::<S>(weights, unseen..seen, op);
+                    let values = &scratch.values[unseen * op.padded..];
+                    let sums = &mut scratch.sums[q * op.padded..];
+                    accumulate::<S>(sums, &weights[unseen..seen], values, keep, op.padded);
                 }
             }
         }
@@ -325,12 +336,16 @@ struct Soft {
 }
 
 impl Soft {
-    /// Turns the scores of the first `seen` tokens into weights. Returns what earlier sums shrink by.
+    /// Turns the scores of the tokens `seen` into weights. Returns what earlier sums shrink by.
     #[inline(always)]
-    fn weigh<S: Simd>(&mut self, weights: &mut [f32], seen: usize, scale: f32) -> f32 {
-        let mut scores = [f32::NEG_INFINITY; TILE];
-        for (t, (s, w)) in scores.iter_mut().zip(weights.iter()).enumerate() {
-            *s = if t < seen { w * scale } else { f32::NEG_INFINITY };
+    fn weigh<S: Simd>(&mut self, weights: &mut [f32], seen: Range<usize>, op: &Op) -> f32 {
+        let mut scores = [0.0; TILE];
+        scores.iter_mut().zip(weights.iter()).for_each(|(s, w)| *s = w * op.scale);
+        if let Some(cap) = op.soft_cap {
+            scores = cap16::<S>(&scores, cap);
+        }
+        for (t, s) in scores.iter_mut().enumerate() {
+            *s = if seen.start <= t && t < seen.end { *s } else { f32::NEG_INFINITY };
         }
         let mut max = self.max;
         for s in scores {

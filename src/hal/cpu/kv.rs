@@ -64,7 +64,7 @@ impl KvMap {
     }
 }
 
-/// Rotates queries in place and writes rotated keys and values to their slots.
+/// Norms and rotates queries in place, writes normed and rotated keys and plain values to their slots.
 pub(super) fn rope_write_kv(pool: &Pool, args: &RopeWriteKv<'_>) -> Result<()> {
     let map = KvMap::new(&args.kv);
     let rope = Rope {
@@ -73,8 +73,13 @@ pub(super) fn rope_write_kv(pool: &Pool, args: &RopeWriteKv<'_>) -> Result<()> {
         slots: ints(args.slots),
         table: floats(args.rope),
         heads: args.heads,
+        norms: args.norms.map(|n| (floats(n.query), floats(n.key), n.eps)),
         map,
     };
+    if let Some((query, key, _)) = rope.norms {
+        let shapes = [(query.rows, query.cols), (key.rows, key.cols)];
+        assert_eq!(shapes, [(1, map.head_dim); 2], "weights of the head norms");
+    }
     let tokens = rope.qkv.rows;
     assert_eq!(rope.qkv.cols, (args.heads + 2 * map.kv_heads) * map.head_dim, "columns of qkv");
     assert_eq!((rope.positions.rows, rope.slots.rows), (tokens, tokens), "positions and slots of a step");
@@ -88,6 +93,8 @@ struct Rope {
     slots: Rows<i32>,
     table: Rows<f32>,
     heads: usize,
+    /// Weights for queries and for keys, and eps.
+    norms: Option<(Rows<f32>, Rows<f32>, f32)>,
     map: KvMap,
 }
 
@@ -100,7 +107,11 @@ impl Rope {
         // SAFETY: as above.
         let (cos, sin) = unsafe { self.table.row(position as usize) }.split_at(d / 2);
         let (rotated, values) = row.split_at_mut((self.heads + g) * d);
-        for head in rotated.chunks_exact_mut(d) {
+        for (h, head) in rotated.chunks_exact_mut(d).enumerate() {
+            if let Some((query, key, eps)) = self.norms {
+                // SAFETY: one row that nobody writes.
+                norm(head, unsafe { if h < self.heads { query.row(0) } else { key.row(0) } }, eps);
+            }
             let (low, high) = head.split_at_mut(d / 2);
             for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                 (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
@@ -119,6 +130,21 @@ impl Rope {
             }
         }
     }
+}
+
+/// Root-mean-square norm in place: sixteen partial sums, added up pairwise.
+fn norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    let mut acc = [0.0_f32; 16];
+    for part in x.chunks(16) {
+        acc.iter_mut().zip(part).for_each(|(a, v)| *a += v * v);
+    }
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            acc[i] += acc[i + width];
+        }
+    }
+    let scale = 1.0 / (acc[0] / x.len() as f32 + eps).sqrt();
+    x.iter_mut().zip(weight).for_each(|(v, w)| *v = *v * scale * w);
 }
 
 /// # Safety

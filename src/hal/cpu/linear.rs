@@ -37,7 +37,7 @@ pub(super) fn linear(
     isa: Isa,
     scratch: &mut Scratch,
     (out, x): (Rows<f32>, Rows<f32>),
-    w: &PackedMatrix,
+    (w, bias): (&PackedMatrix, Option<Rows<f32>>),
 ) -> Result<()> {
     let (m, k) = (x.rows, x.cols);
     if m == 0 {
@@ -57,6 +57,10 @@ pub(super) fn linear(
                 DType::F16 => dispatch(isa, Product::<F16>(work, F16)),
                 _ => dispatch(isa, Product::<Bf16>(work, Bf16)),
             }
+        }
+        if let Some(bias) = bias {
+            // SAFETY: `bias` is one row of `n` that nobody writes; the panels' outputs are this thread's.
+            unsafe { add_bias(&work, bias.row(0)) };
         }
     })
 }
@@ -82,6 +86,18 @@ fn pack_rows(pool: &Pool, scratch: &mut Scratch, x: Rows<f32>, blocks: Blocks) -
         }
     })?;
     Ok(packed)
+}
+
+/// Adds the bias to the finished sums of some panels.
+/// # Safety
+/// The panels' columns of all rows belong to this thread; `bias` has as many elements as a row.
+unsafe fn add_bias(work: &Work, bias: &[f32]) {
+    let (from, to) = (work.panels.0 * PANEL, (work.panels.1 * PANEL).min(work.out.cols));
+    for row in 0..work.out.rows {
+        // SAFETY: columns `from..to` of a row of `out`, by contract.
+        let out = unsafe { std::slice::from_raw_parts_mut(work.out.ptr().add(row * work.out.cols + from), to - from) };
+        out.iter_mut().zip(&bias[from..to]).for_each(|(o, b)| *o += *b);
+    }
 }
 
 /// How a dtype's panels are read.

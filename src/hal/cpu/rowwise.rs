@@ -3,10 +3,10 @@
 use super::mem::Rows;
 use super::pack::PackedMatrix;
 use super::pool::Pool;
-use super::simd::{Isa, Kernel, Simd, dispatch, exp16, fma1};
+use super::simd::{Isa, Kernel, Simd, cap16, dispatch, exp16, fma1};
 use crate::base::{Error, Result};
 use crate::hal::MatrixStorage;
-use crate::hal::ops::SamplerWord;
+use crate::hal::ops::{Activation, SamplerWord};
 
 /// Elements below which waking another thread costs more than it saves.
 const GRAIN: usize = 16 * 1024;
@@ -81,44 +81,94 @@ fn sum_of_squares<S: Simd>(x: &[f32]) -> f32 {
     acc[0]
 }
 
-/// `silu(gate) * up`.
-pub(super) fn silu_mul(pool: &Pool, isa: Isa, out: Rows<f32>, gate_up: Rows<f32>) -> Result<()> {
-    // SAFETY: rows are disjoint between threads.
-    by_rows(pool, out.rows, 4 * out.cols, &|row| unsafe { dispatch(isa, Silu { out, gate_up, row }) })
+/// `activation(gate) * up`.
+pub(super) fn act_mul(
+    pool: &Pool,
+    isa: Isa,
+    (out, gate_up): (Rows<f32>, Rows<f32>),
+    activation: Activation,
+) -> Result<()> {
+    by_rows(pool, out.rows, 4 * out.cols, &|row| {
+        // SAFETY: rows are disjoint between threads.
+        unsafe { dispatch(isa, Gate { out, gate_up, activation, row }) }
+    })
 }
 
-struct Silu {
+struct Gate {
     out: Rows<f32>,
     gate_up: Rows<f32>,
+    activation: Activation,
     row: usize,
 }
 
-impl Kernel for Silu {
+impl Kernel for Gate {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: this thread owns the row.
         let (out, both) = unsafe { (self.out.row_mut(self.row), self.gate_up.row(self.row)) };
         let (gate, up) = both.split_at(out.len());
-        let whole = out.len() / 16 * 16;
-        for i in (0..whole).step_by(16) {
-            silu16::<S>(&mut out[i..i + 16], &gate[i..i + 16], &up[i..i + 16]);
+        match self.activation {
+            Activation::Silu => gate_row::<S>(out, gate, up, |g| -g),
+            Activation::GeluTanh => gate_row::<S>(out, gate, up, gelu_exponent),
         }
-        let rest = out.len() - whole;
-        let (mut o, mut g, mut u) = ([0.0; 16], [0.0; 16], [0.0; 16]);
-        g[..rest].copy_from_slice(&gate[whole..]);
-        u[..rest].copy_from_slice(&up[whole..]);
-        silu16::<S>(&mut o, &g, &u);
-        out[whole..].copy_from_slice(&o[..rest]);
     }
 }
 
+/// -2u of the tanh formula: `(1 + tanh(u)) / 2 = 1 / (1 + e^-2u)`.
 #[inline(always)]
-fn silu16<S: Simd>(out: &mut [f32], gate: &[f32], up: &[f32]) {
-    let mut minus = [0.0; 16];
-    minus.iter_mut().zip(gate).for_each(|(m, g)| *m = -g);
-    let e = exp16::<S>(&minus);
+fn gelu_exponent(g: f32) -> f32 {
+    const MINUS_TWICE_ROOT: f32 = -1.595_769_2; // -2 * sqrt(2 / pi)
+    MINUS_TWICE_ROOT * (g + 0.044_715 * (g * g * g))
+}
+
+/// `gate / (1 + e^exponent(gate)) * up`.
+#[inline(always)]
+fn gate_row<S: Simd>(out: &mut [f32], gate: &[f32], up: &[f32], exponent: impl Fn(f32) -> f32 + Copy) {
+    let whole = out.len() / 16 * 16;
+    for i in (0..whole).step_by(16) {
+        gate16::<S>(&mut out[i..i + 16], &gate[i..i + 16], &up[i..i + 16], exponent);
+    }
+    let rest = out.len() - whole;
+    let (mut o, mut g, mut u) = ([0.0; 16], [0.0; 16], [0.0; 16]);
+    g[..rest].copy_from_slice(&gate[whole..]);
+    u[..rest].copy_from_slice(&up[whole..]);
+    gate16::<S>(&mut o, &g, &u, exponent);
+    out[whole..].copy_from_slice(&o[..rest]);
+}
+
+#[inline(always)]
+fn gate16<S: Simd>(out: &mut [f32], gate: &[f32], up: &[f32], exponent: impl Fn(f32) -> f32) {
+    let mut power = [0.0; 16];
+    power.iter_mut().zip(gate).for_each(|(p, g)| *p = exponent(*g));
+    let e = exp16::<S>(&power);
     for (((o, g), u), e) in out.iter_mut().zip(gate).zip(up).zip(e) {
         *o = g / (1.0 + e) * u;
+    }
+}
+
+/// `x = cap * tanh(x / cap)`.
+pub(super) fn soft_cap(pool: &Pool, isa: Isa, x: Rows<f32>, cap: f32) -> Result<()> {
+    // SAFETY: rows are disjoint between threads.
+    by_rows(pool, x.rows, 4 * x.cols, &|row| unsafe { dispatch(isa, CapRow { x, cap, row }) })
+}
+
+struct CapRow {
+    x: Rows<f32>,
+    cap: f32,
+    row: usize,
+}
+
+impl Kernel for CapRow {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: this thread owns the row.
+        let x = unsafe { self.x.row_mut(self.row) };
+        for part in x.chunks_mut(16) {
+            let mut values = [0.0; 16];
+            values[..part.len()].copy_from_slice(part);
+            let capped = cap16::<S>(&values, self.cap);
+            part.copy_from_slice(&capped[..part.len()]);
+        }
     }
 }
 
@@ -134,8 +184,14 @@ pub(super) fn gather_rows(pool: &Pool, out: Rows<f32>, x: Rows<f32>, index: Rows
     })
 }
 
-/// Token embeddings out of the packed table.
-pub(super) fn embed(pool: &Pool, out: Rows<f32>, table: &PackedMatrix, ids: Rows<i32>, state: Rows<i32>) -> Result<()> {
+/// Token embeddings out of the packed table, multiplied by `scale`.
+pub(super) fn embed(
+    pool: &Pool,
+    (out, scale): (Rows<f32>, f32),
+    table: &PackedMatrix,
+    ids: Rows<i32>,
+    state: Rows<i32>,
+) -> Result<()> {
     for row in 0..ids.rows {
         let id = token(ids, state, row);
         if id < 0 || id as usize >= table.rows() {
@@ -147,7 +203,11 @@ pub(super) fn embed(pool: &Pool, out: Rows<f32>, table: &PackedMatrix, ids: Rows
     }
     by_rows(pool, out.rows, 8 * out.cols, &|row| {
         // SAFETY: this thread owns the output row.
-        table.copy_row(token(ids, state, row) as usize, unsafe { out.row_mut(row) });
+        let out = unsafe { out.row_mut(row) };
+        table.copy_row(token(ids, state, row) as usize, out);
+        if scale != 1.0 {
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
     })
 }
 

@@ -4,11 +4,11 @@
 use super::CpuDevice;
 use super::mem::{Scratch, floats, ints};
 use super::pack::PackedMatrix;
-use super::rowwise::{Norm, embed, gather_rows, silu_mul};
+use super::rowwise::{Norm, act_mul, embed, gather_rows, soft_cap};
 use super::sample::{Workspace, sample};
 use super::{attention, kv, linear};
 use crate::base::Result;
-use crate::hal::ops::{PagedAttention, RopeWriteKv, SAMPLER_WORDS, Sample};
+use crate::hal::ops::{Activation, PagedAttention, RopeWriteKv, SAMPLER_WORDS, Sample};
 use crate::hal::{Event, HostBuffer, Matrix, Ops, Stream, Tensor};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -47,11 +47,11 @@ fn packed(matrix: &Matrix) -> &PackedMatrix {
 }
 
 impl Ops for CpuStream {
-    fn embed(&self, out: &Tensor, table: &Matrix, ids: &Tensor, state: &Tensor) -> Result<()> {
+    fn embed(&self, out: &Tensor, table: &Matrix, ids: &Tensor, state: &Tensor, scale: f32) -> Result<()> {
         let (table, ids, state) = (packed(table), ints(ids), ints(state));
         assert_eq!((out.rows(), out.cols()), (ids.rows, table_cols(table)), "output of embed");
         assert_eq!((ids.cols, state.cols), (1, SAMPLER_WORDS), "columns of ids and sampler state");
-        embed(&self.device.pool, floats(out), table, ids, state)
+        embed(&self.device.pool, (floats(out), scale), table, ids, state)
     }
 
     fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
@@ -63,11 +63,15 @@ impl Ops for CpuStream {
         self.norm(&Norm { out: floats(out), x: floats(x), residual, weight: floats(weight), eps })
     }
 
-    fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix) -> Result<()> {
+    fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
         assert_eq!((out.rows(), out.cols()), (x.rows(), w.rows()), "output of linear");
         assert_eq!(x.cols(), w.cols(), "columns of the input of linear");
+        let bias = bias.map(floats);
+        if let Some(bias) = bias {
+            assert_eq!((bias.rows, bias.cols), (1, w.rows()), "bias of linear");
+        }
         let scratch = &mut self.scratch.borrow_mut();
-        linear::linear(&self.device.pool, self.device.isa, scratch, (floats(out), floats(x)), packed(w))
+        linear::linear(&self.device.pool, self.device.isa, scratch, (floats(out), floats(x)), (packed(w), bias))
     }
 
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()> {
@@ -78,9 +82,13 @@ impl Ops for CpuStream {
         attention::paged_attention(&self.device.pool, self.device.isa, &mut self.scratch.borrow_mut(), args)
     }
 
-    fn silu_mul(&self, out: &Tensor, gate_up: &Tensor) -> Result<()> {
-        assert_eq!((gate_up.rows(), gate_up.cols()), (out.rows(), 2 * out.cols()), "input of silu_mul");
-        silu_mul(&self.device.pool, self.device.isa, floats(out), floats(gate_up))
+    fn act_mul(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
+        assert_eq!((gate_up.rows(), gate_up.cols()), (out.rows(), 2 * out.cols()), "input of act_mul");
+        act_mul(&self.device.pool, self.device.isa, (floats(out), floats(gate_up)), activation)
+    }
+
+    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()> {
+        soft_cap(&self.device.pool, self.device.isa, floats(x), cap)
     }
 
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {

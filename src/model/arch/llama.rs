@@ -1,35 +1,34 @@
-//! Llama 2 and 3.x.
+//! Llama 2 and 3.x, and what is published in its shape (Yi, for one). Other families start from these names.
 
 use crate::base::Result;
-use crate::model::config;
+use crate::model::dense::{Defaults, dense_decoder};
 use crate::model::fields::Fields;
 use crate::model::registry::Family;
-use crate::model::spec::{DecoderSpec, WeightNames};
+use crate::model::spec::{Biases, DecoderSpec, Qkv, WeightNames};
 
 pub(crate) const FAMILY: Family = Family { architecture: "LlamaForCausalLM", spec, names: &NAMES };
 
-const NAMES: WeightNames = WeightNames {
+pub(crate) const NAMES: WeightNames = WeightNames {
     embed: "model.embed_tokens.weight",
     final_norm: "model.norm.weight",
     head: "lm_head.weight",
     layer: "model.layers.{}.",
     input_norm: "input_layernorm.weight",
-    query: "self_attn.q_proj.weight",
-    key: "self_attn.k_proj.weight",
-    value: "self_attn.v_proj.weight",
+    qkv: Qkv::Split(["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]),
+    head_norms: ["self_attn.q_norm.weight", "self_attn.k_norm.weight"],
     output: "self_attn.o_proj.weight",
+    attention_norm: "",
     post_norm: "post_attention_layernorm.weight",
     gate: "mlp.gate_proj.weight",
     up: "mlp.up_proj.weight",
     down: "mlp.down_proj.weight",
+    mlp_norm: "",
     ignored: &["rotary_emb.inv_freq"],
 };
 
 fn spec(fields: &Fields) -> Result<DecoderSpec> {
-    for key in ["attention_bias", "mlp_bias"] {
-        if fields.flag(key)? == Some(true) {
-            return Err(fields.unsupported(key, "only false (no bias vectors)"));
-        }
-    }
-    config::dense_decoder(fields)
+    let mut spec = dense_decoder(fields, Defaults::LLAMA)?;
+    let attention = fields.flag("attention_bias")?.unwrap_or(false);
+    spec.biases = Biases { qkv: attention, output: attention, mlp: fields.flag("mlp_bias")?.unwrap_or(false) };
+    Ok(spec)
 }

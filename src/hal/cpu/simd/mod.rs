@@ -186,3 +186,22 @@ pub(super) fn exp16<S: Simd>(x: &[f32; 16]) -> [f32; 16] {
     }
     out
 }
+
+/// `cap * tanh(x / cap)` of sixteen elements. With `m = e^2y - 1`, `tanh(y) = m / (m + 2)`; for a small y, m is a Taylor
+/// polynomial of its own, so that nothing cancels.
+#[inline(always)]
+pub(super) fn cap16<S: Simd>(x: &[f32; 16], cap: f32) -> [f32; 16] {
+    let mut twice = [0.0; 16];
+    twice.iter_mut().zip(x).for_each(|(t, x)| *t = 2.0 * (x / cap).abs());
+    let e = exp16::<S>(&twice);
+    let mut out = [0.0; 16];
+    for (((o, x), t), e) in out.iter_mut().zip(x).zip(twice).zip(e) {
+        let mut p = 1.0 / 5040.0;
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
+            p = fma1::<S>(p, t, c);
+        }
+        let m = if t < 0.35 { p * t } else { e - 1.0 };
+        *o = (cap * (m / (m + 2.0))).copysign(*x);
+    }
+    out
+}
