@@ -98,6 +98,26 @@ fn llama_with_shared_heads_and_scaled_rope_agrees() {
     agrees_with_the_reference("tiny-llama-gqa");
 }
 
+#[test]
+fn qwen2_with_biases_and_windows_in_upper_layers_agrees() {
+    agrees_with_the_reference("tiny-qwen2");
+}
+
+#[test]
+fn mistral_with_windows_agrees() {
+    agrees_with_the_reference("tiny-mistral");
+}
+
+#[test]
+fn qwen3_with_head_norms_and_biases_agrees() {
+    agrees_with_the_reference("tiny-qwen3");
+}
+
+#[test]
+fn llama_with_all_biases_agrees() {
+    agrees_with_the_reference("tiny-llama-bias");
+}
+
 fn dummy(dtype: &str) -> ModelRunner {
     let dir = tempfile::tempdir().unwrap();
     let mut config = tiny_config();

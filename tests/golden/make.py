@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Makes the tiny golden models and their expected outputs with the reference implementation.
 
-    python3 tests/golden/make.py [--out tests/golden] [--demo examples/demo_model]
+    python3 tests/golden/make.py [--out tests/golden] [--only NAME ...] [--demo examples/demo_model]
 
-Two random-weight Llama models in float32, each under 2 MB, with an expected.json beside the weights:
+Random-weight models in float32, each with an expected.json beside the weights. Two of them are Llamas:
 
   tiny-llama-mha   as Llama-2: one key head per query head, untied output head, plain rope, one weight file
   tiny-llama-gqa   as Llama-3: two query heads per key head, tied output head, explicit head_dim,
                    llama3 rope scaling that already matters within 128 positions, sharded weights
+
+and one, under 1 MB, stands for each other family, with windows of 8 tokens, soft caps that bite, and
+random biases and norm weights: see families.py.
 
 With --demo DIR it also writes demo.json: chat prompts rendered by the demo model's template, their
 token ids, and greedy answers computed from the bf16 weights widened to float32.
@@ -20,7 +23,9 @@ import pathlib
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+import families
 
 GREEDY_TOKENS = 64
 PROMPT_LENGTHS = (1, 17, 40, 100)
@@ -59,6 +64,7 @@ MODELS = {
         },
         "shard_size": "400KB",
     },
+    **families.MODELS,
 }
 
 DEMO_CHATS = [
@@ -86,12 +92,14 @@ def nine_digits(values):
 def random_model(config, seed):
     """Weights scaled so that attention is peaked and logits are spread over several units."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() == 1:
-                p.copy_(1.0 + 0.25 * torch.randn(p.shape, generator=generator))
+                middle = 0.0 if name.endswith("bias") or config.model_type.startswith("gemma") else 1.0
+                middle += 0.6 if "q_norm" in name or "k_norm" in name else 0.0
+                p.copy_(middle + 0.25 * torch.randn(p.shape, generator=generator))
                 continue
             fan_in = p.shape[1]
             gain = 1.0
@@ -99,6 +107,8 @@ def random_model(config, seed):
                 gain = 1.6
             if "embed" in name:
                 gain = fan_in**0.5 * (0.35 if config.tie_word_embeddings else 1.0)
+                if config.model_type.startswith("gemma"):
+                    gain = 0.8
             if "lm_head" in name:
                 gain = 3.0
             p.copy_(torch.randn(p.shape, generator=generator) * gain / fan_in**0.5)
@@ -136,15 +146,16 @@ def versions():
 
 def make_model(out, name, seed):
     spec = MODELS[name]
-    config = LlamaConfig(**spec["config"], bos_token_id=1, eos_token_id=2, torch_dtype="float32",
-                         attn_implementation="eager")
+    config = spec.get("class", LlamaConfig)(**spec["config"], bos_token_id=1, eos_token_id=2, torch_dtype="float32",
+                                            attn_implementation="eager")
     model = random_model(config, seed)
+    raw_head = families.unit_head(model) if name == "tiny-baichuan2" else None
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*"):
         old.unlink()
-    model.save_pretrained(folder, max_shard_size=spec["shard_size"])
-    patch_config(folder / "config.json", spec["extra"])
+    model.save_pretrained(folder, max_shard_size=spec.get("shard_size", "50MB"))
+    patch_config(folder / "config.json", spec.get("drop", ["rope_parameters"]), spec["extra"])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     cases = []
     for length in PROMPT_LENGTHS:
@@ -159,16 +170,19 @@ def make_model(out, name, seed):
         "made_with": versions(), "seed": seed,
         "margin": "smallest (best - second) / largest |logit| over all greedy steps of the case",
         "cases": cases})
+    if raw_head is not None:
+        families.as_baichuan(folder, raw_head)
     size = sum(f.stat().st_size for f in folder.iterdir())
     spread = logits.std(dim=-1).mean().item()
     print(f"{name}: {size} bytes, {len(cases)} cases, logit spread {spread:.2f}, "
           f"smallest margin {min(c['min_margin'] for c in cases):.4f}")
 
 
-def patch_config(path, extra):
-    """Writes the rope keys in the layout of published checkpoints (top-level rope_theta, rope_scaling)."""
+def patch_config(path, drop, extra):
+    """Writes the keys in the layout of published checkpoints (top-level rope_theta, rope_scaling)."""
     data = json.loads(path.read_text())
-    data.pop("rope_parameters", None)
+    for key in drop:
+        data.pop(key, None)
     data.update(extra)
     data.setdefault("torch_dtype", data.pop("dtype", "float32"))
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
@@ -202,6 +216,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--only", nargs="*", default=list(MODELS), help="make these models alone")
     parser.add_argument("--demo", type=pathlib.Path, help="write demo.json from this model folder only")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
@@ -209,7 +224,8 @@ def main():
         make_demo(args.out, args.demo)
         return
     for index, name in enumerate(MODELS):
-        make_model(args.out, name, args.seed + index)
+        if name in args.only:
+            make_model(args.out, name, args.seed + index)
 
 
 if __name__ == "__main__":
