@@ -24,7 +24,12 @@ pub struct Detokenizer {
 impl Detokenizer {
     /// Starts behind `prompt`, whose text is not emitted.
     pub fn new(tokenizer: Arc<Tokenizer>, prompt: &[Token]) -> Self {
-        let window = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
+        let last = |n: usize| &prompt[prompt.len().saturating_sub(n)..];
+        // Of a code point that is spread over tokens the context needs all or nothing: a byte-fallback run that begins in the
+        // middle of one would turn into replacement characters as a whole.
+        let whole =
+            |n: &usize| tokenizer.decode_known(last(*n), ShowSpecial::Hide).is_ok_and(|t| !t.contains('\u{FFFD}'));
+        let window = last((CONTEXT..CONTEXT + 4).find(whole).unwrap_or(CONTEXT)).to_vec();
         Self { tokenizer, read: window.len(), window }
     }
 
@@ -34,8 +39,12 @@ impl Detokenizer {
         let (before, all) = self.texts()?;
         let waits = all.ends_with('\u{FFFD}') && self.window.len() - self.read < MAX_PENDING;
         if !waits {
-            out.push_str(delta(&before, &all));
-            self.window.drain(..self.read);
+            let delta = delta(&before, &all);
+            out.push_str(delta);
+            // Special tokens alone are no context: what follows them would decode like the start of a text.
+            if !delta.is_empty() || self.read > MAX_PENDING {
+                self.window.drain(..self.read);
+            }
             self.read = self.window.len();
         }
         Ok(())
