@@ -1,0 +1,80 @@
+//! What the host adds to a step, all threads included: 256 sequences on the mock model, whose steps take no time.
+//!
+//! `cargo bench --bench engine`
+
+use std::sync::Arc;
+use std::time::Instant;
+use yinian::base::clock::MonotonicClock;
+use yinian::base::config::EngineConfig;
+use yinian::engine::queue::{Record, RecordSink, Taken};
+use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, Submission};
+use yinian::plan::SamplingParams;
+
+const SEQS: usize = 256;
+const TOKENS: u32 = 2000;
+const PROMPT: usize = 100;
+
+/// Reads everything and counts ends.
+#[derive(Default)]
+struct Reader {
+    done: usize,
+    bytes: usize,
+}
+
+impl RecordSink for Reader {
+    fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
+        match record {
+            Record::Output { tokens, text, .. } => {
+                self.bytes += text.len();
+                Some(Taken { tokens: tokens.len(), text: text.len() })
+            }
+            Record::Done { .. } => {
+                self.done += 1;
+                Some(Taken { tokens: 0, text: 0 })
+            }
+            _ => Some(Taken { tokens: 0, text: 0 }),
+        }
+    }
+}
+
+fn main() {
+    for (depth, text) in [(1, true), (2, true), (2, false), (3, true)] {
+        let config = format!(r#"{{"model": "mock:words", "pipeline_depth": {depth}, "max_num_seqs": {SEQS}}}"#);
+        let config = EngineConfig::from_json(config.as_bytes()).expect("a config");
+        let queue = EventQueue::new(None);
+        let clock = Arc::new(MonotonicClock::starting_at(0));
+        let engine = Engine::start(config, Arc::clone(&queue), clock).expect("an engine");
+        let start = Instant::now();
+        for i in 0..SEQS {
+            let submission = Submission {
+                prompt: Prompt::Tokens((0..PROMPT).map(|j| 97 + ((i * 7 + j) % 26) as u32).collect()),
+                no_special_tokens: false,
+                output: OutputMode { text, tokens: !text, final_only: false },
+                user_data: i as u64,
+                queue: Arc::clone(&queue),
+                max_tokens: Some(TOKENS),
+                min_tokens: 0,
+                ignore_eos: true,
+                sampling: SamplingParams::greedy(),
+                seed: None,
+                stop_tokens: vec![],
+                stop_texts: vec![],
+                timeout_ms: 0,
+                cache_salt: vec![],
+            };
+            engine.submit(submission).expect("a place");
+        }
+        let mut reader = Reader::default();
+        while reader.done < SEQS {
+            queue.poll(None, &mut reader).expect("events");
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        let steps = engine.stats().steps;
+        println!(
+            "depth {depth}, {}: {:.1} us a step of {SEQS} sequences, {:.2} M tokens/s",
+            if text { "text" } else { "tokens" },
+            seconds / steps as f64 * 1e6,
+            f64::from(TOKENS) * SEQS as f64 / seconds / 1e6,
+        );
+    }
+}
