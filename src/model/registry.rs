@@ -32,3 +32,7 @@ pub(crate) fn find(architecture: &str) -> Result<&'static Family> {
         Error::unsupported(format!("architecture {architecture:?} is not in this build; it has {}", known.join(", ")))
     })
 }
+
+#[cfg(test)]
+#[path = "family_tests.rs"]
+mod tests;

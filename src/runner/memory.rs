@@ -105,7 +105,7 @@ mod tests {
     use crate::base::Result;
     use crate::base::config::LoadFormat;
     use crate::hal::registry::{DeviceOptions, open};
-    use crate::hal::{Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream};
+    use crate::hal::{Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream, Tensor};
     use crate::model::{inspect, load};
     use crate::runner::ModelRunner;
     use std::sync::Arc;
@@ -140,30 +140,37 @@ mod tests {
 
     #[test]
     fn the_plan_is_what_is_allocated() {
+        for architecture in ["LlamaForCausalLM", "Gemma3ForCausalLM"] {
+            let config = r#""vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+                "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 100}"#;
+            let config = format!("{{\"architectures\": [\"{architecture}\"], {config}");
+            for (max_num_seqs, max_num_batched_tokens, depth) in [(5, 33, 2), (40, 7, 1)] {
+                let options = RunnerOptions {
+                    max_num_seqs,
+                    max_num_batched_tokens,
+                    max_model_len: 100,
+                    block_size: 16,
+                    num_blocks: 9,
+                    depth,
+                };
+                check_plan(&config, &options);
+            }
+        }
+    }
+
+    fn check_plan(config: &str, options: &RunnerOptions) {
         let dir = tempfile::tempdir().unwrap();
-        let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 24,
-            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1,
-            "max_position_embeddings": 100}"#;
         std::fs::write(dir.path().join("config.json"), config).unwrap();
         let cpu = open("cpu", &DeviceOptions { threads: Some(1), ..DeviceOptions::default() }).unwrap();
         let info = inspect(dir.path()).unwrap();
-        for (max_num_seqs, max_num_batched_tokens, depth) in [(5, 33, 2), (40, 7, 1)] {
-            let options = RunnerOptions {
-                max_num_seqs,
-                max_num_batched_tokens,
-                max_model_len: 100,
-                block_size: 16,
-                num_blocks: 9,
-                depth,
-            };
-            let model = load(&info, dir.path(), LoadFormat::Dummy, cpu.as_ref(), (100, &mut |_| Ok(()))).unwrap();
-            let device = Arc::new(Counting(Arc::clone(&cpu), AtomicUsize::new(0)));
-            let _runner = ModelRunner::new(model, Arc::<Counting>::clone(&device), options.clone()).unwrap();
-            let plan = memory_plan(&info, &options);
-            let blocks = 9 * kv_spec(&info, 16).block_bytes(0);
-            let counted = device.1.load(Relaxed);
-            assert_eq!(counted + plan.rope_bytes, plan.total_bytes() + blocks, "{options:?}");
-        }
+        let model = load(&info, dir.path(), LoadFormat::Dummy, cpu.as_ref(), (100, &mut |_| Ok(()))).unwrap();
+        let plan = memory_plan(&info, options);
+        assert_eq!(model.ropes.iter().map(Tensor::bytes).sum::<usize>(), plan.rope_bytes, "{config}");
+        let device = Arc::new(Counting(Arc::clone(&cpu), AtomicUsize::new(0)));
+        let _runner = ModelRunner::new(model, Arc::<Counting>::clone(&device), options.clone()).unwrap();
+        let blocks = 9 * kv_spec(&info, 16).block_bytes(0);
+        let counted = device.1.load(Relaxed);
+        assert_eq!(counted + plan.rope_bytes, plan.total_bytes() + blocks, "{config} {options:?}");
     }
 
     #[test]

@@ -54,7 +54,7 @@ MODELS = {
     "tiny-gemma2": {
         "class": Gemma2Config,
         "config": dict(SHAPE, num_hidden_layers=4, head_dim=24, tie_word_embeddings=True, sliding_window=8,
-                       query_pre_attn_scalar=20, attn_logit_softcapping=2.5, final_logit_softcapping=1.5,
+                       query_pre_attn_scalar=20, attn_logit_softcapping=2.5, final_logit_softcapping=0.6,
                        rope_parameters=rope(10000.0)),
         "drop": [],
         "extra": {},

@@ -1,6 +1,7 @@
 //! Models against the reference implementation (tests/golden/make.py), and against themselves: tokens and logits must not
 //! depend on chunks, batches or pipeline depth, bit for bit.
 
+mod families;
 mod world;
 
 use serde_json::Value;
@@ -96,26 +97,6 @@ fn llama_with_plain_heads_agrees() {
 #[test]
 fn llama_with_shared_heads_and_scaled_rope_agrees() {
     agrees_with_the_reference("tiny-llama-gqa");
-}
-
-#[test]
-fn qwen2_with_biases_and_windows_in_upper_layers_agrees() {
-    agrees_with_the_reference("tiny-qwen2");
-}
-
-#[test]
-fn mistral_with_windows_agrees() {
-    agrees_with_the_reference("tiny-mistral");
-}
-
-#[test]
-fn qwen3_with_head_norms_and_biases_agrees() {
-    agrees_with_the_reference("tiny-qwen3");
-}
-
-#[test]
-fn llama_with_all_biases_agrees() {
-    agrees_with_the_reference("tiny-llama-bias");
 }
 
 fn dummy(dtype: &str) -> ModelRunner {

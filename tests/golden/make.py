@@ -108,7 +108,7 @@ def random_model(config, seed):
             if "embed" in name:
                 gain = fan_in**0.5 * (0.35 if config.tie_word_embeddings else 1.0)
                 if config.model_type.startswith("gemma"):
-                    gain = 0.8
+                    gain = 0.3
             if "lm_head" in name:
                 gain = 3.0
             p.copy_(torch.randn(p.shape, generator=generator) * gain / fan_in**0.5)

@@ -6,8 +6,8 @@ use crate::base::{DType, Result};
 use half::{bf16, f16};
 use std::borrow::Cow;
 
-/// Weights that depend on the tensor's name and `seed` alone. Matrices keep the scale of what passes through them;
-/// vectors are ones.
+/// Weights that depend on the tensor's name and `seed` alone. Matrices keep the scale of what passes through them, biases
+/// are small, other vectors are ones.
 #[derive(Debug, Clone, Copy)]
 pub struct DummyWeights {
     pub dtype: DType,
@@ -23,8 +23,11 @@ impl WeightSource for DummyWeights {
         let elements: usize = shape.iter().product();
         let mut rng = SplitMix64(name.bytes().fold(self.seed, |h, b| mix(h, u64::from(b))));
         // Uniform in +-sqrt(3 / columns) has the variance that keeps a product at its input's scale.
-        let width = if let [_, columns] = shape { 2.0 * (3.0 / *columns as f32).sqrt() } else { 0.0 };
-        let middle = if width == 0.0 { 1.0 } else { 0.0 };
+        let (middle, width) = match shape {
+            [_, columns] => (0.0, 2.0 * (3.0 / *columns as f32).sqrt()),
+            _ if name.ends_with("bias") => (0.0, 0.2),
+            _ => (1.0, 0.0),
+        };
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(elements * self.dtype.size()).map_err(|_| {
             crate::base::Error::no_memory(format!("cannot allocate {elements} elements for random weights of {name}"))
