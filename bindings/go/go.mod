@@ -1,0 +1,3 @@
+module yinian
+
+go 1.19

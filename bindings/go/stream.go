@@ -1,0 +1,238 @@
+package yinian
+
+// #include "flat_request.h"
+import "C"
+
+import (
+	"context"
+	"io"
+	"math"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Request says what to generate. Exactly one of Prompt, Chat and Tokens is given; nil and zero fields take the model's
+// defaults.
+type Request struct {
+	Prompt string
+	Chat   string // {"messages": [...], ...}, rendered with the model's chat template
+	Tokens []uint32
+
+	MaxTokens, TopK                                                               *int
+	Temperature, TopP, MinP, RepetitionPenalty, PresencePenalty, FrequencyPenalty *float32
+	MinTokens, Priority                                                           int
+	Seed                                                                          *uint64
+	StopTexts                                                                     []string
+	StopTokens                                                                    []uint32
+	IgnoreEOS, NoSpecialTokens                                                    bool
+	WantTokens                                                                    bool          // Chunk.Tokens are filled
+	FinalOnly                                                                     bool          // output arrives at the end
+	Timeout                                                                       time.Duration // from Generate to the end; 0 is the config's
+	CacheSalt                                                                     []byte
+	ExtraJSON                                                                     string
+}
+
+// Ptr makes the pointers that Request wants.
+func Ptr[T any](v T) *T { return &v }
+
+// Chunk is new output: whole code points, and the tokens behind it when they were asked for.
+type Chunk struct {
+	Text   string
+	Tokens []uint32
+}
+
+// Result is what is known of a request that has ended.
+type Result struct {
+	Finish                                       Finish
+	PromptTokens, CachedTokens, CompletionTokens int
+	// TimeToFirst is zero when no token was made.
+	TimeToFirst, Total time.Duration
+}
+
+// Stream is one request's output. What is not read is kept, up to the config's max_unread_bytes; above it the request ends
+// with FinishOverrun.
+type Stream struct {
+	engine *Engine
+	id     C.yn_request_id
+	limit  int           // bytes that may be unread
+	ready  chan struct{} // holds at most one: there is something to read
+	ended  chan struct{} // closed: result and err are set
+
+	mu      sync.Mutex
+	text    []byte
+	tokens  []uint32
+	overrun bool
+	result  Result
+	err     error
+}
+
+// Generate hands in a request; it never waits for the device. Cancelling ctx cancels the request, and ctx's deadline is the
+// request's deadline.
+func (e *Engine) Generate(ctx context.Context, r Request) (*Stream, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	timeout, timed := timeoutMS(ctx, r.Timeout)
+	s := &Stream{engine: e, limit: e.maxUnread, ready: make(chan struct{}, 1), ended: make(chan struct{})}
+	if r.FinalOnly {
+		s.limit = math.MaxInt
+	}
+	key := e.lastKey.Add(1)
+	e.mu.Lock()
+	e.streams[key] = s
+	e.mu.Unlock()
+	id, err := e.submit(&r, key, timeout)
+	if err != nil {
+		e.mu.Lock()
+		delete(e.streams, key)
+		e.mu.Unlock()
+		return nil, err
+	}
+	s.id = id
+	if ctx.Done() != nil {
+		go s.watch(ctx, timed)
+	}
+	return s, nil
+}
+
+// timeoutMS is the shorter of the context's and the request's time, rounded up, and whether the context's counts.
+func timeoutMS(ctx context.Context, timeout time.Duration) (ms uint32, timed bool) {
+	if at, ok := ctx.Deadline(); ok {
+		left := time.Until(at)
+		if left <= 0 {
+			left = 1
+		}
+		if timeout <= 0 || left < timeout {
+			timeout, timed = left, true
+		}
+	}
+	if timeout <= 0 {
+		return 0, false
+	}
+	whole := (timeout-1)/time.Millisecond + 1
+	if whole > math.MaxUint32 {
+		return 0, false
+	}
+	return uint32(whole), timed
+}
+
+// watch cancels the request with its context. A deadline that travelled is the engine's to keep.
+func (s *Stream) watch(ctx context.Context, timed bool) {
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+		if !timed || ctx.Err() != context.DeadlineExceeded {
+			s.Cancel()
+		}
+	}
+}
+
+// Cancel asks the request to end; what was made until then and the end can still be read. Idempotent.
+func (s *Stream) Cancel() { C.yn_engine_cancel(s.engine.handle, s.id) }
+
+// Next waits for output. It ends in io.EOF when the answer is whole, and otherwise in a Finish (FinishCancelled,
+// FinishDeadline, FinishOverrun) or an *Error. This ctx limits the wait alone; it does not cancel the request.
+func (s *Stream) Next(ctx context.Context) (Chunk, error) {
+	for {
+		chunk, ended, err := s.take()
+		if chunk.Text != "" || chunk.Tokens != nil {
+			return chunk, nil
+		}
+		if ended {
+			return Chunk{}, err
+		}
+		select {
+		case <-s.ready:
+		case <-s.ended:
+		case <-ctx.Done():
+			return Chunk{}, ctx.Err()
+		}
+	}
+}
+
+// All reads to the end: the text, and an error unless the answer is whole.
+func (s *Stream) All(ctx context.Context) (string, error) {
+	var text strings.Builder
+	for {
+		chunk, err := s.Next(ctx)
+		text.WriteString(chunk.Text)
+		if err == io.EOF {
+			return text.String(), nil
+		}
+		if err != nil {
+			return text.String(), err
+		}
+	}
+}
+
+// Result waits until the request has ended.
+func (s *Stream) Result(ctx context.Context) (Result, error) {
+	select {
+	case <-s.ended:
+		return s.result, nil
+	case <-ctx.Done():
+		return Result{}, ctx.Err()
+	}
+}
+
+func (s *Stream) take() (chunk Chunk, ended bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	chunk = Chunk{Text: string(s.text), Tokens: s.tokens}
+	s.text, s.tokens = s.text[:0], nil
+	select {
+	case <-s.ended:
+		return chunk, true, s.err
+	default:
+		return chunk, false, nil
+	}
+}
+
+// push appends output. True: there is too much now, and the request is to be cancelled.
+func (s *Stream) push(text []byte, tokens []uint32) (over bool) {
+	s.mu.Lock()
+	if !s.overrun && len(s.text)+len(text)+4*(len(s.tokens)+len(tokens)) > s.limit {
+		s.overrun, over = true, true
+	}
+	if !s.overrun {
+		s.text = append(s.text, text...)
+		s.tokens = append(s.tokens, tokens...)
+	}
+	s.mu.Unlock()
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+	return over
+}
+
+func (s *Stream) end(event *C.yn_event, message string) {
+	r := Result{
+		Finish:           Finish(event.finish),
+		PromptTokens:     int(event.prompt_tokens),
+		CachedTokens:     int(event.cached_tokens),
+		CompletionTokens: int(event.completion_tokens),
+		Total:            time.Duration(event.t_event_ns - event.t_submit_ns),
+	}
+	if event.t_first_ns != 0 {
+		r.TimeToFirst = time.Duration(event.t_first_ns - event.t_submit_ns)
+	}
+	err := io.EOF
+	if event.status != C.YN_OK {
+		err = &Error{Status: Status(event.status), Message: message}
+	} else if r.Finish != FinishEOS && r.Finish != FinishStop && r.Finish != FinishLength {
+		err = r.Finish
+	}
+	s.finish(r, err)
+}
+
+func (s *Stream) finish(r Result, err error) {
+	s.mu.Lock()
+	if s.overrun {
+		r.Finish, err = FinishOverrun, FinishOverrun
+	}
+	s.result, s.err = r, err
+	close(s.ended)
+	s.mu.Unlock()
+}

@@ -1,0 +1,271 @@
+package ai.yinian;
+
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.CancellationException;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+
+/** Tests against the real library, without a framework: exit status 0 is success. */
+public final class EngineTest {
+    private static final String MODEL = System.getenv("YINIAN_TEST_MODEL");
+    private static final String TEXT = "🦊\0é 一";
+
+    private EngineTest() {}
+
+    private interface Test {
+        void run() throws Exception;
+    }
+
+    private static void check(boolean ok, Object... context) {
+        if (!ok) {
+            throw new AssertionError(List.of(context).toString());
+        }
+    }
+
+    private static YinianException fails(Test test) throws Exception {
+        try {
+            test.run();
+        } catch (YinianException e) {
+            return e;
+        }
+        throw new AssertionError("nothing was thrown");
+    }
+
+    private static Engine open(String model) {
+        return Engine.open("{\"model\": \"" + model + "\", \"log_level\": \"off\"}");
+    }
+
+    private static Request endless() {
+        return Request.prompt("hello").maxTokens(30000).ignoreEos();
+    }
+
+    private static Request shortRequest(int i) {
+        return Request.prompt("prompt " + i).maxTokens(40 + i).ignoreEos();
+    }
+
+    private static String read(Generation g) {
+        StringBuilder text = new StringBuilder();
+        g.forEachRemaining(chunk -> text.append(chunk.text()));
+        return text.toString();
+    }
+
+    private static void waitIdle(Engine engine) throws Exception {
+        for (int ms = 0;; ms++) {
+            Engine.Stats s = engine.stats();
+            if (s.waiting() + s.running() == 0 && s.blocksFree() == s.blocksTotal() && engine.openRequests() == 0) {
+                return;
+            }
+            check(ms < 10_000, "not idle", s, engine.openRequests());
+            Thread.sleep(1);
+        }
+    }
+
+    private static void aStreamSaysWhatTheWholeAnswerSays(String model, String expected) {
+        try (Engine engine = open(model)) {
+            Request r = Request.prompt("Once upon a time").maxTokens(48).temperature(0).ignoreEos().wantTokens();
+            StringBuilder text = new StringBuilder();
+            int tokens = 0;
+            Generation g = engine.generate(r);
+            while (g.hasNext()) {
+                Chunk c = g.next();
+                text.append(c.text());
+                tokens += c.tokens().length;
+            }
+            Result end = g.result();
+            check(end.finish() == Finish.LENGTH && end.completionTokens() == 48 && tokens == 48, end, tokens);
+            check(!end.timeToFirst().isZero() && end.timeToFirst().compareTo(end.total()) <= 0, end);
+            Result whole = engine.complete(r).join();
+            check(whole.text().contentEquals(text) && !whole.text().isEmpty(), whole, text);
+            check(expected == null || whole.text().equals(expected), whole, expected);
+            check(!g.hasNext() && g.engine() == engine);
+        }
+    }
+
+    private static void errorsHaveAStatusAndAMessage() throws Exception {
+        YinianException e = fails(() -> Engine.open("{\"model\": \"mock:words\", \"max_num_seq\": 4}"));
+        check(e.status() == Status.INVALID && e.getMessage().contains("max_num_seqs") && !e.mayRetry(), e);
+        e = fails(() -> Engine.open("{\"model\": \"mock:words\", \"modél🦊\": 4}"));
+        check(e.status() == Status.INVALID && e.getMessage().contains("modél🦊"), e);
+        e = fails(() -> open("/no/such/model"));
+        check(e.status() == Status.NOT_FOUND && e.getMessage().contains("/no/such/model"), e);
+        String small = "{\"model\": \"mock:words,delay_us=1000\", \"max_num_seqs\": 1, \"max_waiting\": 1}";
+        try (Engine engine = Engine.open(small)) {
+            e = fails(() -> engine.generate(Request.prompt("x").maxTokens(0)));
+            check(e.status() == Status.INVALID && e.getMessage().contains("max_tokens"), e);
+            check(fails(() -> engine.generate(Request.chat("{"))).status() == Status.INVALID);
+            check(fails(() -> engine.generate(Request.tokens())).status() == Status.INVALID);
+            // Found by the library's threads, so it comes with the end of the request.
+            e = fails(() -> engine.generate(Request.tokens(1, 99999)).next());
+            check(e.status() == Status.INVALID && e.finish() == Finish.ERROR && e.getMessage().contains("99999"), e);
+            List<Generation> running = new ArrayList<>();
+            e = fails(() -> {
+                while (true) {
+                    running.add(engine.generate(endless()));
+                }
+            });
+            check(e.status() == Status.BUSY && e.mayRetry() && !e.isUnusable(), e, running.size());
+        }
+    }
+
+    private static void cancelEndsAStream() throws Exception {
+        try (Engine engine = open("mock:words,delay_us=1000")) {
+            Generation g = engine.generate(endless());
+            check(!g.next().text().isEmpty());
+            g.cancel();
+            YinianException e = fails(() -> read(g));
+            check(e.finish() == Finish.CANCELLED && e.status() == Status.OK, e);
+            check(g.result().finish() == Finish.CANCELLED && g.result().completionTokens() < 20_000, g.result());
+            try (Generation closed = engine.generate(endless())) {
+                closed.next();
+                closed.close();
+                check(closed.result().finish() == Finish.CANCELLED);
+            }
+            CompletableFuture<Result> future = engine.complete(endless());
+            check(future.cancel(true) && future.isCancelled());
+            try {
+                future.join();
+                throw new AssertionError("a cancelled future has no result");
+            } catch (CancellationException expected) {
+                waitIdle(engine);
+            }
+        }
+    }
+
+    private static void aDeadlineEndsAStream() throws Exception {
+        try (Engine engine = open("mock:words,delay_us=1000")) {
+            Generation g = engine.generate(endless().timeout(Duration.ofMillis(40)));
+            check(fails(() -> read(g)).finish() == Finish.DEADLINE);
+            try {
+                engine.complete(endless().timeout(Duration.ofNanos(1))).join();
+                throw new AssertionError("too fast");
+            } catch (CompletionException e) {
+                check(((YinianException) e.getCause()).finish() == Finish.DEADLINE, e);
+            }
+            waitIdle(engine);
+        }
+    }
+
+    private static void fiftyStreamsAtOnceSayWhatOneSays() throws Exception {
+        ExecutorService pool = Executors.newFixedThreadPool(50);
+        try (Engine engine = open("mock:words")) {
+            List<Future<String>> streams = new ArrayList<>();
+            List<CompletableFuture<String>> futures = new ArrayList<>();
+            for (int i = 0; i < 50; i++) {
+                int n = i;
+                streams.add(pool.submit(() -> read(engine.generate(shortRequest(n)))));
+                futures.add(engine.complete(shortRequest(i)).thenApply(Result::text));
+            }
+            for (int i = 0; i < 50; i++) {
+                String alone = engine.complete(shortRequest(i)).join().text();
+                check(alone.length() == 40 + i && alone.equals(streams.get(i).get()) && alone.equals(futures.get(i).get()), i);
+            }
+            waitIdle(engine);
+        } finally {
+            pool.shutdownNow();
+        }
+    }
+
+    private static void closeUnderTrafficEndsEveryStream() throws Exception {
+        Engine engine = Engine.open("{\"model\": \"mock:words,delay_us=1000\", \"max_num_seqs\": 8}");
+        ExecutorService pool = Executors.newFixedThreadPool(20);
+        CountDownLatch started = new CountDownLatch(20);
+        List<Future<Status>> ends = new ArrayList<>();
+        for (int i = 0; i < 20; i++) {
+            ends.add(pool.submit(() -> {
+                while (true) {
+                    try {
+                        Generation g = engine.generate(endless());
+                        started.countDown();
+                        read(g);
+                    } catch (YinianException e) {
+                        if (e.finish() != Finish.CANCELLED) {
+                            return e.status();
+                        }
+                    }
+                }
+            }));
+        }
+        CompletableFuture<Result> future = engine.complete(endless());
+        check(started.await(10, TimeUnit.SECONDS));
+        Thread other = new Thread(engine::close);
+        other.start();
+        engine.close();
+        check(engine.openRequests() == 0, engine.openRequests());
+        other.join();
+        for (Future<Status> end : ends) {
+            Status status = end.get(10, TimeUnit.SECONDS);
+            check(status == Status.BAD_HANDLE || status == Status.SHUTDOWN, status);
+        }
+        check(future.handle((r, e) -> ((YinianException) e.getCause()).finish()).join() == Finish.CANCELLED);
+        pool.shutdown();
+        check(fails(() -> engine.generate(endless())).status() == Status.BAD_HANDLE);
+        check(fails(engine::stats).status() == Status.BAD_HANDLE);
+    }
+
+    private static void anUnreadStreamIsOverrun() throws Exception {
+        try (Engine engine = Engine.open("{\"model\": \"mock:words\"}", 4096)) {
+            Generation g = engine.generate(endless());
+            check(g.result().finish() == Finish.OVERRUN, g.result());
+            String text = g.next().text();
+            check(!text.isEmpty() && text.length() <= 4096, text.length());
+            check(fails(g::hasNext).finish() == Finish.OVERRUN);
+            Result whole = engine.complete(endless().maxTokens(8000)).join();
+            check(whole.text().length() > 7500, whole.text().length());
+        }
+    }
+
+    private static void anyTextCrossesWhole() throws Exception {
+        try (Engine engine = open("mock:words"); Tokenizer mock = engine.tokenizer(); Tokenizer demo = Tokenizer.open(MODEL)) {
+            int[] ids = mock.encode(TEXT, true);
+            check(ids.length == 11 && ids[0] == 0xf0 && ids[4] == 0, ids.length);
+            check(mock.decode(ids).equals(TEXT) && mock.decode().isEmpty());
+            check(demo.decode(demo.encode(TEXT, false)).equals(TEXT));
+            Result a = engine.complete(Request.prompt(TEXT).maxTokens(5)).join();
+            Result b = engine.complete(Request.tokens(ids).maxTokens(5)).join();
+            check(a.promptTokens() == 11 && a.text().equals(b.text()), a, b);
+            Result stopped = engine.complete(endless().stopTexts(List.of(TEXT, "e")).stopTokens('z')).join();
+            check(stopped.finish() == Finish.STOP && stopped.text().chars().noneMatch(c -> c == 'e' || c == 'z'), stopped);
+            check(fails(() -> Request.prompt("lone \ud83e surrogate")).status() == Status.INVALID);
+            check(fails(() -> Tokenizer.open("/no/such/model")).status() == Status.NOT_FOUND);
+            demo.close();
+            check(fails(() -> demo.decode(1)).status() == Status.BAD_HANDLE);
+        }
+    }
+
+    private static void whatIsForgottenIsCleanedUp() throws Exception {
+        try (Engine engine = open("mock:words,delay_us=1000")) {
+            for (int i = 0; i < 100; i++) {
+                engine.generate(endless());
+            }
+            for (int round = 0; engine.openRequests() > 0; round++) {
+                check(round < 200, "abandoned streams run on", engine.openRequests());
+                System.gc();
+                Thread.sleep(20);
+            }
+            waitIdle(engine);
+        }
+        // The engine is forgotten at once, and is freed when its last request has ended.
+        check(open("mock:words").complete(shortRequest(1)).join().text().length() == 41);
+    }
+
+    public static void main(String[] args) throws Exception {
+        aStreamSaysWhatTheWholeAnswerSays("mock:words", System.getenv("YINIAN_TEST_MOCK_TEXT"));
+        aStreamSaysWhatTheWholeAnswerSays(MODEL, System.getenv("YINIAN_TEST_MODEL_TEXT"));
+        errorsHaveAStatusAndAMessage();
+        cancelEndsAStream();
+        aDeadlineEndsAStream();
+        fiftyStreamsAtOnceSayWhatOneSays();
+        closeUnderTrafficEndsEveryStream();
+        anUnreadStreamIsOverrun();
+        anyTextCrossesWhole();
+        whatIsForgottenIsCleanedUp();
+        System.out.println("ok");
+    }
+}
