@@ -8,7 +8,7 @@ use crate::model::spec::{Biases, DecoderSpec, LayerSpec, RopeScaling, RopeSpec};
 use serde_json::Value;
 
 const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1024;
+pub(crate) const MAX_LAYERS: usize = 1024;
 const MAX_HEADS: usize = 4096;
 const MAX_HEAD_DIM: usize = 1024;
 const MAX_VOCABULARY: usize = 1 << 24;

@@ -168,6 +168,7 @@ fn what_is_not_built_is_refused_by_name() {
         ("Gemma3ForCausalLM", json!({"rope_parameters": {"rope_theta": 1.0}}), Invalid, "full_attention"),
         ("Gemma3ForCausalLM", json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), Unsupported, "yarn"),
         ("MistralForCausalLM", json!({"sliding_window": 0}), Invalid, "sliding_window"),
+        ("MistralForCausalLM", json!({"layer_types": ["full_attention"]}), Unsupported, "layer_types"),
         ("MistralForCausalLM", json!({"sliding_window": "4k"}), Invalid, "sliding_window"),
         ("Qwen2ForCausalLM", json!({"max_window_layers": -1}), Invalid, "max_window_layers"),
         ("Qwen2ForCausalLM", json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), Unsupported, "dynamic"),

@@ -20,12 +20,14 @@ Everything is computed on the CPU in float32 with eager attention. Needs torch a
 import argparse
 import json
 import pathlib
+import sys
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-import families
+sys.dont_write_bytecode = True
+import families  # noqa: E402
 
 GREEDY_TOKENS = 64
 PROMPT_LENGTHS = (1, 17, 40, 100)

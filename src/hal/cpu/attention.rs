@@ -344,8 +344,10 @@ impl Soft {
         if let Some(cap) = op.soft_cap {
             scores = cap16::<S>(&scores, cap);
         }
-        for (t, s) in scores.iter_mut().enumerate() {
-            *s = if seen.start <= t && t < seen.end { *s } else { f32::NEG_INFINITY };
+        if seen != (0..TILE) {
+            for (t, s) in scores.iter_mut().enumerate() {
+                *s = if seen.contains(&t) { *s } else { f32::NEG_INFINITY };
+            }
         }
         let mut max = self.max;
         for s in scores {

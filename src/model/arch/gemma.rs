@@ -40,7 +40,7 @@ fn gemma3(fields: &Fields) -> Result<DecoderSpec> {
     spec.attention_cap = cap(fields, "attn_logit_softcapping", None)?;
     spec.logit_cap = cap(fields, "final_logit_softcapping", None)?;
     spec.ropes = ropes;
-    let pattern = fields.count("sliding_window_pattern", usize::MAX)?.unwrap_or(6);
+    let pattern = fields.count("sliding_window_pattern", dense::MAX_LAYERS)?.unwrap_or(6);
     let slides = dense::sliding_layers(fields, spec.layers.len(), |i| !(i + 1).is_multiple_of(pattern))?;
     dense::set_windows(&mut spec, fields, &slides, dense::window(fields, 4096)?)?;
     for (layer, slides) in spec.layers.iter_mut().zip(slides) {

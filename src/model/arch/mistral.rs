@@ -11,6 +11,10 @@ pub(crate) const FAMILY: Family = Family { architecture: "MistralForCausalLM", s
 
 fn spec(fields: &Fields) -> Result<DecoderSpec> {
     let mut spec = dense_decoder(fields, Defaults::LLAMA)?;
+    // The reference reads a list of layer kinds in its Ministral class alone.
+    if fields.get("layer_types").is_some() {
+        return Err(fields.unsupported("layer_types", "only files of this family without that key"));
+    }
     let window = dense::window(fields, 4096)?;
     let slides = vec![window.is_some(); spec.layers.len()];
     dense::set_windows(&mut spec, fields, &slides, window)?;

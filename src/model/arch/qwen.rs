@@ -32,7 +32,7 @@ fn set_windows(spec: &mut DecoderSpec, fields: &Fields) -> Result<()> {
         Some(true) => dense::window(fields, 4096)?,
         _ => None,
     };
-    let first = fields.whole("max_window_layers", usize::MAX)?.unwrap_or(28);
+    let first = fields.whole("max_window_layers", dense::MAX_LAYERS)?.unwrap_or(28);
     let slides = dense::sliding_layers(fields, spec.layers.len(), |i| window.is_some() && i >= first)?;
     dense::set_windows(spec, fields, &slides, window)
 }
