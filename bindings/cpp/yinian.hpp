@@ -1,11 +1,11 @@
 // Yinian for C++17: a thin, header-only layer over yinian.h. Link with -lyinian.
 //
 //   auto engine = yinian::Engine::open(R"({"model": "path/to/model"})");
-//   auto end = engine.stream(yinian::Request::text("Once").max_tokens(64), [](std::string_view delta) { std::cout << delta; });
+//   auto end = engine.stream(yinian::Request::text("Once"), [](std::string_view delta) { std::cout << delta; });
 //
-// Every function has a `try_` twin that returns a Result and never throws; with -fno-exceptions the twins are all there is.
-// Handles move and do not copy. All member functions but moves, assignments and destructors may be called from any thread at
-// any time, also during close().
+// Each function has a `try_` twin that returns a Result and throws std::bad_alloc at most; -fno-exceptions leaves the twins.
+// Handles move and do not copy. All member functions but moves, assignments and destructors may be called from any thread
+// at any time, also during close().
 #ifndef YINIAN_HPP
 #define YINIAN_HPP
 
@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -46,15 +45,13 @@ enum class Finish : uint32_t {
 // Why a call failed. what() is the library's message, UTF-8.
 class [[nodiscard]] Error : public std::exception {
  public:
-  explicit Error(const yn_error& e) : Error(e.status, e.flags, e.message) {}
   Error(yn_status status, uint32_t flags, std::string message)
       : status_(static_cast<Status>(status)), flags_(flags), message_(std::move(message)) {
     if (message_.empty()) message_ = yn_status_name(status);
   }
   [[nodiscard]] Status status() const noexcept { return status_; }
-  // The same call may succeed later.
+  // The same call may succeed later; the engine cannot be used any more.
   [[nodiscard]] bool retry() const noexcept { return (flags_ & YN_ERROR_RETRY) != 0; }
-  // The engine cannot be used any more.
   [[nodiscard]] bool unusable() const noexcept { return (flags_ & YN_ERROR_UNUSABLE) != 0; }
   [[nodiscard]] const char* what() const noexcept override { return message_.c_str(); }
 
@@ -90,27 +87,17 @@ class [[nodiscard]] Result {
 };
 
 struct Done {};  // the value of a call that has none
-
 namespace detail {
 inline yn_bytes bytes(std::string_view s) noexcept { return {reinterpret_cast<const uint8_t*>(s.data()), s.size()}; }
 
-inline Result<Done> check(yn_status status, const yn_error& e) {
+inline Result<Done> check(yn_status status, const yn_error& e = {}) {
   if (status == YN_OK) return Done{};
   return Error(status, e.status == status ? e.flags : 0, e.status == status ? e.message : "");
-}
-inline Result<Done> check(yn_status status) {
-  if (status == YN_OK) return Done{};
-  return Error(status, 0, "");
 }
 inline std::string take(yn_buf& buf) {
   std::string s(reinterpret_cast<const char*>(buf.data), buf.len);
   yn_buf_free(&buf);
   return s;
-}
-// Before 1.0 each minor version may change the ABI.
-inline Result<Done> check_version() {
-  if (yn_version() >> 16 == 0x0001) return Done{};
-  return Error(YN_E_UNSUPPORTED, 0, "yinian.hpp is for libyinian 0.1, the loaded library is another version");
 }
 
 // Reads and drops what is left: the library keeps what is unread of a freed queue until it has been read.
@@ -122,14 +109,30 @@ void drain(F poll) {
   while (status == YN_OK || status == YN_E_TIMEOUT) status = poll(scratch, sizeof scratch, &used);
 }
 
-// Owns an id; moving leaves 0 behind.
+inline auto poller(yn_engine e, int32_t ms) noexcept {
+  return [=](void* buf, std::size_t cap, std::size_t* used) { return yn_engine_poll(e, buf, cap, ms, used); };
+}
+inline auto poller(yn_queue q, int32_t ms) noexcept {
+  return [=](void* buf, std::size_t cap, std::size_t* used) { return yn_queue_poll(q, buf, cap, ms, used); };
+}
+inline void retire_engine(uint64_t id) noexcept { (void)yn_engine_free({id}), drain(poller(yn_engine{id}, -1)); }
+inline void retire_queue(uint64_t id) noexcept { (void)yn_queue_free({id}), drain(poller(yn_queue{id}, -1)); }
+inline void retire_tokenizer(uint64_t id) noexcept { (void)yn_tokenizer_free({id}); }
+
+// Owns an id, retires it at the end; moving leaves 0 behind.
+template <void (*Retire)(uint64_t) noexcept>
 class Handle {
  public:
   explicit Handle(uint64_t id) noexcept : id_(id) {}
   Handle(Handle&& o) noexcept : id_(std::exchange(o.id_, 0)) {}
-  Handle& operator=(Handle&&) = delete;
+  Handle& operator=(Handle&& o) noexcept {
+    const Handle old(std::exchange(id_, std::exchange(o.id_, 0)));
+    return *this;
+  }
+  ~Handle() {
+    if (id_ != 0) Retire(id_);
+  }
   [[nodiscard]] uint64_t id() const noexcept { return id_; }
-  void swap(Handle& o) noexcept { std::swap(id_, o.id_); }
 
  private:
   uint64_t id_;
@@ -142,7 +145,6 @@ struct Tokens {
   std::size_t count = 0;
   [[nodiscard]] const uint32_t* begin() const noexcept { return first; }
   [[nodiscard]] const uint32_t* end() const noexcept { return first + count; }
-  [[nodiscard]] std::size_t size() const noexcept { return count; }
 };
 
 // A record, viewed in the poll buffer: good until the buffer is polled into again or goes away.
@@ -159,8 +161,7 @@ class Event {
   // Whole code points; of a failed DONE the message.
   [[nodiscard]] std::string_view text() const noexcept { return {base() + raw_->text_off, raw_->text_len}; }
   [[nodiscard]] Tokens tokens() const noexcept {
-    if (!is_output()) return {};
-    return {reinterpret_cast<const uint32_t*>(base() + raw_->tokens_off), raw_->n_tokens};
+    return {reinterpret_cast<const uint32_t*>(base() + raw_->tokens_off), is_output() ? raw_->n_tokens : 0};
   }
 
  private:
@@ -173,19 +174,12 @@ class Events {
  public:
   class iterator {
    public:
-    using iterator_category = std::input_iterator_tag;
-    using value_type = Event;
-    using difference_type = std::ptrdiff_t;
-    using pointer = const Event*;
-    using reference = Event;
     explicit iterator(const char* at) noexcept : at_(at) {}
     Event operator*() const noexcept { return Event(reinterpret_cast<const yn_event*>(at_)); }
     iterator& operator++() noexcept {
       at_ += (**this).raw().size;
       return *this;
     }
-    iterator operator++(int) noexcept { return std::exchange(*this, std::next(*this)); }
-    bool operator==(const iterator& o) const noexcept { return at_ == o.at_; }
     bool operator!=(const iterator& o) const noexcept { return at_ != o.at_; }
 
    private:
@@ -227,14 +221,6 @@ class Tokenizer {
     if (auto r = detail::check(yn_tokenizer_open(detail::bytes(path), &t, &e), e); !r) return r.error();
     return Tokenizer(t.id);
   }
-  Tokenizer(Tokenizer&&) noexcept = default;
-  Tokenizer& operator=(Tokenizer&& o) noexcept {
-    Tokenizer(std::move(o)).handle_.swap(handle_);
-    return *this;
-  }
-  ~Tokenizer() {
-    if (handle_.id() != 0) yn_tokenizer_free({handle_.id()});
-  }
   // `flags`: YN_TOKENIZE_*.
   Result<std::vector<uint32_t>> try_encode(std::string_view text, uint32_t flags = 0) const {
     std::vector<uint32_t> ids(text.size() + 8);
@@ -269,7 +255,7 @@ class Tokenizer {
  private:
   friend class Engine;
   explicit Tokenizer(uint64_t id) noexcept : handle_(id) {}
-  detail::Handle handle_;
+  detail::Handle<detail::retire_tokenizer> handle_;
 };
 
 // A queue of events, for hosts that want one per thread. The destructor cancels the requests that stream into it and waits
@@ -282,22 +268,10 @@ class Queue {
     if (auto r = detail::check(yn_queue_create(&q, &e), e); !r) return r.error();
     return Queue(q.id);
   }
-  Queue(Queue&&) noexcept = default;
-  Queue& operator=(Queue&& o) noexcept {
-    Queue(std::move(o)).handle_.swap(handle_);
-    return *this;
-  }
-  ~Queue() {
-    if (handle_.id() == 0) return;
-    close();
-    detail::drain([&](void* buf, std::size_t cap, std::size_t* used) { return yn_queue_poll({handle_.id()}, buf, cap, -1, used); });
-  }
   [[nodiscard]] uint64_t id() const noexcept { return handle_.id(); }
   // As yn_queue_poll: -1 waits on. True: `events` holds records. After close() until all is read, then Status::shutdown.
   Result<bool> try_poll(Events& events, int32_t timeout_ms = -1) const {
-    return events.fill([&](void* buf, std::size_t cap, std::size_t* used) {
-      return yn_queue_poll({handle_.id()}, buf, cap, timeout_ms, used);
-    });
+    return events.fill(detail::poller(yn_queue{handle_.id()}, timeout_ms));
   }
   // A descriptor the caller closes, readable while the queue is not empty; do not read it.
   Result<int> try_fd() const {
@@ -317,7 +291,7 @@ class Queue {
 
  private:
   explicit Queue(uint64_t id) noexcept : handle_(id) {}
-  detail::Handle handle_;
+  detail::Handle<detail::retire_queue> handle_;
 };
 
 // What to generate. What is not set takes the model's defaults. Owns its texts.
@@ -335,25 +309,14 @@ class Request {
 #define YINIAN_SETTER(type, name)                                          \
   Request& name(type v)& { return name##_ = std::move(v), *this; }         \
   Request&& name(type v)&& { return name##_ = std::move(v), std::move(*this); }
-  YINIAN_SETTER(uint32_t, output)  // YN_OUT_*
-  YINIAN_SETTER(uint32_t, flags)   // YN_REQ_*; seed() adds its own
-  YINIAN_SETTER(uint64_t, user_data)
-  YINIAN_SETTER(uint32_t, max_tokens)
-  YINIAN_SETTER(uint32_t, min_tokens)
-  YINIAN_SETTER(float, temperature)
-  YINIAN_SETTER(float, top_p)
-  YINIAN_SETTER(float, min_p)
-  YINIAN_SETTER(int32_t, top_k)
-  YINIAN_SETTER(float, repetition_penalty)
-  YINIAN_SETTER(float, presence_penalty)
-  YINIAN_SETTER(float, frequency_penalty)
-  YINIAN_SETTER(uint64_t, seed)
-  YINIAN_SETTER(int32_t, priority)
-  YINIAN_SETTER(uint32_t, timeout_ms)
-  YINIAN_SETTER(std::vector<std::string>, stop_texts)
-  YINIAN_SETTER(std::vector<uint32_t>, stop_tokens)
-  YINIAN_SETTER(std::string, cache_salt)
-  YINIAN_SETTER(std::string, extra_json)
+  // YN_OUT_* and YN_REQ_*; seed() adds its own flag.
+  YINIAN_SETTER(uint32_t, output) YINIAN_SETTER(uint32_t, flags) YINIAN_SETTER(uint64_t, user_data)
+  YINIAN_SETTER(uint32_t, max_tokens) YINIAN_SETTER(uint32_t, min_tokens) YINIAN_SETTER(uint64_t, seed)
+  YINIAN_SETTER(float, temperature) YINIAN_SETTER(float, top_p) YINIAN_SETTER(float, min_p) YINIAN_SETTER(int32_t, top_k)
+  YINIAN_SETTER(float, repetition_penalty) YINIAN_SETTER(float, presence_penalty) YINIAN_SETTER(float, frequency_penalty)
+  YINIAN_SETTER(std::vector<std::string>, stop_texts) YINIAN_SETTER(std::vector<uint32_t>, stop_tokens)
+  YINIAN_SETTER(int32_t, priority) YINIAN_SETTER(uint32_t, timeout_ms)
+  YINIAN_SETTER(std::string, cache_salt) YINIAN_SETTER(std::string, extra_json)
 #undef YINIAN_SETTER
 
  private:
@@ -412,21 +375,12 @@ class Engine {
  public:
   // Loads a model; `config_json` is described in the README. Blocks unless it says {"async_load": true}.
   static Result<Engine> try_open(std::string_view config_json) {
-    if (auto r = detail::check_version(); !r) return r.error();
+    // Before 1.0 each minor version of the library may change its ABI.
+    if (yn_version() >> 16 != 0x0001) return Error(YN_E_UNSUPPORTED, 0, "yinian.hpp is for libyinian 0.1; load that");
     yn_engine engine{};
     yn_error e{};
     if (auto r = detail::check(yn_engine_create(detail::bytes(config_json), &engine, &e), e); !r) return r.error();
     return Engine(engine.id);
-  }
-  Engine(Engine&&) noexcept = default;
-  Engine& operator=(Engine&& o) noexcept {
-    Engine(std::move(o)).handle_.swap(handle_);
-    return *this;
-  }
-  ~Engine() {
-    if (handle_.id() == 0) return;
-    close();
-    detail::drain([&](void* buf, std::size_t cap, std::size_t* used) { return yn_engine_poll(raw(), buf, cap, -1, used); });
   }
   [[nodiscard]] yn_engine raw() const noexcept { return {handle_.id()}; }
 
@@ -437,9 +391,7 @@ class Engine {
   }
   // As Queue::try_poll, for the engine's own queue.
   Result<bool> try_poll(Events& events, int32_t timeout_ms = -1) const {
-    return events.fill([&](void* buf, std::size_t cap, std::size_t* used) {
-      return yn_engine_poll(raw(), buf, cap, timeout_ms, used);
-    });
+    return events.fill(detail::poller(raw(), timeout_ms));
   }
   // Asks a request to end. Fine for any id and on a closed engine.
   void cancel(yn_request_id id) const noexcept { (void)yn_engine_cancel(raw(), id); }
@@ -538,7 +490,7 @@ class Engine {
                       e.t_submit_ns,  e.t_first_ns,    e.t_event_ns,    {}};
   }
 
-  detail::Handle handle_;
+  detail::Handle<detail::retire_engine> handle_;
 };
 
 }  // inline namespace

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -284,6 +285,57 @@ func TestCloseUnderTrafficEndsEveryStream(t *testing.T) {
 	}
 	if _, err := e.Generate(background, endless()); !errors.Is(err, ErrBadHandle) {
 		t.Error(err)
+	}
+}
+
+func TestAFailedEngineSaysSo(t *testing.T) {
+	e := open(t, "mock:words,hang_step=20", "watchdog_ms", 50)
+	s := generate(t, e, background, endless())
+	var failed *Error
+	if _, err := s.All(background); !errors.As(err, &failed) || failed.Status != ErrDevice || failed.Message == "" {
+		t.Error(err)
+	}
+	if r := result(t, s); r.Finish != FinishError {
+		t.Error(r)
+	}
+	if _, err := e.Generate(background, endless()); !errors.As(err, &failed) || failed.Status != ErrDevice || !failed.Unusable {
+		t.Error(err)
+	}
+}
+
+func TestNothingIsLeftOpen(t *testing.T) {
+	count := func() (files, goroutines int) {
+		names, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names), runtime.NumGoroutine()
+	}
+	once := func() {
+		e := open(t, "mock:words")
+		ctx, cancel := context.WithCancel(background)
+		defer cancel()
+		for i := 0; i < 20; i++ {
+			generate(t, e, ctx, short(i))
+		}
+		if _, err := generate(t, e, ctx, short(1)).All(ctx); err != nil {
+			t.Error(err)
+		}
+		e.Close()
+	}
+	once()
+	files, goroutines := count()
+	for i := 0; i < 5; i++ {
+		once()
+	}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		f, g := count()
+		if f <= files && g <= goroutines {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(f, "files and", g, "goroutines, before", files, goroutines)
+		}
 	}
 }
 

@@ -40,7 +40,8 @@ fn skip(wrapper: &str, why: &str) {
         "with CI=true nothing is skipped, but bindings/{wrapper}: {why}"
     );
     // Past the test harness, which would swallow it.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: tests of bindings/{wrapper}: {why}");
+    let line = format!("\nSKIPPED: tests of bindings/{wrapper}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// A directory where the library of this build has its names, for building and running.
@@ -97,10 +98,10 @@ fn cpp() {
     for standard in ["-std=c++17", "-std=c++20"] {
         run(compile().args([standard, "-fsyntax-only", "-x", "c++"]).arg(source("yinian.hpp")));
     }
-    for (name, flag) in [("throwing", "-fexceptions"), ("nothrow", "-fno-exceptions")] {
+    for (name, flag) in [("throwing", "-fsanitize=address,undefined"), ("nothrow", "-fno-exceptions")] {
         let sources = ["test/main.cpp", "test/nothrow.cpp"].map(source);
         run(compile()
-            .args(["-std=c++17", flag, "-o"])
+            .args(["-std=c++17", "-g", flag, "-o"])
             .arg(shop.path(name))
             .args(sources)
             .args(shop.link())

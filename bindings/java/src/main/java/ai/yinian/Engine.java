@@ -47,14 +47,13 @@ public final class Engine implements AutoCloseable {
 
     /**
      * Hands in a request for its whole answer. The future fails with a {@link YinianException} unless the answer is whole;
-     * cancelling it cancels the request. What depends on it runs on the common pool, never on the poll thread.
+     * cancelling it, or orTimeout, cancels the request. What depends on it runs on the common pool, never on the poll thread.
      */
     public CompletableFuture<Result> complete(Request request) {
         Whole whole = new Whole(this);
-        whole.future.id = core.submit(request, whole, true);
-        if (whole.future.isCancelled()) {
-            core.cancel(whole.future.id);
-        }
+        long id = core.submit(request, whole, true);
+        // A future that is cancelled or timed out by its holder leaves nothing behind; after its own end this does nothing.
+        whole.future.whenComplete((result, error) -> core.cancel(id));
         return whole.future;
     }
 
@@ -87,37 +86,14 @@ public final class Engine implements AutoCloseable {
         return core.openRequests();
     }
 
-    /** A future that cancels its request. */
-    private static final class Answer extends CompletableFuture<Result> {
-        private final Core core;
-        private volatile long id;
-
-        Answer(Core core) {
-            this.core = core;
-        }
-
-        @Override
-        public boolean cancel(boolean mayInterruptIfRunning) {
-            boolean cancelled = super.cancel(mayInterruptIfRunning);
-            core.cancel(id);
-            return cancelled;
-        }
-
-        @Override
-        public <U> CompletableFuture<U> newIncompleteFuture() {
-            return new CompletableFuture<>();
-        }
-    }
-
     /** Collects an answer. The poll thread's table holds it until its end, and it holds the engine. */
     private static final class Whole implements Core.Sink {
         private final Engine engine;
-        private final Answer future;
+        private final CompletableFuture<Result> future = new CompletableFuture<>();
         private final StringBuilder text = new StringBuilder();
 
         Whole(Engine engine) {
             this.engine = engine;
-            future = new Answer(engine.core);
         }
 
         @Override

@@ -1,5 +1,6 @@
 package ai.yinian;
 
+import java.io.File;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -11,6 +12,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 
 /** Tests against the real library, without a framework: exit status 0 is success. */
 public final class EngineTest {
@@ -135,7 +137,23 @@ public final class EngineTest {
             } catch (CancellationException expected) {
                 waitIdle(engine);
             }
+            future = engine.complete(endless()).orTimeout(20, TimeUnit.MILLISECONDS);
+            check(future.handle((result, error) -> error).join() instanceof TimeoutException);
+            waitIdle(engine);
         }
+    }
+
+    private static void aFailedEngineSaysSo() throws Exception {
+        try (Engine engine = Engine.open("{\"model\": \"mock:words,hang_step=20\", \"watchdog_ms\": 50}")) {
+            YinianException e = fails(() -> read(engine.generate(endless())));
+            check(e.status() == Status.DEVICE && e.finish() == Finish.ERROR && !e.getMessage().isEmpty(), e);
+            e = fails(() -> engine.generate(endless()));
+            check(e.status() == Status.DEVICE && e.isUnusable() && e.finish() == null, e);
+        }
+    }
+
+    private static int openFiles() {
+        return new File("/proc/self/fd").list().length;
     }
 
     private static void aDeadlineEndsAStream() throws Exception {
@@ -245,7 +263,7 @@ public final class EngineTest {
                 engine.generate(endless());
             }
             for (int round = 0; engine.openRequests() > 0; round++) {
-                check(round < 200, "abandoned streams run on", engine.openRequests());
+                check(round < 1000, "abandoned streams run on", engine.openRequests());
                 System.gc();
                 Thread.sleep(20);
             }
@@ -258,13 +276,16 @@ public final class EngineTest {
     public static void main(String[] args) throws Exception {
         aStreamSaysWhatTheWholeAnswerSays("mock:words", System.getenv("YINIAN_TEST_MOCK_TEXT"));
         aStreamSaysWhatTheWholeAnswerSays(MODEL, System.getenv("YINIAN_TEST_MODEL_TEXT"));
+        int files = openFiles();
         errorsHaveAStatusAndAMessage();
+        aFailedEngineSaysSo();
         cancelEndsAStream();
         aDeadlineEndsAStream();
         fiftyStreamsAtOnceSayWhatOneSays();
         closeUnderTrafficEndsEveryStream();
         anUnreadStreamIsOverrun();
         anyTextCrossesWhole();
+        check(openFiles() <= files, "descriptors are left open", files, openFiles());
         whatIsForgottenIsCleanedUp();
         System.out.println("ok");
     }
