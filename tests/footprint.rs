@@ -57,6 +57,7 @@ fn generate(engine: &Engine, max_tokens: u32) {
         seed: Some(1),
         stop_tokens: vec![],
         stop_texts: vec![],
+        priority: 0,
         timeout_ms: 0,
         cache_salt: vec![],
     };
@@ -91,9 +92,8 @@ fn an_idle_engine_sleeps_and_stays_small() {
 
 #[test]
 fn the_stripped_library_is_small() {
-    // Integration tests run from target/<profile>/deps; the cdylib was built beside it.
-    let exe = std::env::current_exe().unwrap();
-    let library = exe.parent().unwrap().parent().unwrap().join("libyinian.so");
+    // Integration tests run from target/<profile>/deps, where cargo leaves the cdylib as well.
+    let library = std::env::current_exe().unwrap().with_file_name("libyinian.so");
     let stripped = tempfile::NamedTempFile::new().unwrap();
     let status = std::process::Command::new("strip").arg("-o").arg(stripped.path()).arg(&library).status().unwrap();
     assert!(status.success(), "strip {} failed", library.display());
