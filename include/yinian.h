@@ -296,6 +296,9 @@ typedef struct yn_request {
    */
   const struct yn_bytes *stop_texts;
   size_t n_stop_texts;
+  /*
+   Smaller is more urgent; other than 0 only with {"scheduling_policy": "priority"}.
+   */
   int32_t priority;
   /*
    From submit to DONE, waiting included; 0 takes the config's default_timeout_ms.

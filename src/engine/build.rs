@@ -168,7 +168,13 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
         prefix_cache: config.enable_prefix_caching,
         hash_bits: 64,
     };
-    let policy = policy::by_name("fcfs").ok_or_else(|| Error::internal("the policy fcfs is missing"))?;
+    let policy = policy::by_name(&config.scheduling_policy).ok_or_else(|| {
+        Error::invalid(format!(
+            "config key \"scheduling_policy\" is {:?}; expected one of {}",
+            config.scheduling_policy,
+            policy::NAMES.join(", ")
+        ))
+    })?;
     Ok(Scheduler::new(sched, policy))
 }
 
@@ -254,6 +260,7 @@ fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
         "limits": limits_json(config, &sizes.options),
         "memory": memory_json(sizes),
         "prefix_caching": config.enable_prefix_caching,
+        "scheduling_policy": config.scheduling_policy,
         "load_format": if config.load_format == LoadFormat::Dummy { "dummy" } else { "safetensors" },
     })
 }

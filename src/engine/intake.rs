@@ -91,6 +91,7 @@ fn prepare(submission: &Submission, limits: &Limits, live: &Live) -> Result<Requ
     check_ids("logit_bias", &biased, limits.vocab_size)?;
     let sampling = submission.sampling.clone().with_seed(seed);
     let mut request = Request::new(live.seq, prompt, sampling, stop)?;
+    request.priority = submission.priority;
     request.cache_salt = salt(&submission.cache_salt);
     if !submission.stop_texts.is_empty() {
         request.lead = STOP_LEAD;

@@ -156,6 +156,12 @@ impl Engine {
     /// Accepts a request: on `Ok` exactly one Done event follows on its queue. `Busy` when `max_waiting` requests wait.
     pub fn submit(&self, submission: Submission) -> Result<RequestId> {
         check_ranges(&submission)?;
+        if submission.priority != 0 && self.config.scheduling_policy != "priority" {
+            return Err(Error::invalid(format!(
+                "priority is {}, but the engine's scheduling_policy is {:?}; leave it 0, or configure \"priority\"",
+                submission.priority, self.config.scheduling_policy
+            )));
+        }
         let seq = SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed));
         let id = RequestId(self.id_base + seq.0);
         let t_submit_ns = self.shared.clock.now_ns();

@@ -44,6 +44,8 @@ pub struct Submission {
     pub seed: Option<u64>,
     pub stop_tokens: Vec<Token>,
     pub stop_texts: Vec<String>,
+    /// Smaller is more urgent; other than 0 only with the policy `priority`.
+    pub priority: i32,
     /// From submit to Done, waiting included; 0 takes the config's default.
     pub timeout_ms: u32,
     /// Prefixes are shared only between equal salts; empty is the common salt.

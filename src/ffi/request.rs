@@ -104,7 +104,6 @@ fn refuse_unbuilt(r: &yn_request) -> Result<()> {
         ("output (YN_OUT_LOGPROBS)", r.output & YN_OUT_LOGPROBS != 0, "without it"),
         ("output (an unknown bit)", r.output & !OUT_KNOWN != 0, "YN_OUT_* bits"),
         ("flags (an unknown bit)", r.flags & !FLAGS_KNOWN != 0, "YN_REQ_* bits"),
-        ("priority", r.priority != 0, "0"),
         ("ttft_slo_ms", r.ttft_slo_ms != 0, "0"),
         ("tpot_slo_ms", r.tpot_slo_ms != 0, "0"),
         ("reserved", r.reserved != 0, "0"),
@@ -214,6 +213,7 @@ unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> 
         seed: (r.flags & YN_REQ_SEEDED != 0).then_some(r.seed),
         stop_tokens: stop_tokens.to_vec(),
         stop_texts,
+        priority: r.priority,
         timeout_ms: r.timeout_ms,
         cache_salt: salt.to_vec(),
     })
@@ -288,8 +288,11 @@ mod tests {
     #[test]
     fn unbuilt_fields_are_named() {
         type Set = fn(&mut yn_request);
-        let cases: [(&str, Set); 3] =
-            [("n_logprobs", |r| r.n_logprobs = 1), ("priority", |r| r.priority = -1), ("flags", |r| r.flags = 1 << 30)];
+        let cases: [(&str, Set); 3] = [
+            ("n_logprobs", |r| r.n_logprobs = 1),
+            ("tpot_slo_ms", |r| r.tpot_slo_ms = 1),
+            ("flags", |r| r.flags = 1 << 30),
+        ];
         refuse_unbuilt(&defaults(PLAIN)).unwrap();
         for (name, set) in cases {
             let mut r = defaults(PLAIN);

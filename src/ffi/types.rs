@@ -195,6 +195,7 @@ pub struct yn_request {
     /// At most 64 texts of at most 1024 bytes that end the output; none of their text is delivered.
     pub stop_texts: *const yn_bytes,
     pub n_stop_texts: usize,
+    /// Smaller is more urgent; other than 0 only with {"scheduling_policy": "priority"}.
     pub priority: i32,
     /// From submit to DONE, waiting included; 0 takes the config's default_timeout_ms.
     pub timeout_ms: u32,

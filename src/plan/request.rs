@@ -29,6 +29,8 @@ pub struct Request {
     prompt: Vec<Token>,
     pub sampling: SamplingParams,
     pub stop: StopCriteria,
+    /// For policies that look at it; smaller is more urgent.
+    pub priority: i32,
     /// Prefixes are shared only between requests of equal salt; 0 is the common salt.
     pub cache_salt: u64,
     /// Generated tokens the sequence may reach before `Scheduler::allow` raises it; `u32::MAX` never waits.
@@ -47,7 +49,7 @@ impl Request {
                 stop.max_tokens()
             )));
         }
-        Ok(Self { seq, prompt, sampling, stop, cache_salt: 0, lead: u32::MAX })
+        Ok(Self { seq, prompt, sampling, stop, priority: 0, cache_salt: 0, lead: u32::MAX })
     }
 
     /// Token ids; never empty.

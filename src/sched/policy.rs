@@ -8,6 +8,8 @@ pub type Rank = (i64, u64);
 pub struct Candidate {
     /// Order of `Scheduler::add`.
     pub arrival: u64,
+    /// The caller's; smaller is more urgent.
+    pub priority: i32,
     pub prompt_len: u32,
     pub max_tokens: u32,
 }
@@ -42,6 +44,12 @@ pub trait Policy: Send + std::fmt::Debug {
         c.todo.min(share)
     }
 
+    /// Whether a running sequence gives way so that a waiting one can start. By default nobody does.
+    fn yields(&self, running: Rank, waiting: Rank) -> bool {
+        let _ = (running, waiting);
+        false
+    }
+
     /// The largest gives way first. By default those that cannot run anyway, then the last ranked.
     fn victim(&self, v: &VictimView) -> (u32, Rank) {
         (u32::from(v.held), v.rank)
@@ -58,6 +66,20 @@ impl Policy for Fcfs {
     }
 }
 
+/// The most urgent first, by arrival among equals. A running sequence gives way to a more urgent one that waits; one that
+/// is not urgent waits for as long as more urgent ones keep coming.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Priority;
+
+impl Policy for Priority {
+    fn rank(&self, c: &Candidate) -> Rank {
+        (i64::from(c.priority), c.arrival)
+    }
+    fn yields(&self, running: Rank, waiting: Rank) -> bool {
+        running.0 > waiting.0
+    }
+}
+
 /// Shortest prompt first, for batch work: a long one waits for as long as shorter ones keep coming.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ShortestPrompt;
@@ -68,10 +90,14 @@ impl Policy for ShortestPrompt {
     }
 }
 
-/// The registry: `fcfs` or `shortest_prompt`.
+/// The registry, by the names of the config.
+pub const NAMES: [&str; 3] = ["fcfs", "priority", "shortest_prompt"];
+
+/// The policy of a name in [`NAMES`].
 pub fn by_name(name: &str) -> Option<Box<dyn Policy>> {
     match name {
         "fcfs" => Some(Box::new(Fcfs)),
+        "priority" => Some(Box::new(Priority)),
         "shortest_prompt" => Some(Box::new(ShortestPrompt)),
         _ => None,
     }
@@ -82,12 +108,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_order_by_arrival_or_by_prompt() {
-        let early = Candidate { arrival: 1, prompt_len: 90, max_tokens: 1 };
-        let late = Candidate { arrival: 2, prompt_len: 10, max_tokens: 1 };
+    fn ranks_order_by_arrival_priority_or_prompt() {
+        let early = Candidate { arrival: 1, priority: 0, prompt_len: 90, max_tokens: 1 };
+        let late = Candidate { arrival: 2, priority: -1, prompt_len: 10, max_tokens: 1 };
         assert!(Fcfs.rank(&early) < Fcfs.rank(&late));
         assert!(ShortestPrompt.rank(&late) < ShortestPrompt.rank(&early));
-        assert!(by_name("fcfs").is_some() && by_name("shortest_prompt").is_some() && by_name("best").is_none());
+        let (early, late) = (Priority.rank(&early), Priority.rank(&late));
+        assert!(late < early && Priority.yields(early, late) && !Priority.yields(late, early));
+        assert!(!Fcfs.yields(early, late) && !Priority.yields((3, 9), (3, 1)));
+        assert!(NAMES.into_iter().all(|name| by_name(name).is_some()) && by_name("best").is_none());
     }
 
     #[test]

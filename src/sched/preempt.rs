@@ -52,6 +52,23 @@ impl Scheduler {
         views.max().map_or(slot, |(_, other)| other)
     }
 
+    /// When the first that waits has found no room, the last running one that the policy lets yield to it gives way: one
+    /// at a time, and only once what the one before it held is back.
+    pub(super) fn yield_to_waiting(&mut self) {
+        let Some(&(rank, slot)) = self.waiting.first() else { return };
+        let stuck = self.rows.is_empty() || self.pool.num_free() == 0 || self.seqs[slot].misfit.is_some();
+        if !stuck || !self.leaving.is_empty() {
+            return;
+        }
+        let last = self.running.iter().rev().find(|r| r.1 != NOBODY);
+        if let Some(&(running, victim)) = last
+            && self.policy.yields(running, rank)
+        {
+            self.preempt(victim);
+            self.sweep();
+        }
+    }
+
     fn preempt(&mut self, slot: u32) {
         self.stats.preempted += 1;
         self.leave(slot);

@@ -134,7 +134,7 @@ impl Scheduler {
         debug_assert!(!self.by_id.contains_key(&request.seq), "{:?} added twice", request.seq);
         let prompt_len = request.prompt().len() as u32;
         let max_tokens = request.stop.max_tokens();
-        let candidate = Candidate { arrival: self.arrivals, prompt_len, max_tokens };
+        let candidate = Candidate { arrival: self.arrivals, priority: request.priority, prompt_len, max_tokens };
         self.arrivals += 1;
         let salt = if self.planted(Planted::SaltIgnored) { 0 } else { request.cache_salt };
         let mut seq = Sequence {
@@ -238,6 +238,7 @@ impl Scheduler {
             return None;
         }
         self.calls += 1;
+        self.yield_to_waiting();
         let mut draft = self.draft();
         self.plan_suspect(&mut draft);
         if draft.flight.is_empty() {

@@ -2,7 +2,7 @@
 
 use crate::base::{Error, ErrorKind, SeqId, Token};
 use crate::plan::{FinishReason, Request, Sampled, SamplingParams, StepOutcome, StepOutput, StepPlan, StopCriteria};
-use crate::sched::policy::Fcfs;
+use crate::sched::policy::{Fcfs, Priority};
 use crate::sched::{Event, SchedConfig, Scheduler, invariants};
 
 const BLOCK: u32 = 4;
@@ -309,4 +309,36 @@ fn many_large_ones_block_no_small_one() {
     }
     assert_eq!(end_of(&events, 200).0, FinishReason::Length);
     assert_eq!(s.stats().running, 1);
+}
+
+#[test]
+fn an_urgent_one_takes_the_place_of_the_least_urgent() {
+    for (max_seqs, num_blocks) in [(2, 100), (16, 8)] {
+        let cfg = SchedConfig { max_seqs, ..config(num_blocks, 100) };
+        let (mut s, mut events) = (Scheduler::new(cfg, Box::new(Priority)), Vec::new());
+        for (seq, priority) in [(1, 5), (2, 3)] {
+            let mut r = request(seq, unique(seq, 14), 30);
+            r.priority = priority;
+            s.add(r);
+            step(&mut s, &mut events);
+        }
+        assert_eq!(s.stats().running, if max_seqs == 2 || num_blocks == 8 { 2 } else { 0 });
+        let mut urgent = request(3, unique(3, 14), 2);
+        urgent.priority = -1;
+        s.add(urgent);
+        let mut usual = request(4, unique(4, 14), 2);
+        usual.priority = 5;
+        s.add(usual);
+        for _ in 0..4 {
+            step(&mut s, &mut events);
+        }
+        assert_eq!(end_of(&events, 3).0, FinishReason::Length, "the urgent one waited: {events:?}");
+        events.extend(drain(&mut s));
+        let order: Vec<u64> = events
+            .iter()
+            .filter_map(|e| if let Event::Finished { seq, .. } = e { Some(seq.0) } else { None })
+            .collect();
+        assert_eq!(order, [3, 2, 1, 4], "{max_seqs} rows");
+        assert!(s.stats().preempted >= 1);
+    }
 }

@@ -59,6 +59,7 @@ fn main() {
                 seed: None,
                 stop_tokens: vec![],
                 stop_texts: vec![],
+                priority: 0,
                 timeout_ms: 0,
                 cache_salt: vec![],
             };

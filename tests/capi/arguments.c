@@ -140,7 +140,7 @@ static void refused_requests(void) {
       {negative_top_k, YN_E_INVALID, "top_k"}, {negative_min_p, YN_E_INVALID, "min_p"},
       {zero_repetition, YN_E_INVALID, "repetition_penalty"}, {large_presence, YN_E_INVALID, "presence_penalty"},
       {nan_frequency, YN_E_INVALID, "frequency_penalty"}, {two_choices, YN_E_UNSUPPORTED, "n"},
-      {no_choice, YN_E_UNSUPPORTED, "n"}, {some_priority, YN_E_UNSUPPORTED, "priority"},
+      {no_choice, YN_E_UNSUPPORTED, "n"}, {some_priority, YN_E_INVALID, "priority"},
       {some_logprobs, YN_E_UNSUPPORTED, "n_logprobs"}, {prompt_logprobs, YN_E_UNSUPPORTED, "n_prompt_logprobs"},
       {logprob_output, YN_E_UNSUPPORTED, "YN_OUT_LOGPROBS"}, {unknown_output, YN_E_UNSUPPORTED, "output"},
       {unknown_flag, YN_E_UNSUPPORTED, "flags"}, {some_slo, YN_E_UNSUPPORTED, "ttft_slo_ms"},

@@ -63,6 +63,8 @@ impl Program {
     /// Runs it; what it wrote to standard output.
     fn run(&self, args: &[&str]) -> String {
         let mut command = Command::new(self.dir.path().join("program"));
+        // cargo's points at target/<profile>, where an older build may lie under the same soname.
+        command.env_remove("LD_LIBRARY_PATH");
         command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let end = Instant::now() + LIMIT;

@@ -86,6 +86,7 @@ impl Host {
             seed: None,
             stop_tokens: vec![],
             stop_texts: vec![],
+            priority: 0,
             timeout_ms: 0,
             cache_salt: vec![],
         }

@@ -3,7 +3,7 @@
 use yinian::base::rng::SplitMix64;
 use yinian::base::{SeqId, Token};
 use yinian::plan::{FinishReason, Penalties, Request, SamplingParams, StopCriteria};
-use yinian::sched::SchedConfig;
+use yinian::sched::{SchedConfig, policy};
 
 /// A request and when it comes.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ impl Case {
             (0..r.below(4)).map(|_| (r.below(60), SeqId(1 + r.below(n + 1)), reasons[r.below(4) as usize])).collect();
         Self {
             cfg,
-            policy: if one_in(r, 2) { "fcfs" } else { "shortest_prompt" },
+            policy: policy::NAMES[r.below(3) as usize],
             vocab,
             arrivals,
             aborts,
@@ -89,6 +89,7 @@ fn arrival(r: &mut SplitMix64, i: u64, stems: &[Vec<Token>], vocab: u32, (salts,
     let bias = if one_in(r, 6) { vec![(2, -100.0)] } else { vec![] };
     let sampling = sampling.with_penalties(penalties).and_then(|s| s.with_logit_bias(bias)).expect("ranges hold");
     let mut request = Request::new(SeqId(i + 1), prompt, sampling, stop).expect("a prompt");
+    request.priority = r.below(3) as i32 - 1;
     let private_salt = salts && one_in(r, 4);
     request.cache_salt = match (salts, private_salt) {
         (_, true) => 100 + i,

@@ -181,6 +181,10 @@ fn prompts_are_computed_once() {
     let mut spared = 0;
     for (seed, depth) in (0..3000).flat_map(|seed| (1..=3).map(move |depth| (seed, depth))) {
         let mut case = Case { aborts: vec![], fail_per_mille: 0, poison: None, ..Case::random(seed) };
+        if case.policy == "priority" {
+            // The urgent take the rows of others, whose work is lost.
+            case.policy = "fcfs";
+        }
         case.cfg = SchedConfig { num_blocks: 2000, prefix_cache: true, hash_bits: 64, ..case.cfg };
         let report = World::new(seed, &case, depth, None).run().expect("a sound run");
         let size = case.cfg.block_size as usize;
