@@ -288,6 +288,44 @@ func TestCloseUnderTrafficEndsEveryStream(t *testing.T) {
 	}
 }
 
+func TestAThousandStreamsWithCancelsAmongThem(t *testing.T) {
+	e := open(t, "mock:words", "max_num_seqs", 64)
+	var wg sync.WaitGroup
+	for i := 0; i < 1000; i++ {
+		r := short(i % 50)
+		whole := *r.MaxTokens
+		ctx, cancel := context.WithCancel(background)
+		wg.Add(1)
+		go func(i int) {
+			defer wg.Done()
+			defer cancel()
+			s, err := e.Generate(ctx, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			switch i % 4 {
+			case 0:
+				cancel()
+			case 1:
+				if _, err := s.Next(background); err == nil {
+					s.Cancel()
+				}
+			}
+			text, err := s.All(background)
+			if end := result(t, s); i%4 < 2 {
+				if err != nil && !errors.Is(err, FinishCancelled) || (err == nil) != (end.Finish == FinishLength) {
+					t.Error(i, end, err)
+				}
+			} else if err != nil || len(text) != whole {
+				t.Error(i, len(text), whole, err)
+			}
+		}(i)
+	}
+	wg.Wait()
+	waitIdle(t, e)
+}
+
 func TestAFailedEngineSaysSo(t *testing.T) {
 	e := open(t, "mock:words,hang_step=20", "watchdog_ms", 50)
 	s := generate(t, e, background, endless())

@@ -143,6 +143,28 @@ public final class EngineTest {
         }
     }
 
+    private static void aThousandRequestsWithCancelsAmongThem() throws Exception {
+        try (Engine engine = Engine.open("{\"model\": \"mock:words\", \"max_num_seqs\": 64}")) {
+            List<Generation> streams = new ArrayList<>();
+            List<CompletableFuture<Result>> futures = new ArrayList<>();
+            for (int i = 0; i < 500; i++) {
+                streams.add(engine.generate(shortRequest(i % 50)));
+                futures.add(engine.complete(shortRequest(i % 50)));
+                if (i % 3 == 0) {
+                    streams.get(i / 2).cancel();
+                    futures.get(i / 2).cancel(true);
+                }
+            }
+            for (int i = 0; i < 500; i++) {
+                Finish finish = streams.get(i).result().finish();
+                check(finish == Finish.LENGTH || finish == Finish.CANCELLED && i < 250, i, finish);
+                check(finish == Finish.CANCELLED || read(streams.get(i)).length() == 40 + i % 50, i);
+                check(futures.get(i).isCancelled() && i < 250 || futures.get(i).join().text().length() == 40 + i % 50, i);
+            }
+            waitIdle(engine);
+        }
+    }
+
     private static void aFailedEngineSaysSo() throws Exception {
         try (Engine engine = Engine.open("{\"model\": \"mock:words,hang_step=20\", \"watchdog_ms\": 50}")) {
             YinianException e = fails(() -> read(engine.generate(endless())));
@@ -259,7 +281,7 @@ public final class EngineTest {
 
     private static void whatIsForgottenIsCleanedUp() throws Exception {
         try (Engine engine = open("mock:words,delay_us=1000")) {
-            for (int i = 0; i < 100; i++) {
+            for (int i = 0; i < 1000; i++) {
                 engine.generate(endless());
             }
             for (int round = 0; engine.openRequests() > 0; round++) {
@@ -279,6 +301,7 @@ public final class EngineTest {
         int files = openFiles();
         errorsHaveAStatusAndAMessage();
         aFailedEngineSaysSo();
+        aThousandRequestsWithCancelsAmongThem();
         cancelEndsAStream();
         aDeadlineEndsAStream();
         fiftyStreamsAtOnceSayWhatOneSays();
