@@ -29,6 +29,8 @@ pub(crate) struct Parts {
     pub(crate) limits: Limits,
     pub(crate) defaults: SamplingDefaults,
     pub(crate) info: Value,
+    /// Tokens per KV block.
+    pub(crate) block_size: u32,
 }
 
 /// Told how far loading is, from 0 to 1; an `Err` ends it.
@@ -153,6 +155,7 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
         sched: scheduler(config, &sizes.options)?,
         exec: Box::new(exec),
         info: info(config, &sizes),
+        block_size: sizes.options.block_size,
         limits,
         defaults: SamplingDefaults { temperature: defaults.temperature, top_k: defaults.top_k, top_p: defaults.top_p },
     })
@@ -214,6 +217,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
             seed: config.seed.unwrap_or_else(|| SplitMix64(0).next_u64()),
         },
         defaults: SamplingDefaults { temperature: 0.0, top_k: 0, top_p: 1.0 },
+        block_size,
         info: json!({
             "model": model_json(config, "mock", "uint8"),
             "device": {"name": "mock", "description": "deterministic tokens without a device"},

@@ -159,6 +159,7 @@ impl Core {
         while self.inflight.len() < self.exec.depth() {
             let Some(plan) = self.sched.schedule(&mut self.events) else { break };
             self.inflight.push_back((plan.id, self.shared.clock.now_ns()));
+            self.shared.histograms.step_tokens.observe(plan.num_tokens() as u64);
             self.exec.submit(plan)?;
             worked = true;
         }
@@ -216,6 +217,10 @@ impl Core {
         c.prefix_hit_tokens.set(s.hit_tokens);
         c.blocks_total.set(u64::from(s.blocks_total));
         c.blocks_free.set(u64::from(s.blocks_free));
+        c.blocks_cached.set(u64::from(s.blocks_cached));
+        c.prefix_lookup_tokens.set(s.lookup_tokens);
+        c.lost_tokens.set(s.lost_tokens);
+        c.failed_steps.set(s.failed_steps);
     }
 
     /// How long there is certainly nothing to do; `None` until somebody notifies.

@@ -72,6 +72,7 @@ struct Loaded {
     text: Arc<TextModel>,
     defaults: SamplingDefaults,
     info: serde_json::Value,
+    block_size: u32,
 }
 
 /// One engine. All methods may be called from any thread; none but `drain` and `close` waits for the device.
@@ -126,8 +127,12 @@ impl Engine {
             Ok(())
         };
         let result = build::parts(&self.config, &self.shared.signal, &mut progress).and_then(|parts| {
-            let loaded =
-                Loaded { text: Arc::clone(&parts.limits.text), defaults: parts.defaults, info: parts.info.clone() };
+            let loaded = Loaded {
+                text: Arc::clone(&parts.limits.text),
+                defaults: parts.defaults,
+                info: parts.info.clone(),
+                block_size: parts.block_size,
+            };
             self.threads.start(parts, &self.shared, self.config.watchdog_ms)?;
             // Only this thread loads, and it loads once.
             let _ = self.loaded.set(loaded);
@@ -174,6 +179,7 @@ impl Engine {
         let live = Arc::new(Live {
             id,
             seq,
+            t_submit_ns,
             deadline_ns,
             cancelled: AtomicBool::new(false),
             detokenized: AtomicU32::new(0),
@@ -261,7 +267,9 @@ impl Engine {
 
     /// Prometheus text exposition.
     pub fn metrics(&self) -> String {
-        metrics::prometheus(&self.stats(), &build::served_name(&self.config))
+        let kv = self.loaded.get().map(|loaded| (loaded.block_size, self.config.enable_prefix_caching));
+        let facts = metrics::Facts { stats: self.stats(), kv, model_name: build::served_name(&self.config) };
+        metrics::prometheus(&facts, &self.shared.counters, &self.shared.histograms)
     }
 
     /// The model's sampling defaults; the library's while loading.

@@ -77,6 +77,11 @@ impl Place {
         let Some(stream) = self.stream.take() else { return };
         let t_event_ns = self.shared.clock.now_ns();
         self.log(finish, error.as_ref());
+        let Shared { histograms, counters, .. } = &*self.shared;
+        histograms.end_to_end.observe(t_event_ns.saturating_sub(self.live.t_submit_ns));
+        if let Some(i) = FinishReason::ALL.iter().position(|r| *r == finish) {
+            counters.ends[i].add(1);
+        }
         let (prompt_tokens, cached_tokens) = (self.prompt_tokens, self.cached_tokens);
         let (completion_tokens, t_first_ns) = (self.completion_tokens, self.t_first_ns);
         stream.done(Done { finish, error, prompt_tokens, cached_tokens, completion_tokens, t_first_ns, t_event_ns });
@@ -117,12 +122,13 @@ pub(crate) struct Writer {
     /// Decided here (stop text, overrun, broken text); what the scheduler still sends is dropped.
     ended: Option<(FinishReason, Option<Error>)>,
     delta: String,
+    t_last_ns: u64,
 }
 
 impl Writer {
     pub(crate) fn new(place: Place, text: Option<(Detokenizer, StopMatcher)>, end_tokens: Vec<Token>) -> Self {
         let has_stop_texts = text.as_ref().is_some_and(|(_, stops)| !stops.is_empty());
-        Self { place, text, has_stop_texts, end_tokens, ended: None, delta: String::new() }
+        Self { place, text, has_stop_texts, end_tokens, ended: None, delta: String::new(), t_last_ns: 0 }
     }
 
     fn token(&mut self, token: Token, t_ns: u64) {
@@ -130,9 +136,14 @@ impl Writer {
             return;
         }
         let place = &mut self.place;
+        let histograms = &place.shared.histograms;
         if place.t_first_ns == 0 {
             place.t_first_ns = t_ns;
+            histograms.first_token.observe(t_ns.saturating_sub(place.live.t_submit_ns));
+        } else {
+            histograms.inter_token.observe(t_ns.saturating_sub(self.t_last_ns));
         }
+        self.t_last_ns = t_ns;
         place.completion_tokens += 1;
         place.shared.counters.completion_tokens.add(1);
         let mut hit = false;
@@ -217,7 +228,11 @@ pub(crate) fn run(inbox: &Receiver<OutputMsg>, shared: &Shared) {
 fn serve(writers: &mut HashMap<SeqId, Box<Writer>>, seq: SeqId, item: Item, t_ns: u64) -> bool {
     let Some(writer) = writers.get_mut(&seq) else { return false };
     match item {
-        Item::Started { cached_tokens } => writer.place.cached_tokens = cached_tokens,
+        Item::Started { cached_tokens } => {
+            let place = &mut writer.place;
+            place.cached_tokens = cached_tokens;
+            place.shared.histograms.queue.observe(t_ns.saturating_sub(place.live.t_submit_ns));
+        }
         Item::Token(token) => {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| writer.token(token, t_ns))) {
                 let e = Error::internal(format!("detokenizing token {token} panicked: {}", panic_text(&*payload)));

@@ -6,6 +6,7 @@ use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, RequestId, Result, SeqId};
 use crate::engine::State;
 use crate::engine::logging::Logger;
+use crate::engine::metrics::Histograms;
 use crate::engine::queue::{EngineEvent, EventQueue};
 use crate::plan::{FinishReason, Request};
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use std::time::Duration;
 pub(crate) struct Live {
     pub(crate) id: RequestId,
     pub(crate) seq: SeqId,
+    pub(crate) t_submit_ns: u64,
     /// Absolute time on the engine's clock; `u64::MAX` is none.
     pub(crate) deadline_ns: u64,
     /// Set before the command that ends the request is sent, so that an `Add` still on its way sees it.
@@ -61,6 +63,12 @@ pub(crate) struct Counters {
     pub(crate) prompt_tokens: Cell,
     pub(crate) completion_tokens: Cell,
     pub(crate) steps: Cell,
+    pub(crate) failed_steps: Cell,
+    pub(crate) prefix_lookup_tokens: Cell,
+    pub(crate) lost_tokens: Cell,
+    pub(crate) blocks_cached: Cell,
+    /// By [`FinishReason::ALL`].
+    pub(crate) ends: [Cell; FinishReason::ALL.len()],
 }
 
 #[derive(Debug)]
@@ -81,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) log: Logger,
     pub(crate) signal: Arc<Signal>,
     pub(crate) counters: Counters,
+    pub(crate) histograms: Histograms,
     mailbox: Mutex<Vec<Command>>,
     life: Mutex<Life>,
     /// Notified when a request ends or the state changes.
@@ -101,6 +110,7 @@ impl Shared {
             log,
             signal: Arc::new(Signal::default()),
             counters: Counters::default(),
+            histograms: Histograms::new(),
             mailbox: Mutex::default(),
             life: Mutex::new(Life { state: State::Loading, error: None, closing: false, live: HashMap::new() }),
             changed: Condvar::new(),

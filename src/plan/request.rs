@@ -22,6 +22,24 @@ pub enum FinishReason {
     Error,
 }
 
+impl FinishReason {
+    pub const ALL: [Self; 7] =
+        [Self::Eos, Self::Stop, Self::Length, Self::Cancelled, Self::Deadline, Self::Overrun, Self::Error];
+
+    /// Lower case, for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eos => "eos",
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+            Self::Deadline => "deadline",
+            Self::Overrun => "overrun",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// A tokenized prompt with everything that decides its output. Not empty, and within `u32` positions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {

@@ -223,6 +223,52 @@ fn requests_end_and_the_load_is_cancelled_while_the_model_loads() {
     assert_eq!(host.reader.answers[&patient].finish, Some(FinishReason::Cancelled));
 }
 
+/// The value of a metric's line that has `part` in it.
+fn metric(text: &str, name: &str, part: &str) -> f64 {
+    let line = text.lines().find(|l| l.starts_with(&format!("{name}{{")) && l.contains(part));
+    let line = line.unwrap_or_else(|| panic!("no {name} with {part} in:\n{text}"));
+    line.rsplit_once(' ').unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn metrics_count_what_happened() {
+    let mut host =
+        Host::new(r#"{"model": "mock:words,delay_us=1000", "served_model_name": "a \"b\"", "block_size": 4}"#);
+    let requests = requests(&host, 12, 20);
+    host.serve(requests);
+    let bad = Submission { prompt: Prompt::Tokens(vec![9999]), ..host.request("", 5) };
+    host.serve(vec![bad]);
+    host.assert_idle();
+    let text = host.engine.metrics();
+    assert!(text.contains(r#"model_name="a \"b\"""#), "{text}");
+    assert_eq!(metric(&text, "vllm:generation_tokens_total", ""), 240.0);
+    assert_eq!(metric(&text, "vllm:request_success_total", "\"length\""), 12.0);
+    assert_eq!(metric(&text, "vllm:request_success_total", "\"error\""), 1.0);
+    assert_eq!(metric(&text, "vllm:cache_config_info", "block_size=\"4\""), 1.0);
+    assert_eq!(metric(&text, "vllm:kv_cache_usage_perc", ""), 0.0);
+    for (name, count) in [
+        ("vllm:request_queue_time_seconds", 12.0),
+        ("vllm:time_to_first_token_seconds", 12.0),
+        ("vllm:inter_token_latency_seconds", 12.0 * 19.0),
+        ("vllm:e2e_request_latency_seconds", 13.0),
+    ] {
+        assert_eq!(metric(&text, &format!("{name}_count"), ""), count, "{name}");
+        assert_eq!(metric(&text, &format!("{name}_bucket"), "+Inf"), count, "{name}");
+        assert_eq!(text.matches(&format!("# TYPE {name} histogram")).count(), 1);
+    }
+    // Every step takes a millisecond at least, and a request's twenty tokens come one by one.
+    assert!(metric(&text, "vllm:e2e_request_latency_seconds_sum", "") >= 12.0 * 0.020);
+    assert!(metric(&text, "vllm:inter_token_latency_seconds_sum", "") >= 12.0 * 0.018);
+    let steps = metric(&text, "yinian:steps_total", "");
+    assert_eq!(metric(&text, "vllm:iteration_tokens_total_count", ""), steps);
+    assert!(metric(&text, "vllm:prefix_cache_queries_total", "") >= metric(&text, "vllm:prefix_cache_hits_total", ""));
+    let samples = text.lines().filter(|l| !l.starts_with('#'));
+    for line in samples {
+        let value = line.rsplit_once(' ').map(|(_, v)| v.parse::<f64>());
+        assert!(line.contains("{model_name=") && matches!(value, Some(Ok(_))), "{line}");
+    }
+}
+
 #[test]
 fn drain_refuses_new_requests_and_waits_for_old_ones() {
     let mut host = Host::new(r#"{"model": "mock:words,delay_us=1000"}"#);
