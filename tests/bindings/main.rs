@@ -132,7 +132,8 @@ fn go() {
         {
             command.env(name, value);
         }
-        command.env("GOCACHE", &cache).env("GOTMPDIR", shop.dir.path());
+        command.env("GOCACHE", &cache).env("GOTMPDIR", shop.dir.path()).env("GOPATH", shop.path("gopath"));
+        command.env("GOENV", "off").env("GOWORK", "off");
         command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", shop.include(), headers_hash()));
         command.env("CGO_LDFLAGS", shop.link().join(" "));
         command
