@@ -235,7 +235,8 @@ typedef struct yn_request {
    */
   struct yn_bytes chat_json;
   /*
-   Choices; 1 in this build.
+   Choices, 1 to 128. The prompt is computed once; each choice's last OUTPUT record carries its `finish`, one DONE closes
+   the request.
    */
   uint32_t n;
   /*
@@ -276,7 +277,13 @@ typedef struct yn_request {
    -2 to 2; taken off once for every time the output has the token (OpenAI).
    */
   float frequency_penalty;
+  /*
+   0 to 20: with YN_OUT_LOGPROBS the most probable tokens reported beside each token.
+   */
   uint32_t n_logprobs;
+  /*
+   0 in this build.
+   */
   uint32_t n_prompt_logprobs;
   /*
    Keeps the struct without holes; 0.
@@ -354,6 +361,9 @@ typedef struct yn_event {
    */
   uint32_t text_len;
   uint32_t text_off;
+  /*
+   n_tokens times the same number: for each token itself, then the most probable ones (see yn_logprob).
+   */
   uint32_t n_logprobs;
   uint32_t logprobs_off;
   uint32_t prompt_tokens;
@@ -364,6 +374,25 @@ typedef struct yn_event {
   uint64_t t_first_ns;
   uint64_t t_event_ns;
 } yn_event;
+
+/*
+ How probable a token was by the model alone: before temperature, penalties and every other processor.
+ */
+typedef struct yn_logprob {
+  uint32_t token;
+  /*
+   1 is the most probable.
+   */
+  uint32_t rank;
+  /*
+   Natural logarithm.
+   */
+  float logprob;
+  /*
+   Where the text of the token of the record ends, in bytes of the record's text.
+   */
+  uint32_t text_end;
+} yn_logprob;
 
 #define YN_OK 0
 

@@ -114,7 +114,7 @@ impl Core {
     }
 
     fn add(&mut self, request: Request, live: Arc<Live>) {
-        let seq = live.seq;
+        let seq = request.seq;
         if live.deadline_ns != u64::MAX {
             self.deadlines.push(Reverse((live.deadline_ns, seq)));
         }
@@ -148,7 +148,8 @@ impl Core {
     fn open_gates(&mut self) {
         let (sched, seqs) = (&mut self.sched, &self.seqs);
         self.gated.retain(|(seq, live)| {
-            sched.allow(*seq, live.detokenized.load(Ordering::Acquire).saturating_add(STOP_LEAD));
+            let choice = (seq.0 - live.first_seq.0) as usize;
+            sched.allow(*seq, live.detokenized[choice].load(Ordering::Acquire).saturating_add(STOP_LEAD));
             seqs.contains_key(seq)
         });
     }
@@ -189,7 +190,7 @@ impl Core {
                     }
                     (seq, Item::Started { cached_tokens })
                 }
-                Event::Token { seq, token } => (seq, Item::Token(token)),
+                Event::Token { seq, token, logprobs } => (seq, Item::Token { token, logprobs }),
                 Event::Finished { seq, reason, error } => {
                     self.seqs.remove(&seq);
                     (seq, Item::Finished { reason, error })
@@ -259,7 +260,7 @@ impl Core {
             self.shared.receive(&mut commands);
             for command in commands.drain(..) {
                 match command {
-                    Command::Add(_, live) => self.end_failed(live.seq, error),
+                    Command::Add(request, _) => self.end_failed(request.seq, error),
                     Command::End(..) => {}
                     Command::Close => self.closing = true,
                 }

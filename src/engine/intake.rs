@@ -3,7 +3,8 @@
 use crate::base::error::panic_text;
 use crate::base::rng::mix;
 use crate::base::{Error, ErrorKind, Result, Token};
-use crate::engine::output::{OutputMsg, Place, STOP_LEAD, Writer};
+use crate::engine::output::{OutputMsg, STOP_LEAD, Writer};
+use crate::engine::place::Seat;
 use crate::engine::shared::{Command, Live, Shared};
 use crate::engine::submission::{OutputMode, Prompt, Submission};
 use crate::plan::{FinishReason, Request, StopCriteria};
@@ -16,7 +17,18 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) submission: Submission,
-    pub(crate) place: Place,
+    /// One per choice, at least one.
+    pub(crate) seats: Vec<Seat>,
+}
+
+impl Job {
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        self.seats[0].live()
+    }
+
+    pub(crate) fn end(self, reason: FinishReason, error: Option<&Error>) {
+        self.seats.into_iter().for_each(|seat| seat.end(reason, error.cloned()));
+    }
 }
 
 /// What requests are checked against.
@@ -32,42 +44,42 @@ pub(crate) struct Limits {
 
 /// The body of an intake thread; returns when all senders of jobs are gone.
 pub(crate) fn run(jobs: &Receiver<Job>, limits: &Limits, outputs: &[Sender<OutputMsg>], shared: &Shared) {
-    while let Ok(Job { submission, place }) = jobs.recv() {
-        let live = Arc::clone(place.live());
+    while let Ok(job) = jobs.recv() {
+        let live = Arc::clone(job.live());
         if let Some(reason) = live.over(shared.clock.now_ns()) {
-            place.end(reason, None);
+            job.end(reason, None);
             continue;
         }
-        let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&submission, limits, &live)));
+        let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&job.submission, limits, &live)));
         let request = prepared.unwrap_or_else(|payload| {
             Err(Error::internal(format!("preparing the prompt panicked: {}", panic_text(&*payload))))
         });
         match request {
-            Ok(request) => hand_on(submission, request, place, (limits, outputs, shared)),
-            Err(e) => place.end(FinishReason::Error, Some(e)),
+            Ok(request) => hand_on(job, &request, (limits, outputs, shared)),
+            Err(e) => job.end(FinishReason::Error, Some(&e)),
         }
     }
 }
 
-fn hand_on(
-    submission: Submission,
-    request: Request,
-    mut place: Place,
-    (limits, outputs, shared): (&Limits, &[Sender<OutputMsg>], &Shared),
-) {
-    place.set_prompt_tokens(request.prompt().len());
-    let live = Arc::clone(place.live());
-    let has_stop_texts = !submission.stop_texts.is_empty();
+/// Every choice is a sequence of its own; the prompt's blocks are computed once, by whichever starts first.
+fn hand_on(job: Job, request: &Request, (limits, outputs, shared): (&Limits, &[Sender<OutputMsg>], &Shared)) {
+    let Job { submission, seats } = job;
+    seats[0].set_prompt_tokens(request.prompt().len());
     let OutputMode { text, .. } = submission.output;
-    let text = (text || has_stop_texts).then(|| {
-        let detokenizer = Detokenizer::new(Arc::clone(&limits.text.tokenizer), request.prompt());
-        (detokenizer, StopMatcher::new(submission.stop_texts))
-    });
-    let writer = Box::new(Writer::new(place, text, request.stop.end_tokens().collect()));
-    let shard = &outputs[live.seq.0 as usize % outputs.len()];
-    // The output threads outlive the intake threads; were it otherwise, the writer's Place would still send Done.
-    if shard.send(OutputMsg::Open(live.seq, writer)).is_ok() {
-        shared.send(Command::Add(Box::new(request), live));
+    let wants_text = text || !submission.stop_texts.is_empty();
+    for seat in seats {
+        let (seq, live) = (seat.seq(), Arc::clone(seat.live()));
+        let request = request.for_choice(seq, seat.choice());
+        let text = wants_text.then(|| {
+            let detokenizer = Detokenizer::new(Arc::clone(&limits.text.tokenizer), request.prompt());
+            (detokenizer, StopMatcher::new(submission.stop_texts.clone()))
+        });
+        let writer = Box::new(Writer::new(seat, text, request.stop.end_tokens().collect()));
+        let shard = &outputs[seq.0 as usize % outputs.len()];
+        // The output threads outlive the intake threads; were it otherwise, the writer's seat would still end.
+        if shard.send(OutputMsg::Open(seq, writer)).is_ok() {
+            shared.send(Command::Add(Box::new(request), live));
+        }
     }
 }
 
@@ -86,12 +98,13 @@ fn prepare(submission: &Submission, limits: &Limits, live: &Live) -> Result<Requ
     let eos = if submission.ignore_eos { vec![] } else { limits.eos_tokens.clone() };
     check_ids("stop_tokens", &submission.stop_tokens, limits.vocab_size)?;
     let stop = StopCriteria::new(max_tokens, submission.min_tokens, eos, submission.stop_tokens.clone())?;
-    let seed = submission.seed.unwrap_or_else(|| mix(limits.seed, live.seq.0));
+    let seed = submission.seed.unwrap_or_else(|| mix(limits.seed, live.first_seq.0));
     let biased: Vec<_> = submission.sampling.logit_bias().iter().map(|(id, _)| *id).collect();
     check_ids("logit_bias", &biased, limits.vocab_size)?;
     let sampling = submission.sampling.clone().with_seed(seed);
-    let mut request = Request::new(live.seq, prompt, sampling, stop)?;
+    let mut request = Request::new(live.first_seq, prompt, sampling, stop)?;
     request.priority = submission.priority;
+    request.logprobs = submission.output.logprobs.then_some(submission.n_logprobs);
     request.cache_salt = salt(&submission.cache_salt);
     if !submission.stop_texts.is_empty() {
         request.lead = STOP_LEAD;

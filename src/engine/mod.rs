@@ -9,8 +9,10 @@ mod intake;
 mod logging;
 mod metrics;
 mod output;
+mod place;
 pub mod queue;
 mod shared;
+mod stream;
 pub mod submission;
 mod threads;
 
@@ -21,16 +23,19 @@ use crate::base::clock::Clock;
 use crate::base::config::EngineConfig;
 use crate::base::{Error, ErrorKind, RequestId, Result, SeqId};
 use crate::plan::StopCriteria;
+use crate::plan::params::MAX_LOGPROBS;
 use crate::text::TextModel;
 use intake::Job;
 use logging::Logger;
-use output::Place;
 use queue::{Cancel, StreamInfo};
 use shared::{Live, Shared};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use threads::Threads;
+
+/// Most choices of one request.
+const MAX_CHOICES: u32 = 128;
 
 /// Where an engine is in its life. `Failed` is final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,8 +172,8 @@ impl Engine {
                 submission.priority, self.config.scheduling_policy
             )));
         }
-        let seq = SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed));
-        let id = RequestId(self.id_base + seq.0);
+        let first_seq = SeqId(self.next_seq.fetch_add(u64::from(submission.n), Ordering::Relaxed));
+        let id = RequestId(self.id_base + first_seq.0);
         let t_submit_ns = self.shared.clock.now_ns();
         let timeout_ms =
             if submission.timeout_ms == 0 { self.config.default_timeout_ms } else { submission.timeout_ms };
@@ -178,11 +183,11 @@ impl Engine {
         };
         let live = Arc::new(Live {
             id,
-            seq,
+            first_seq,
             t_submit_ns,
             deadline_ns,
             cancelled: AtomicBool::new(false),
-            detokenized: AtomicU32::new(0),
+            detokenized: (0..submission.n).map(|_| AtomicU32::new(0)).collect(),
             waiting: AtomicBool::new(true),
         });
         self.shared.register(Arc::clone(&live))?;
@@ -190,6 +195,7 @@ impl Engine {
             id,
             user_data: submission.user_data,
             output: submission.output,
+            choices: submission.n,
             max_unread_bytes: self.config.max_unread_bytes,
             t_submit_ns,
         };
@@ -198,8 +204,8 @@ impl Engine {
             self.shared.unregister(&live);
             return Err(Error::new(ErrorKind::Shutdown, "the request's queue has been freed"));
         };
-        let place = Place::new(stream, Arc::clone(&self.shared), live);
-        self.threads.send(Job { submission, place });
+        let seats = place::seats(stream, &self.shared, &live);
+        self.threads.send(Job { submission, seats });
         Ok(id)
     }
 
@@ -302,6 +308,12 @@ impl Drop for Engine {
 /// What needs no model to be refused; the text threads check again with the model's lengths.
 fn check_ranges(s: &Submission) -> Result<()> {
     StopCriteria::new(s.max_tokens.unwrap_or(u32::MAX), s.min_tokens, vec![], s.stop_tokens.clone())?;
+    if !(1..=MAX_CHOICES).contains(&s.n) {
+        return Err(Error::invalid(format!("n is {}; expected 1 to {MAX_CHOICES} choices", s.n)));
+    }
+    if s.n_logprobs > MAX_LOGPROBS {
+        return Err(Error::invalid(format!("n_logprobs is {}; at most {MAX_LOGPROBS} are reported", s.n_logprobs)));
+    }
     match &s.prompt {
         Prompt::Tokens(tokens) if tokens.is_empty() => {
             Err(Error::invalid("the prompt has no tokens; expected at least one"))

@@ -1,8 +1,9 @@
 //! Event queues: what hosts poll. Unread output of a request merges in place; Done always has its place.
 
-use crate::base::{Error, ErrorKind, RequestId, Result, Token};
-use crate::engine::{OutputMode, State};
-use crate::plan::FinishReason;
+use crate::base::{Error, ErrorKind, RequestId, Result};
+use crate::engine::State;
+use crate::engine::stream::Stream;
+pub use crate::engine::stream::{Done, Output, OutputStream, Overrun, Piece, StreamInfo};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -21,31 +22,6 @@ pub trait Cancel: Send + Sync + std::fmt::Debug {
     fn cancel(&self, id: RequestId);
 }
 
-/// The fixed facts of a stream.
-#[derive(Debug)]
-pub struct StreamInfo {
-    pub id: RequestId,
-    pub user_data: u64,
-    pub output: OutputMode,
-    /// Unread text and token bytes before the stream is overrun. Streams read only at the end are not counted.
-    pub max_unread_bytes: usize,
-    pub t_submit_ns: u64,
-}
-
-/// The end of a request.
-#[derive(Debug)]
-pub struct Done {
-    pub finish: FinishReason,
-    /// With [`FinishReason::Error`]: why.
-    pub error: Option<Error>,
-    pub prompt_tokens: u32,
-    pub cached_tokens: u32,
-    pub completion_tokens: u32,
-    /// 0 when no token was made.
-    pub t_first_ns: u64,
-    pub t_event_ns: u64,
-}
-
 /// Load progress or a change of state.
 #[derive(Debug)]
 pub struct EngineEvent {
@@ -58,31 +34,13 @@ pub struct EngineEvent {
     pub t_event_ns: u64,
 }
 
-/// A stream whose host does not read: its request ends with Overrun.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Overrun;
-
 /// One event as a poller sees it, borrowed from the queue.
 #[derive(Debug)]
 pub enum Record<'a> {
-    /// `completion_tokens` counts the stream's tokens so far, those that are not shown included.
-    Output {
-        info: &'a StreamInfo,
-        tokens: &'a [Token],
-        text: &'a str,
-        completion_tokens: u32,
-        t_ns: (u64, u64),
-    },
-    Done {
-        info: &'a StreamInfo,
-        done: &'a Done,
-    },
+    Output(Output<'a>),
+    Done { info: &'a StreamInfo, done: &'a Done },
     Engine(&'a EngineEvent),
-    Log {
-        level: u16,
-        message: &'a str,
-        t_event_ns: u64,
-    },
+    Log { level: u16, message: &'a str, t_event_ns: u64 },
 }
 
 /// How much of an output record a sink wrote.
@@ -100,26 +58,6 @@ pub trait RecordSink {
 }
 
 #[derive(Debug)]
-struct Stream {
-    info: StreamInfo,
-    cancel: Weak<dyn Cancel>,
-    tokens: Vec<Token>,
-    text: String,
-    completion_tokens: u32,
-    t_first_ns: u64,
-    t_event_ns: u64,
-    done: Option<Done>,
-    /// In `ready`.
-    listed: bool,
-}
-
-impl Stream {
-    fn has_output(&self) -> bool {
-        !self.tokens.is_empty() || !self.text.is_empty()
-    }
-}
-
-#[derive(Debug)]
 enum Entry {
     Stream(u64),
     Engine(EngineEvent),
@@ -127,7 +65,7 @@ enum Entry {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+pub(super) struct Inner {
     ready: VecDeque<Entry>,
     streams: HashMap<u64, Stream>,
     next_key: u64,
@@ -146,14 +84,6 @@ pub struct EventQueue {
     changed: Condvar,
 }
 
-/// What a request streams into: its place in a queue.
-#[derive(Debug)]
-pub struct OutputStream {
-    queue: Arc<EventQueue>,
-    key: u64,
-    ended: bool,
-}
-
 impl EventQueue {
     pub fn new(bell: Option<Box<dyn Bell>>) -> Arc<Self> {
         let inner = Mutex::new(Inner { bell, ..Inner::default() });
@@ -168,19 +98,9 @@ impl EventQueue {
         }
         let key = inner.next_key;
         inner.next_key += 1;
-        let stream = Stream {
-            info,
-            cancel,
-            tokens: Vec::new(),
-            text: String::new(),
-            completion_tokens: 0,
-            t_first_ns: 0,
-            t_event_ns: 0,
-            done: None,
-            listed: false,
-        };
+        let stream = Stream::new(info, cancel);
         inner.streams.insert(key, stream);
-        Some(OutputStream { queue: Arc::clone(self), key, ended: false })
+        Some(OutputStream::new(Arc::clone(self), key))
     }
 
     /// Reports load progress (0..=1) or a change of state. Unread progress is replaced by newer progress.
@@ -288,13 +208,13 @@ impl EventQueue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every critical section leaves its data whole, so a poisoned lock is still good.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something became ready.
-    fn announce(&self, inner: &mut Inner) {
+    pub(super) fn announce(&self, inner: &mut Inner) {
         self.settle(inner);
         self.changed.notify_one();
     }
@@ -343,18 +263,11 @@ impl Inner {
     /// True when nothing of the stream is left unread.
     fn drain_stream(&mut self, key: u64, sink: &mut dyn RecordSink, wrote: &mut bool) -> bool {
         let Some(stream) = self.streams.get_mut(&key) else { return true };
-        while stream.has_output() {
-            let record = Record::Output {
-                info: &stream.info,
-                tokens: &stream.tokens,
-                text: &stream.text,
-                completion_tokens: stream.completion_tokens,
-                t_ns: (stream.t_first_ns, stream.t_event_ns),
-            };
-            let Some(taken) = sink.write(&record) else { return false };
-            *wrote = true;
-            stream.tokens.drain(..taken.tokens);
-            stream.text.drain(..taken.text);
+        let Stream { info, choices, .. } = stream;
+        for (i, choice) in choices.iter_mut().enumerate() {
+            if !choice.drain(info, i as u32, sink, wrote) {
+                return false;
+            }
         }
         if let Some(done) = &stream.done {
             if sink.write(&Record::Done { info: &stream.info, done }).is_none() {
@@ -368,8 +281,12 @@ impl Inner {
         true
     }
 
+    pub(super) fn stream(&mut self, key: u64) -> Option<&mut Stream> {
+        self.streams.get_mut(&key)
+    }
+
     /// Puts a stream in line; false when it already stands there.
-    fn list(&mut self, key: u64) -> bool {
+    pub(super) fn list(&mut self, key: u64) -> bool {
         let Some(stream) = self.streams.get_mut(&key) else { return false };
         if stream.listed {
             return false;
@@ -377,68 +294,6 @@ impl Inner {
         stream.listed = true;
         self.ready.push_back(Entry::Stream(key));
         true
-    }
-}
-
-impl OutputStream {
-    /// Appends tokens and whole code points of text, merged with what is still unread. `t_first_ns` is when the
-    /// request's first token landed.
-    pub fn push(
-        &self,
-        tokens: &[Token],
-        text: &str,
-        t_first_ns: u64,
-        t_event_ns: u64,
-    ) -> std::result::Result<(), Overrun> {
-        let mut inner = self.queue.lock();
-        let Some(stream) = inner.streams.get_mut(&self.key) else { return Ok(()) };
-        let mode = stream.info.output;
-        stream.completion_tokens = stream.completion_tokens.saturating_add(tokens.len() as u32);
-        let tokens = if mode.tokens { tokens } else { &[] };
-        let text = if mode.text { text } else { "" };
-        let unread = (stream.tokens.len() + tokens.len()) * size_of::<Token>() + stream.text.len() + text.len();
-        if unread > stream.info.max_unread_bytes && !mode.final_only {
-            return Err(Overrun);
-        }
-        stream.tokens.extend_from_slice(tokens);
-        stream.text.push_str(text);
-        (stream.t_first_ns, stream.t_event_ns) = (t_first_ns, t_event_ns);
-        if stream.has_output() && !mode.final_only && inner.list(self.key) {
-            self.queue.announce(&mut inner);
-        }
-        Ok(())
-    }
-
-    /// The last event of the request.
-    pub fn done(mut self, done: Done) {
-        self.end(done);
-    }
-
-    fn end(&mut self, done: Done) {
-        self.ended = true;
-        let mut inner = self.queue.lock();
-        if let Some(stream) = inner.streams.get_mut(&self.key) {
-            stream.done = Some(done);
-        }
-        if inner.list(self.key) {
-            self.queue.announce(&mut inner);
-        }
-    }
-}
-
-impl Drop for OutputStream {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.end(Done {
-                finish: FinishReason::Error,
-                error: Some(Error::internal("the request was lost by the engine; this is a bug")),
-                prompt_tokens: 0,
-                cached_tokens: 0,
-                completion_tokens: 0,
-                t_first_ns: 0,
-                t_event_ns: 0,
-            });
-        }
     }
 }
 

@@ -18,19 +18,28 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) id: RequestId,
-    pub(crate) seq: SeqId,
+    /// The sequence of choice 0; those of the others follow.
+    pub(crate) first_seq: SeqId,
     pub(crate) t_submit_ns: u64,
     /// Absolute time on the engine's clock; `u64::MAX` is none.
     pub(crate) deadline_ns: u64,
     /// Set before the command that ends the request is sent, so that an `Add` still on its way sees it.
     pub(crate) cancelled: AtomicBool,
-    /// Generated tokens the output thread has turned into text.
-    pub(crate) detokenized: AtomicU32,
+    /// By choice: generated tokens the output thread has turned into text.
+    pub(crate) detokenized: Vec<AtomicU32>,
     /// Still counted as waiting.
     pub(crate) waiting: AtomicBool,
 }
 
 impl Live {
+    pub(crate) fn choices(&self) -> u32 {
+        self.detokenized.len() as u32
+    }
+
+    pub(crate) fn seq(&self, choice: u32) -> SeqId {
+        SeqId(self.first_seq.0 + u64::from(choice))
+    }
+
     /// Why it need not be started any more.
     pub(crate) fn over(&self, now_ns: u64) -> Option<FinishReason> {
         if self.cancelled.load(Ordering::Acquire) {
@@ -118,7 +127,7 @@ impl Shared {
         }
     }
 
-    /// Bounded by what is live: one `Add` and at most four `End`s per request.
+    /// Bounded by what is live: one `Add` and a few `End`s per choice.
     pub(crate) fn send(&self, command: Command) {
         lock(&self.mailbox).push(command);
         self.signal.notify();
@@ -177,7 +186,9 @@ impl Shared {
         if let Some(live) = live
             && !live.cancelled.swap(true, Ordering::AcqRel)
         {
-            self.send(Command::End(live.seq, FinishReason::Cancelled));
+            for choice in 0..live.choices() {
+                self.send(Command::End(live.seq(choice), FinishReason::Cancelled));
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub enum Prompt {
 pub struct OutputMode {
     pub text: bool,
     pub tokens: bool,
+    /// Brings the tokens along.
+    pub logprobs: bool,
     /// One output record before Done instead of a stream.
     pub final_only: bool,
 }
@@ -34,6 +36,10 @@ pub struct Submission {
     pub user_data: u64,
     /// Where events go.
     pub queue: Arc<EventQueue>,
+    /// Choices, at least 1.
+    pub n: u32,
+    /// With `output.logprobs`: alternatives reported beside each token.
+    pub n_logprobs: u32,
     /// `None`: as many as the model's length allows.
     pub max_tokens: Option<u32>,
     pub min_tokens: u32,

@@ -51,7 +51,7 @@ impl Threads {
         Ok(())
     }
 
-    /// Hands a job on; when the engine is closed or full its Place answers the host.
+    /// Hands a job on; when the engine is closed or full its seats answer the host.
     pub(crate) fn send(&self, job: Job) {
         // The lock is held over the send, so that nothing is sent after `refuse_jobs` or `close` has looked.
         let refused = match &*lock(&self.jobs) {
@@ -59,7 +59,7 @@ impl Threads {
             None => Some(job),
         };
         if let Some(job) = refused {
-            job.place.end(FinishReason::Cancelled, None);
+            job.end(FinishReason::Cancelled, None);
         }
     }
 
@@ -68,9 +68,9 @@ impl Threads {
         // The lock keeps new jobs out, so those that stay find their room again.
         let Some(jobs) = &*lock(&self.jobs) else { return };
         for job in (0..self.inbox.len()).map_while(|_| self.inbox.try_recv().ok()) {
-            match job.place.live().over(now_ns) {
-                Some(reason) => job.place.end(reason, None),
-                // A job that found no room would end with its Place's own error.
+            match job.live().over(now_ns) {
+                Some(reason) => job.end(reason, None),
+                // A job that found no room would end with its seats' own error.
                 None => drop(jobs.try_send(job)),
             }
         }
@@ -107,8 +107,8 @@ impl Threads {
         while let Ok(job) = self.inbox.try_recv() {
             match error.kind {
                 // The engine was freed.
-                ErrorKind::Shutdown => job.place.end(FinishReason::Cancelled, None),
-                _ => job.place.end(FinishReason::Error, Some(error.clone())),
+                ErrorKind::Shutdown => job.end(FinishReason::Cancelled, None),
+                _ => job.end(FinishReason::Error, Some(error)),
             }
         }
     }
@@ -126,7 +126,7 @@ impl Threads {
         handles.outputs.drain(..).for_each(join_unless_current);
         // Left only when the model was never loaded.
         while let Ok(job) = self.inbox.try_recv() {
-            job.place.end(FinishReason::Cancelled, None);
+            job.end(FinishReason::Cancelled, None);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::worker::StepRunner;
 use crate::base::rng::mix;
 use crate::base::{Error, ErrorKind, Result, Token};
-use crate::plan::{RowInit, Sampled, StepOutcome, StepOutput, StepPlan};
+use crate::plan::{Logprob, RowInit, Sampled, StepOutcome, StepOutput, StepPlan};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -69,6 +69,7 @@ struct MockRow {
     prompt_len: u32,
     min_tokens: u32,
     end_tokens: Vec<Token>,
+    choice: u32,
 }
 
 impl MockRunner {
@@ -82,6 +83,7 @@ impl MockRunner {
             prompt_len: init.prompt_len,
             min_tokens: init.min_tokens,
             end_tokens: init.end_tokens.clone(),
+            choice: init.choice,
         };
     }
 }
@@ -108,12 +110,16 @@ impl StepRunner for MockRunner {
             let known = plan.inputs(e);
             let last = if known.len() == e.len as usize { known[known.len() - 1] } else { row.last };
             let position = e.start + e.len;
-            let mut token = next_token(last, position);
+            let mut token = next_token(last, position, row.choice);
             if position - row.prompt_len < row.min_tokens && row.end_tokens.contains(&token) {
                 token = u32::from(b'.');
             }
             row.last = token;
-            sampled.push(Sampled { seq: e.seq, token });
+            sampled.push(Sampled {
+                seq: e.seq,
+                token,
+                logprobs: e.logprobs.map_or(Vec::new(), |k| logprobs(token, k)),
+            });
         }
         self.done.push_back(StepOutput { id: plan.id, outcome: StepOutcome::Done(sampled) });
         Ok(())
@@ -125,13 +131,23 @@ impl StepRunner for MockRunner {
 }
 
 /// A lower-case letter, sometimes a space, one time in 512 the end.
-fn next_token(last: Token, position: u32) -> Token {
-    let h = mix(u64::from(last), u64::from(position));
+fn next_token(last: Token, position: u32, choice: u32) -> Token {
+    let h = mix(u64::from(last), u64::from(position) | u64::from(choice) << 32);
     match h % 512 {
         0 => MOCK_EOS,
         r if r % 6 == 1 && last != u32::from(b' ') => u32::from(b' '),
         _ => u32::from(b'a') + (h >> 32) as u32 % 26,
     }
+}
+
+/// The token as the most probable one, then the letters of the alphabet, each half as probable as the one before.
+fn logprobs(token: Token, alternatives: u32) -> Vec<Logprob> {
+    let others = (u32::from(b'a')..).filter(|t| *t != token);
+    let ranked = std::iter::once(token).chain(others).zip(1..);
+    let of = |(token, rank)| Logprob { token, rank, logprob: -std::f32::consts::LN_2 * rank as f32 };
+    let mut all = vec![of((token, 1))];
+    all.extend(ranked.take(alternatives as usize).map(of));
+    all
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ impl SimModel {
 
     /// The token sampled at output index `index` after everything in `read` was read.
     pub fn sample(self, read: u64, index: u32, row: &RowInit) -> Token {
-        let draw = mix(mix(read, row.sampling.seed()), u64::from(index));
+        let draw = mix(mix(read, mix(row.sampling.seed(), u64::from(row.choice))), u64::from(index));
         // Penalties: what came before counts, in whatever order.
         let seen =
             row.history.iter().enumerate().map(|(i, t)| mix(u64::from(*t), u64::from(i < row.prompt_len as usize)));
@@ -65,7 +65,7 @@ impl SimModel {
         let mut row = RowInit {
             row: crate::base::Row(0),
             sampling: request.sampling.clone(),
-            choice: 0,
+            choice: request.choice,
             prompt_len: request.prompt().len() as u32,
             min_tokens: request.stop.min_tokens(),
             end_tokens: request.stop.end_tokens().collect(),
@@ -154,7 +154,7 @@ impl SimExecutor {
             self.write(plan, entry);
         }
         let sampling = plan.entries.iter().filter(|e| e.samples);
-        StepOutcome::Done(sampling.map(|e| Sampled { seq: e.seq, token: self.sample(plan, e) }).collect())
+        StepOutcome::Done(sampling.map(|e| Sampled::new(e.seq, self.sample(plan, e))).collect())
     }
 
     /// Writes the cells of an entry's tokens, each on top of the one before it.

@@ -4,7 +4,7 @@ use super::status::status_of;
 use super::types::*;
 use crate::base::Token;
 use crate::engine::State;
-use crate::engine::queue::{Record, RecordSink, StreamInfo, Taken};
+use crate::engine::queue::{Output, Record, RecordSink, StreamInfo, Taken};
 use crate::plan::FinishReason;
 
 const HEADER: usize = size_of::<yn_event>();
@@ -35,21 +35,24 @@ impl<'a> Buffer<'a> {
     }
 
     /// Appends a record; the payload fits.
-    fn put(&mut self, mut event: yn_event, tokens: &[Token], text: &str) {
-        let text_off = HEADER + size_of_val(tokens);
+    fn put(&mut self, mut event: yn_event, tokens: &[Token], logprobs: &[u8], text: &str) {
+        let logprobs_off = HEADER + size_of_val(tokens);
+        let text_off = logprobs_off + logprobs.len();
         let size = (text_off + text.len()).next_multiple_of(8);
         event.size = size as u32;
         event.tokens_off = HEADER as u32;
         event.text_off = text_off as u32;
         event.text_len = text.len() as u32;
-        event.logprobs_off = HEADER as u32;
+        event.logprobs_off = logprobs_off as u32;
+        event.n_logprobs = (logprobs.len() / size_of::<yn_logprob>()) as u32;
         let record = &mut self.bytes[self.used..self.used + size];
         // SAFETY: yn_event has no holes (asserted by its size in `types` tests) and is HEADER bytes long.
         let header = unsafe { std::slice::from_raw_parts((&raw const event).cast::<u8>(), HEADER) };
         record[..HEADER].copy_from_slice(header);
-        for (to, token) in record[HEADER..text_off].chunks_exact_mut(4).zip(tokens) {
+        for (to, token) in record[HEADER..logprobs_off].chunks_exact_mut(4).zip(tokens) {
             to.copy_from_slice(&token.to_ne_bytes());
         }
+        record[logprobs_off..text_off].copy_from_slice(logprobs);
         record[text_off..text_off + text.len()].copy_from_slice(text.as_bytes());
         record[text_off + text.len()..].fill(0);
         self.used += size;
@@ -60,23 +63,41 @@ impl<'a> Buffer<'a> {
         if self.bytes.len() - self.used < (HEADER + text.len()).next_multiple_of(8) {
             return None;
         }
-        self.put(event, &[], text);
+        self.put(event, &[], &[], text);
         Some(Taken { tokens: 0, text: 0 })
     }
 
-    fn output(&mut self, mut event: yn_event, tokens: &[Token], text: &str) -> Option<Taken> {
+    fn output(&mut self, o: &Output<'_>) -> Option<Taken> {
         let room = self.room();
-        let whole = size_of_val(tokens) + text.len() <= room;
-        if !whole && room < MIN_PIECE {
+        let per_token = o.logprobs.len() / o.tokens.len().max(1);
+        let token_bytes = size_of::<Token>() + per_token * size_of::<yn_logprob>();
+        let whole = o.tokens.len() * token_bytes + o.text.len() <= room;
+        if !whole && room < MIN_PIECE.max(token_bytes) {
             return None;
         }
-        let n = tokens.len().min(room / size_of::<Token>());
-        let cut = text.floor_char_boundary(room - n * size_of::<Token>());
-        if (n, cut) == (0, 0) {
+        let n = o.tokens.len().min(room / token_bytes);
+        let cut = o.text.floor_char_boundary(room - n * token_bytes);
+        if (n, cut) == (0, 0) && !whole {
             return None;
         }
-        event.n_tokens = n as u32;
-        self.put(event, &tokens[..n], &text[..cut]);
+        let event = yn_event {
+            n_tokens: n as u32,
+            choice: o.choice,
+            completion_tokens: o.completion_tokens,
+            finish: o.finish.filter(|_| whole).map_or(YN_FINISH_NONE, finish),
+            t_first_ns: o.t_first_ns,
+            t_event_ns: o.t_event_ns,
+            ..of_stream(YN_EV_OUTPUT, o.info)
+        };
+        let mut logprobs = Vec::with_capacity(n * per_token * size_of::<yn_logprob>());
+        for (i, p) in o.logprobs[..n * per_token].iter().enumerate() {
+            let end = o.text_ends.get(i / per_token).map_or(0, |end| end.saturating_sub(o.text_from));
+            logprobs.extend(p.token.to_ne_bytes());
+            logprobs.extend(p.rank.to_ne_bytes());
+            logprobs.extend(p.logprob.to_ne_bytes());
+            logprobs.extend((end.min(cut as u64) as u32).to_ne_bytes());
+        }
+        self.put(event, &o.tokens[..n], &logprobs, &o.text[..cut]);
         Some(Taken { tokens: n, text: cut })
     }
 }
@@ -84,11 +105,7 @@ impl<'a> Buffer<'a> {
 impl RecordSink for Buffer<'_> {
     fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
         match *record {
-            Record::Output { info, tokens, text, completion_tokens, t_ns } => {
-                let (t_first_ns, t_event_ns) = t_ns;
-                let event = of_stream(YN_EV_OUTPUT, info);
-                self.output(yn_event { completion_tokens, t_first_ns, t_event_ns, ..event }, tokens, text)
-            }
+            Record::Output(ref output) => self.output(output),
             Record::Done { info, done } => {
                 let mut event = of_stream(YN_EV_DONE, info);
                 event.finish = finish(done.finish);
@@ -172,36 +189,64 @@ mod tests {
     use super::*;
     use crate::base::RequestId;
     use crate::engine::OutputMode;
+    use crate::plan::Logprob;
 
     #[test]
     fn a_long_output_is_split_and_adds_up() {
-        let output = OutputMode { text: true, tokens: true, final_only: false };
-        let info = StreamInfo { id: RequestId(3), user_data: 4, output, max_unread_bytes: 0, t_submit_ns: 5 };
+        let output = OutputMode { text: true, tokens: true, logprobs: true, final_only: false };
+        let info =
+            StreamInfo { id: RequestId(3), user_data: 4, output, choices: 2, max_unread_bytes: 0, t_submit_ns: 5 };
         let (mut tokens, mut text) = ((0..2000).collect::<Vec<u32>>(), "一é🦊x".repeat(900));
-        let (all_tokens, all_text) = (tokens.clone(), text.clone());
-        let (mut seen_tokens, mut seen_text) = (vec![], String::new());
+        let of = |token: u32, rank: u32| Logprob { token: token + rank - 1, rank, logprob: -(token as f32) };
+        let mut logprobs: Vec<Logprob> = tokens.iter().flat_map(|t| [of(*t, 1), of(*t, 2)]).collect();
+        let (all_tokens, all_text, mut text_from) = (tokens.clone(), text.clone(), 0);
+        let (mut seen_tokens, mut seen_text, mut finishes) = (vec![], String::new(), vec![]);
         while !tokens.is_empty() || !text.is_empty() {
             let mut memory = vec![0u64; 512];
             // SAFETY: plain bytes of a live vector.
             let bytes = unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u8>(), 4096) };
             let mut buffer = Buffer::new(bytes);
-            let record =
-                Record::Output { info: &info, tokens: &tokens, text: &text, completion_tokens: 9, t_ns: (6, 7) };
-            let taken = buffer.write(&record).unwrap();
+            let taken = buffer.write(&Record::Output(Output {
+                info: &info,
+                choice: 1,
+                tokens: &tokens,
+                text: &text,
+                logprobs: &logprobs,
+                text_ends: &vec![10_000; tokens.len()],
+                text_from,
+                completion_tokens: 9,
+                finish: Some(FinishReason::Stop),
+                t_first_ns: 6,
+                t_event_ns: 7,
+            }));
+            let taken = taken.unwrap();
             tokens.drain(..taken.tokens);
+            logprobs.drain(..2 * taken.tokens);
             text.drain(..taken.text);
+            text_from += taken.text as u64;
             let used = buffer.used();
             // SAFETY: the buffer starts with a record and is aligned.
             let event = unsafe { *memory.as_ptr().cast::<yn_event>() };
-            assert_eq!((event.size as usize, event.user_data, event.request_id), (used, 4, 3));
+            assert_eq!((event.size as usize, event.user_data, event.request_id, event.choice), (used, 4, 3, 1));
             // SAFETY: as above.
             let bytes = unsafe { std::slice::from_raw_parts(memory.as_ptr().cast::<u8>(), used) };
-            let at = event.tokens_off as usize;
-            let raw = &bytes[at..at + event.n_tokens as usize * 4];
-            seen_tokens.extend(raw.chunks(4).map(|c| u32::from_ne_bytes(c.try_into().unwrap())));
+            let words = |at: u32, n: usize| {
+                let raw = bytes[at as usize..at as usize + 4 * n].chunks(4);
+                raw.map(|c| u32::from_ne_bytes(c.try_into().unwrap())).collect::<Vec<u32>>()
+            };
+            let these = words(event.tokens_off, event.n_tokens as usize);
+            assert_eq!(event.n_logprobs, 2 * event.n_tokens);
+            for (i, p) in words(event.logprobs_off, 4 * event.n_logprobs as usize).chunks(4).enumerate() {
+                assert_eq!((p[0], p[1]), (these[i / 2] + i as u32 % 2, 1 + i as u32 % 2));
+                assert_eq!((f32::from_bits(p[2]), p[3]), (-(these[i / 2] as f32), event.text_len));
+            }
+            seen_tokens.extend(these);
             let at = event.text_off as usize;
             seen_text.push_str(std::str::from_utf8(&bytes[at..at + event.text_len as usize]).unwrap());
+            finishes.push(event.finish);
         }
         assert_eq!((seen_tokens, seen_text), (all_tokens, all_text));
+        assert_eq!(finishes.pop(), Some(YN_FINISH_STOP));
+        assert!(finishes.len() > 5 && finishes.iter().all(|f| *f == YN_FINISH_NONE));
     }
 }

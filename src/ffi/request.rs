@@ -7,7 +7,7 @@ use super::guard::call;
 use super::queue::QUEUES;
 use super::types::*;
 use crate::base::{Error, Result};
-use crate::engine::{OutputMode, Prompt, SamplingDefaults, Submission};
+use crate::engine::{OutputMode, Prompt, SamplingDefaults, State, Submission};
 use crate::plan::{Penalties, SamplingParams};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
@@ -98,10 +98,7 @@ unsafe fn read(r: *const yn_request, d: SamplingDefaults) -> Result<yn_request> 
 /// Fields whose feature is not built, with whether they are set.
 fn refuse_unbuilt(r: &yn_request) -> Result<()> {
     let set = [
-        ("n", r.n != 1, "1"),
-        ("n_logprobs", r.n_logprobs != 0, "0"),
         ("n_prompt_logprobs", r.n_prompt_logprobs != 0, "0"),
-        ("output (YN_OUT_LOGPROBS)", r.output & YN_OUT_LOGPROBS != 0, "without it"),
         ("output (an unknown bit)", r.output & !OUT_KNOWN != 0, "YN_OUT_* bits"),
         ("flags (an unknown bit)", r.flags & !FLAGS_KNOWN != 0, "YN_REQ_* bits"),
         ("ttft_slo_ms", r.ttft_slo_ms != 0, "0"),
@@ -187,6 +184,9 @@ unsafe fn stop_texts(r: &yn_request) -> Result<Vec<String>> {
 /// What `r` points to is readable.
 unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> {
     refuse_unbuilt(r)?;
+    if r.n_logprobs != 0 && r.output & YN_OUT_LOGPROBS == 0 {
+        return Err(Error::invalid(format!("n_logprobs is {}, but output lacks YN_OUT_LOGPROBS", r.n_logprobs)));
+    }
     let queue = match r.queue.id {
         0 => Arc::clone(&engine.queue.events),
         id => Arc::clone(&QUEUES.get(id)?.events),
@@ -202,10 +202,13 @@ unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> 
         output: OutputMode {
             text: r.output & YN_OUT_TEXT != 0,
             tokens: r.output & YN_OUT_TOKENS != 0,
+            logprobs: r.output & YN_OUT_LOGPROBS != 0,
             final_only: r.output & YN_OUT_FINAL_ONLY != 0,
         },
         user_data: r.user_data,
         queue,
+        n: r.n,
+        n_logprobs: r.n_logprobs,
         max_tokens: max_tokens(r)?,
         min_tokens: r.min_tokens,
         ignore_eos: r.flags & YN_REQ_IGNORE_EOS != 0,
@@ -275,7 +278,13 @@ pub unsafe extern "C" fn yn_engine_submit(
         Ok(())
     };
     // SAFETY: as documented.
-    unsafe { call(err, body) }
+    let status = unsafe { call(err, body) };
+    let failed = |e: &HostEngine| e.engine.stats().state == State::Failed;
+    if status != YN_OK && !err.is_null() && err.is_aligned() && ENGINES.get(engine.id).is_ok_and(|e| failed(&e)) {
+        // SAFETY: not null and aligned, and `call` has filled it.
+        unsafe { (*err).flags = YN_ERROR_UNUSABLE };
+    }
+    status
 }
 
 #[cfg(test)]
@@ -289,7 +298,7 @@ mod tests {
     fn unbuilt_fields_are_named() {
         type Set = fn(&mut yn_request);
         let cases: [(&str, Set); 3] = [
-            ("n_logprobs", |r| r.n_logprobs = 1),
+            ("n_prompt_logprobs", |r| r.n_prompt_logprobs = 1),
             ("tpot_slo_ms", |r| r.tpot_slo_ms = 1),
             ("flags", |r| r.flags = 1 << 30),
         ];

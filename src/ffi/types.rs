@@ -161,7 +161,8 @@ pub struct yn_request {
     pub prompt_text: yn_bytes,
     /// {"messages": [...], "tools": [...], ...}, rendered with the model's chat template.
     pub chat_json: yn_bytes,
-    /// Choices; 1 in this build.
+    /// Choices, 1 to 128. The prompt is computed once; each choice's last OUTPUT record carries its `finish`, one DONE closes
+    /// the request.
     pub n: u32,
     /// YN_REQ_*, or-ed.
     pub flags: u32,
@@ -183,7 +184,9 @@ pub struct yn_request {
     pub presence_penalty: f32,
     /// -2 to 2; taken off once for every time the output has the token (OpenAI).
     pub frequency_penalty: f32,
+    /// 0 to 20: with YN_OUT_LOGPROBS the most probable tokens reported beside each token.
     pub n_logprobs: u32,
+    /// 0 in this build.
     pub n_prompt_logprobs: u32,
     /// Keeps the struct without holes; 0.
     pub reserved: u32,
@@ -227,6 +230,7 @@ pub struct yn_event {
     /// Bytes of UTF-8, always whole code points; may contain NUL.
     pub text_len: u32,
     pub text_off: u32,
+    /// n_tokens times the same number: for each token itself, then the most probable ones (see yn_logprob).
     pub n_logprobs: u32,
     pub logprobs_off: u32,
     pub prompt_tokens: u32,
@@ -236,6 +240,19 @@ pub struct yn_event {
     pub t_submit_ns: u64,
     pub t_first_ns: u64,
     pub t_event_ns: u64,
+}
+
+/// How probable a token was by the model alone: before temperature, penalties and every other processor.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct yn_logprob {
+    pub token: u32,
+    /// 1 is the most probable.
+    pub rank: u32,
+    /// Natural logarithm.
+    pub logprob: f32,
+    /// Where the text of the token of the record ends, in bytes of the record's text.
+    pub text_end: u32,
 }
 
 /// Counters since creation, and gauges. Set struct_size first.

@@ -104,6 +104,20 @@ pub struct Sample<'a> {
     pub out: &'a Tensor,
 }
 
+/// `logprobs`: how probable tokens are by the logits alone, and which are the most probable ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Logprobs<'a> {
+    /// F32 `[S, V]`.
+    pub logits: &'a Tensor,
+    /// I32 `[N, 1]`: rows of `logits`.
+    pub index: &'a Tensor,
+    /// I32 `[S, 1]`: the token of each row of `logits` to report first.
+    pub tokens: &'a Tensor,
+    /// I32 `[N, 3 * (1 + k)]`: id, rank from 1 and f32 bits of the natural logarithm of the token, then of the k most
+    /// probable ones by falling logit, smaller ids first; ids beyond the vocabulary are -1.
+    pub out: &'a Tensor,
+}
+
 /// The ops of a decoder step.
 pub trait Ops {
     /// `out[t] = table[ids[t]] * scale`. An id below 0 means "the last token of row `-id - 1`" in `state`
@@ -124,6 +138,7 @@ pub trait Ops {
     /// `out[s] = x[index[s]]`. out: act `[S, N]`; x: act `[T, N]`; index: I32 `[S, 1]`.
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()>;
     fn sample(&self, args: &Sample<'_>) -> Result<()>;
+    fn logprobs(&self, args: &Logprobs<'_>) -> Result<()>;
 }
 
 /// One row of sampler state as 32-bit words; the word order is the contract between runner and backends.

@@ -6,6 +6,9 @@ use std::sync::Arc;
 /// Most ids that `min_tokens` can hold back per request: end-of-sequence ids and stop tokens together.
 pub const MAX_STOP_TOKENS: usize = 64;
 
+/// Most alternatives that are reported per token.
+pub const MAX_LOGPROBS: u32 = 20;
+
 /// Most entries of a logit bias.
 pub const MAX_LOGIT_BIAS: usize = 300;
 

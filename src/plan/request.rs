@@ -47,6 +47,11 @@ pub struct Request {
     prompt: Vec<Token>,
     pub sampling: SamplingParams,
     pub stop: StopCriteria,
+    /// Which choice of its caller's request this is; keys the sampler beside the seed.
+    pub choice: u32,
+    /// How many of the most probable tokens to report beside each sampled one, at most
+    /// [`crate::plan::params::MAX_LOGPROBS`]. `None` reports nothing.
+    pub logprobs: Option<u32>,
     /// For policies that look at it; smaller is more urgent.
     pub priority: i32,
     /// Prefixes are shared only between requests of equal salt; 0 is the common salt.
@@ -67,7 +72,7 @@ impl Request {
                 stop.max_tokens()
             )));
         }
-        Ok(Self { seq, prompt, sampling, stop, priority: 0, cache_salt: 0, lead: u32::MAX })
+        Ok(Self { seq, prompt, sampling, stop, choice: 0, logprobs: None, priority: 0, cache_salt: 0, lead: u32::MAX })
     }
 
     /// Token ids; never empty.
@@ -77,5 +82,10 @@ impl Request {
 
     pub fn into_prompt(self) -> Vec<Token> {
         self.prompt
+    }
+
+    /// The same request as another sequence.
+    pub fn for_choice(&self, seq: SeqId, choice: u32) -> Self {
+        Self { seq, choice, ..self.clone() }
     }
 }

@@ -20,6 +20,8 @@ pub struct StepEntry {
     pub blocks: Range<u32>,
     /// Whether the last token's logits are sampled (the entry reaches the end of the sequence).
     pub samples: bool,
+    /// With `samples`: how many of the most probable tokens to report beside the sampled one. `None` reports nothing.
+    pub logprobs: Option<u32>,
 }
 
 /// Sampler state of a row before this step runs: written when a sequence enters the row, fresh or resumed.
@@ -78,11 +80,30 @@ impl StepPlan {
     }
 }
 
+/// How probable a token was, before any processor touched the logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Logprob {
+    pub token: Token,
+    /// 1 is the most probable; of equals the smaller id comes first.
+    pub rank: u32,
+    /// Natural logarithm.
+    pub logprob: f32,
+}
+
 /// A token sampled for a sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     pub seq: SeqId,
     pub token: Token,
+    /// Of the token, then of the most probable ones, when the entry asked for them; otherwise empty.
+    pub logprobs: Vec<Logprob>,
+}
+
+impl Sampled {
+    /// A token without logprobs.
+    pub fn new(seq: SeqId, token: Token) -> Self {
+        Self { seq, token, logprobs: Vec::new() }
+    }
 }
 
 /// What a step came to.

@@ -49,6 +49,7 @@ struct Sections {
     last: usize,
     rows: usize,
     next: usize,
+    reports: usize,
     end: usize,
 }
 
@@ -62,8 +63,8 @@ impl Sections {
         };
         let [ids, positions, slots] = [tokens; 3].map(&mut section);
         let [starts, context_lens, tables] = [seqs + 1, seqs, seqs * blocks].map(&mut section);
-        let [last, rows, next] = [samples; 3].map(&mut section);
-        Self { ids, positions, slots, starts, context_lens, tables, last, rows, next, end }
+        let [last, rows, next, reports] = [samples; 4].map(&mut section);
+        Self { ids, positions, slots, starts, context_lens, tables, last, rows, next, reports, end }
     }
 }
 
@@ -73,6 +74,8 @@ pub(super) struct StepTensors {
     pub(super) batch: Batch,
     /// I32 `[n, 1]` each for the n sampling entries: token index, sampler row, position of the drawn token.
     pub(super) samples: Option<(Tensor, Tensor, Tensor)>,
+    /// I32 `[m, 1]`: those of the sampling entries whose logprobs are reported; and the most alternatives of any.
+    pub(super) reports: Option<(Tensor, usize)>,
 }
 
 /// A step's inputs in host memory.
@@ -83,6 +86,8 @@ pub(super) struct Packed {
     seqs: usize,
     blocks: usize,
     samples: usize,
+    reports: usize,
+    alternatives: usize,
 }
 
 /// Writes words into a host buffer.
@@ -109,7 +114,7 @@ pub(super) fn pack(plan: &StepPlan, shape: InputShape, vocab: usize, host: &mut 
     }
     let sections = Sections::of(tokens, (seqs, blocks), samples);
     let mut words = Words(host.bytes_mut());
-    let (mut token, mut sample) = (0, 0);
+    let (mut token, mut sample, mut reports, mut alternatives) = (0, 0, 0, 0);
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
@@ -123,11 +128,16 @@ pub(super) fn pack(plan: &StepPlan, shape: InputShape, vocab: usize, host: &mut 
             words.set(sections.last + sample, token as i32 - 1);
             words.set(sections.rows + sample, entry.row.0 as i32);
             words.set(sections.next + sample, (entry.start + entry.len) as i32);
+            if let Some(k) = entry.logprobs {
+                words.set(sections.reports + reports, sample as i32);
+                reports += 1;
+                alternatives = alternatives.max(k as usize);
+            }
             sample += 1;
         }
     }
     words.set(sections.starts + seqs, token as i32);
-    Ok(Packed { sections, tokens, seqs, blocks, samples })
+    Ok(Packed { sections, tokens, seqs, blocks, samples, reports, alternatives })
 }
 
 fn pack_tokens(
@@ -180,6 +190,8 @@ impl Packed {
         };
         let n = self.samples;
         let samples = (n > 0).then(|| (at(s.last, n, 1), at(s.rows, n, 1), at(s.next, n, 1)));
-        StepTensors { batch, samples }
+        let m = self.reports;
+        let reports = (m > 0).then(|| (at(s.reports, m, 1), self.alternatives));
+        StepTensors { batch, samples, reports }
     }
 }

@@ -5,6 +5,7 @@ use crate::hal::arena::ArenaPlan;
 use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS};
 use crate::model::ModelInfo;
 use crate::model::decoder::Buffers;
+use crate::plan::params::MAX_LOGPROBS;
 use crate::plan::{KvGroup, KvSpec};
 use crate::runner::inputs::InputShape;
 
@@ -18,6 +19,9 @@ pub(super) const STAGED_ROWS: usize = 4;
 pub(super) fn row_extra_bytes(vocab_size: usize) -> (usize, usize) {
     (2 * vocab_size, 2 * SAMPLER_BIASES * WORD)
 }
+
+/// Words of the largest report of one token's logprobs.
+pub(super) const REPORT_WORDS: usize = 3 * (1 + MAX_LOGPROBS as usize);
 
 /// Sizes of a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +96,11 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions) -> RunnerMemory {
         row_state_bytes: options.max_num_seqs * (SAMPLER_WORDS * WORD + counts + biases),
         inputs_bytes: WORD
             * (shape.words()
-                + options.max_samples()
-                + ring * (shape.words() + options.max_samples() + options.max_num_seqs * SAMPLER_WORDS))
+                + options.max_samples() * (1 + REPORT_WORDS)
+                + ring
+                    * (shape.words()
+                        + options.max_samples() * (1 + REPORT_WORDS)
+                        + options.max_num_seqs * SAMPLER_WORDS))
             + ring * STAGED_ROWS * counts.max(biases),
         rope_bytes: info.spec.ropes.len() * options.max_model_len * info.spec.head_dim * DType::F32.size(),
     }

@@ -1,15 +1,15 @@
 //! Runs plans on a device, in order, up to `depth` ahead of their results.
 
 use super::inputs::{InputShape, StepTensors, pack};
-use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec};
+use super::memory::{REPORT_WORDS, RunnerOptions, WORD, arena_plan, kv_spec};
 use super::rows::{RowBuffers, SamplerRows};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
 use crate::hal::arena::Arena;
-use crate::hal::ops::{KvLayer, Sample};
+use crate::hal::ops::{KvLayer, Logprobs, Sample};
 use crate::hal::{Allocation, Device, Event, HostBuffer, Stream, Tensor};
 use crate::model::Model;
 use crate::model::decoder::{Buffers, Pass};
-use crate::plan::{KvSpec, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};
+use crate::plan::{KvSpec, Logprob, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -19,15 +19,47 @@ struct Slot {
     inputs: Box<dyn HostBuffer>,
     rows: RowBuffers,
     tokens: Box<dyn HostBuffer>,
+    /// Logprobs of the sampled tokens that were asked for.
+    reports: Box<dyn HostBuffer>,
 }
 
 /// A launched step.
 #[derive(Debug)]
 struct Flight {
     id: StepId,
-    samplers: Vec<SeqId>,
+    /// Who sampled, and how many alternatives it wants reported.
+    samplers: Vec<(SeqId, Option<u32>)>,
+    /// Most alternatives of any of them.
+    alternatives: usize,
     slot: Slot,
     event: Box<dyn Event>,
+}
+
+/// Words of one token in a report.
+const REPORT_ENTRY: usize = 3;
+
+impl Flight {
+    /// What a finished step has drawn.
+    fn sampled(&self) -> Vec<Sampled> {
+        let words = |buffer: &dyn HostBuffer| -> Vec<u32> {
+            buffer.bytes().chunks_exact(WORD).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+        };
+        let wanted = self.samplers.iter().any(|(_, k)| k.is_some());
+        let reports = if wanted { words(self.slot.reports.as_ref()) } else { Vec::new() };
+        let mut reports = reports.chunks_exact(REPORT_ENTRY * (1 + self.alternatives));
+        let tokens = words(self.slot.tokens.as_ref());
+        let one = |((seq, wants), token): (&(SeqId, Option<u32>), Token)| {
+            let Some(k) = *wants else { return Sampled::new(*seq, token) };
+            let report = reports.next().unwrap_or_default().chunks_exact(REPORT_ENTRY).take(1 + k as usize);
+            let logprobs = report.filter(|entry| entry[0] != u32::MAX).map(|entry| Logprob {
+                token: entry[0],
+                rank: entry[1],
+                logprob: f32::from_bits(entry[2]),
+            });
+            Sampled { seq: *seq, token, logprobs: logprobs.collect() }
+        };
+        self.samplers.iter().zip(tokens).map(one).collect()
+    }
 }
 
 /// One model on one device with its KV blocks, sampler rows and temporary memory. Owned by one thread.
@@ -46,6 +78,8 @@ pub struct ModelRunner {
     inputs: Arc<dyn Allocation>,
     /// I32 `[max samples, 1]`.
     sampled: Tensor,
+    /// Of `max samples * REPORT_WORDS` words, cut as a step needs them.
+    reports: Arc<dyn Allocation>,
     idle: Vec<Slot>,
     flights: VecDeque<Flight>,
     device: Arc<dyn Device>,
@@ -68,6 +102,7 @@ impl ModelRunner {
                 inputs: device.host_buffer(shape.words() * WORD)?,
                 rows: RowBuffers::new(device.as_ref(), options.max_num_seqs, vocab_size)?,
                 tokens: device.host_buffer(samples * WORD)?,
+                reports: device.host_buffer(samples * REPORT_WORDS * WORD)?,
             });
         }
         let mut runner = Self {
@@ -78,6 +113,7 @@ impl ModelRunner {
             rows: SamplerRows::new(device.as_ref(), &options, vocab_size)?,
             inputs: device.alloc(shape.words() * WORD)?,
             sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
+            reports: device.alloc(samples * REPORT_WORDS * WORD)?,
             idle,
             flights: VecDeque::with_capacity(options.depth + 1),
             model,
@@ -106,9 +142,9 @@ impl ModelRunner {
             self.idle.pop().ok_or_else(|| Error::internal(format!("more than {depth} steps are in flight")))?;
         let launched = self.enqueue(plan, &mut slot);
         match launched {
-            Ok(event) => {
-                let samplers = plan.entries.iter().filter(|e| e.samples).map(|e| e.seq).collect();
-                self.flights.push_back(Flight { id: plan.id, samplers, slot, event });
+            Ok((event, alternatives)) => {
+                let samplers = plan.entries.iter().filter(|e| e.samples).map(|e| (e.seq, e.logprobs)).collect();
+                self.flights.push_back(Flight { id: plan.id, samplers, alternatives, slot, event });
                 Ok(())
             }
             Err(e) => {
@@ -123,7 +159,8 @@ impl ModelRunner {
         }
     }
 
-    fn enqueue(&self, plan: &StepPlan, slot: &mut Slot) -> Result<Box<dyn Event>> {
+    /// The event behind the step, and the alternatives of each of its reports.
+    fn enqueue(&self, plan: &StepPlan, slot: &mut Slot) -> Result<(Box<dyn Event>, usize)> {
         self.rows.set(&plan.row_inits, self.stream.as_ref(), &mut slot.rows)?;
         let step = self.upload(plan, slot)?;
         let pass = self.pass();
@@ -134,8 +171,14 @@ impl ModelRunner {
             let SamplerRows { state, counts, biases } = &self.rows;
             self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
             self.stream.download(slot.tokens.as_mut(), &out)?;
+            if let Some((index, alternatives)) = &step.reports {
+                let words = REPORT_ENTRY * (1 + alternatives);
+                let report = Tensor::new(Arc::clone(&self.reports), 0, index.rows(), words, DType::I32);
+                self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &report })?;
+                self.stream.download(slot.reports.as_mut(), &report)?;
+            }
         }
-        self.stream.record()
+        Ok((self.stream.record()?, step.reports.map_or(0, |(_, alternatives)| alternatives)))
     }
 
     fn upload(&self, plan: &StepPlan, slot: &mut Slot) -> Result<StepTensors> {
@@ -169,13 +212,7 @@ impl ModelRunner {
     pub fn finish(&mut self) -> Result<StepOutput> {
         let flight = self.flights.pop_front().ok_or_else(|| Error::internal("no step is in flight"))?;
         let outcome = match flight.event.wait() {
-            Ok(()) => {
-                let tokens = flight.slot.tokens.bytes().chunks_exact(WORD);
-                let tokens = tokens.map(|b| Token::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-                StepOutcome::Done(
-                    flight.samplers.iter().zip(tokens).map(|(s, token)| Sampled { seq: *s, token }).collect(),
-                )
-            }
+            Ok(()) => StepOutcome::Done(flight.sampled()),
             Err(e) => StepOutcome::Failed(e),
         };
         self.idle.push(flight.slot);
@@ -265,6 +302,7 @@ fn single(tokens: &[Token], start: usize, table: Vec<BlockId>, sampling: Samplin
         tokens: 0..tokens.len() as u32,
         blocks: 0..table.len() as u32,
         samples: matches!(sampling, Sampling::Draws),
+        logprobs: None,
     };
     StepPlan { id: StepId(0), entries: vec![entry], tokens: tokens.to_vec(), blocks: table, row_inits: Vec::new() }
 }

@@ -1,6 +1,6 @@
 //! What a landed step changes: tokens, ends, published blocks, or a rollback.
 
-use crate::base::{Error, Token};
+use crate::base::Error;
 use crate::plan::{FinishReason, Sampled, StepOutcome, StepOutput};
 use crate::sched::prefix::Key;
 use crate::sched::scheduler::{Flight, Scheduler};
@@ -58,7 +58,7 @@ impl Scheduler {
                 s.pending -= 1;
                 // `answers` counted them.
                 if let Some(sampled) = sampled.next() {
-                    self.take_token(e.slot, sampled.token, events);
+                    self.take_token(e.slot, sampled, events);
                 }
             }
             let s = &self.seqs[e.slot];
@@ -68,15 +68,16 @@ impl Scheduler {
         }
     }
 
-    fn take_token(&mut self, slot: u32, token: Token, events: &mut Vec<Event>) {
+    fn take_token(&mut self, slot: u32, sampled: &Sampled, events: &mut Vec<Event>) {
         let s = &mut self.seqs[slot];
-        if s.finish.is_some() {
-            if self.planted == Some(Planted::TokenAfterEnd) {
-                events.push(Event::Token { seq: s.id, token });
-            }
+        let token = sampled.token;
+        if s.finish.is_some() && self.planted != Some(Planted::TokenAfterEnd) {
             return;
         }
-        events.push(Event::Token { seq: s.id, token });
+        events.push(Event::Token { seq: s.id, token, logprobs: sampled.logprobs.clone() });
+        if s.finish.is_some() {
+            return;
+        }
         if s.place == Place::Leaving && self.planted == Some(Planted::PendingLost) {
             return;
         }

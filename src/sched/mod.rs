@@ -20,7 +20,7 @@ pub use policy::Policy;
 pub use scheduler::Scheduler;
 
 use crate::base::{Error, SeqId, Token};
-use crate::plan::FinishReason;
+use crate::plan::{FinishReason, Logprob};
 
 /// Bounds of a scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,9 +81,9 @@ pub enum Planted {
 pub enum Event {
     /// First admission (not a resume). `cached_tokens` of the prompt came from the prefix cache.
     Started { seq: SeqId, cached_tokens: u32 },
-    /// One generated token. End-of-sequence and stop tokens are reported like any other, right before `Finished`; the
+    /// One generated token, with its logprobs if they were asked for. End-of-sequence and stop tokens are reported like any other, right before `Finished`; the
     /// engine decides who sees them.
-    Token { seq: SeqId, token: Token },
+    Token { seq: SeqId, token: Token, logprobs: Vec<Logprob> },
     /// Exactly once per added sequence, and its last event. `error` is there when `reason` is `Error`.
     Finished { seq: SeqId, reason: FinishReason, error: Option<Error> },
 }

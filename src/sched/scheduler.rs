@@ -164,6 +164,8 @@ impl Scheduler {
             rank: self.policy.rank(&candidate),
             id: request.seq,
             salt,
+            choice: request.choice,
+            logprobs: request.logprobs,
             sampling: request.sampling.clone(),
             stop: request.stop.clone(),
             tokens: request.into_prompt(),
@@ -422,6 +424,7 @@ impl Scheduler {
             tokens: tokens_at..plan.tokens.len() as u32,
             blocks: blocks_at..plan.blocks.len() as u32,
             samples,
+            logprobs: s.logprobs,
         });
         s.computed = end;
         s.pending += u32::from(samples);

@@ -74,6 +74,8 @@ pub(super) struct Sequence {
     pub(super) rank: Rank,
     pub(super) id: SeqId,
     pub(super) salt: u64,
+    pub(super) choice: u32,
+    pub(super) logprobs: Option<u32>,
     pub(super) sampling: SamplingParams,
     pub(super) stop: StopCriteria,
 }
@@ -121,7 +123,7 @@ impl Sequence {
         RowInit {
             row: self.row,
             sampling: self.sampling.clone(),
-            choice: 0,
+            choice: self.choice,
             prompt_len: self.prompt_len,
             min_tokens,
             end_tokens: if min_tokens > 0 { self.stop.end_tokens().collect() } else { Vec::new() },

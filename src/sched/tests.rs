@@ -34,7 +34,7 @@ fn unique(seq: u64, len: u32) -> Vec<Token> {
 }
 
 fn done(plan: &StepPlan, token: Token) -> StepOutput {
-    let sampled = plan.entries.iter().filter(|e| e.samples).map(|e| Sampled { seq: e.seq, token }).collect();
+    let sampled = plan.entries.iter().filter(|e| e.samples).map(|e| Sampled::new(e.seq, token)).collect();
     StepOutput { id: plan.id, outcome: StepOutcome::Done(sampled) }
 }
 

@@ -55,6 +55,7 @@ fn plan(seqs: u32, start: u32, len: u32) -> StepPlan {
         tokens: s * len..(s + 1) * len,
         blocks: s * table..(s + 1) * table,
         samples: true,
+        logprobs: None,
     });
     StepPlan {
         id: StepId(0),

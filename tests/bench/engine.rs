@@ -24,9 +24,9 @@ struct Reader {
 impl RecordSink for Reader {
     fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
         match record {
-            Record::Output { tokens, text, .. } => {
-                self.bytes += text.len();
-                Some(Taken { tokens: tokens.len(), text: text.len() })
+            Record::Output(o) => {
+                self.bytes += o.text.len();
+                Some(Taken { tokens: o.tokens.len(), text: o.text.len() })
             }
             Record::Done { .. } => {
                 self.done += 1;
@@ -49,9 +49,11 @@ fn main() {
             let submission = Submission {
                 prompt: Prompt::Tokens((0..PROMPT).map(|j| 97 + ((i * 7 + j) % 26) as u32).collect()),
                 no_special_tokens: false,
-                output: OutputMode { text, tokens: !text, final_only: false },
+                output: OutputMode { text, tokens: !text, logprobs: false, final_only: false },
                 user_data: i as u64,
                 queue: Arc::clone(&queue),
+                n: 1,
+                n_logprobs: 0,
                 max_tokens: Some(TOKENS),
                 min_tokens: 0,
                 ignore_eos: true,

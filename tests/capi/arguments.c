@@ -96,12 +96,12 @@ static void negative_min_p(yn_request *r) { r->min_p = -0.1f; }
 static void zero_repetition(yn_request *r) { r->repetition_penalty = 0; }
 static void large_presence(yn_request *r) { r->presence_penalty = 2.5f; }
 static void nan_frequency(yn_request *r) { r->frequency_penalty = NAN; }
-static void two_choices(yn_request *r) { r->n = 2; }
+static void many_choices(yn_request *r) { r->n = 129; }
 static void no_choice(yn_request *r) { r->n = 0; }
 static void some_priority(yn_request *r) { r->priority = 1; }
 static void some_logprobs(yn_request *r) { r->n_logprobs = 1; }
 static void prompt_logprobs(yn_request *r) { r->n_prompt_logprobs = 1; }
-static void logprob_output(yn_request *r) { r->output |= YN_OUT_LOGPROBS; }
+static void many_logprobs(yn_request *r) { r->output |= YN_OUT_LOGPROBS; r->n_logprobs = 21; }
 static void unknown_output(yn_request *r) { r->output |= 1u << 20; }
 static void unknown_flag(yn_request *r) { r->flags |= 1u << 20; }
 static void some_slo(yn_request *r) { r->ttft_slo_ms = 5; }
@@ -139,10 +139,10 @@ static void refused_requests(void) {
       {zero_top_p, YN_E_INVALID, "top_p"}, {large_top_p, YN_E_INVALID, "top_p"},
       {negative_top_k, YN_E_INVALID, "top_k"}, {negative_min_p, YN_E_INVALID, "min_p"},
       {zero_repetition, YN_E_INVALID, "repetition_penalty"}, {large_presence, YN_E_INVALID, "presence_penalty"},
-      {nan_frequency, YN_E_INVALID, "frequency_penalty"}, {two_choices, YN_E_UNSUPPORTED, "n"},
-      {no_choice, YN_E_UNSUPPORTED, "n"}, {some_priority, YN_E_INVALID, "priority"},
-      {some_logprobs, YN_E_UNSUPPORTED, "n_logprobs"}, {prompt_logprobs, YN_E_UNSUPPORTED, "n_prompt_logprobs"},
-      {logprob_output, YN_E_UNSUPPORTED, "YN_OUT_LOGPROBS"}, {unknown_output, YN_E_UNSUPPORTED, "output"},
+      {nan_frequency, YN_E_INVALID, "frequency_penalty"}, {many_choices, YN_E_INVALID, "n is 129"},
+      {no_choice, YN_E_INVALID, "n is 0"}, {some_priority, YN_E_INVALID, "priority"},
+      {some_logprobs, YN_E_INVALID, "n_logprobs"}, {prompt_logprobs, YN_E_UNSUPPORTED, "n_prompt_logprobs"},
+      {many_logprobs, YN_E_INVALID, "n_logprobs"}, {unknown_output, YN_E_UNSUPPORTED, "output"},
       {unknown_flag, YN_E_UNSUPPORTED, "flags"}, {some_slo, YN_E_UNSUPPORTED, "ttft_slo_ms"},
       {some_reserve, YN_E_UNSUPPORTED, "reserved"}, {foreign_queue, YN_E_BAD_HANDLE, "queue"},
       {null_stops, YN_E_INVALID, "stop_texts"}, {empty_stop, YN_E_INVALID, "stop_texts[0]"},

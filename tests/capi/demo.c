@@ -204,6 +204,51 @@ static void final_only(yn_engine engine) {
   tally_free(&streamed);
 }
 
+/* Three choices with logprobs, through a small buffer: records of one choice add up, and each says how it ended. */
+static void choices_and_logprobs(yn_engine engine) {
+  enum { K = 4, CHOICES = 3 };
+  static uint64_t buffer[512];
+  yn_request r = story(engine, 40);
+  unsigned tokens[CHOICES] = {0}, ended = 0, i, j, completion = 0;
+  size_t used = 0, at;
+  int done = 0;
+  r.n = CHOICES;
+  r.output |= YN_OUT_LOGPROBS;
+  r.n_logprobs = K;
+  r.temperature = 0.8f;
+  r.flags = YN_REQ_SEEDED | YN_REQ_IGNORE_EOS;
+  submit(engine, &r);
+  while (!done) {
+    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, 20000, &used), YN_OK, NULL);
+    for (at = 0; at < used; at += ((yn_event *)((char *)buffer + at))->size) {
+      const yn_event *e = (const yn_event *)((const char *)buffer + at);
+      const yn_logprob *p = (const yn_logprob *)((const char *)e + e->logprobs_off);
+      const uint32_t *ids = (const uint32_t *)((const char *)e + e->tokens_off);
+      if (e->kind == YN_EV_DONE) {
+        done = 1;
+        completion = e->completion_tokens;
+        CHECK(e->finish == YN_FINISH_LENGTH && e->prompt_tokens > 5);
+      }
+      if (e->kind != YN_EV_OUTPUT) continue;
+      CHECK(e->choice < CHOICES && e->n_logprobs == e->n_tokens * (1 + K));
+      for (i = 0; i < e->n_tokens; i++) {
+        const yn_logprob *own = &p[i * (1 + K)];
+        CHECK(own->token == ids[i] && own->rank >= 1 && own->logprob <= 0 && own->text_end <= e->text_len);
+        for (j = 1; j <= K; j++) {
+          CHECK(own[j].rank == j && own[j].logprob <= 0 && (j == 1 || own[j].logprob <= own[j - 1].logprob));
+          CHECK((own[j].token == own->token) == (own->rank == j));
+        }
+      }
+      tokens[e->choice] += e->n_tokens;
+      if (e->finish != YN_FINISH_NONE) {
+        CHECK(e->finish == YN_FINISH_LENGTH && tokens[e->choice] == 40);
+        ended++;
+      }
+    }
+  }
+  CHECK(ended == CHOICES && completion == 40 * CHOICES);
+}
+
 static void deadline_and_overrun(void) {
   yn_engine engine = open_with(", \"max_unread_bytes\": 4096, \"max_num_seqs\": 4");
   yn_request r[2];
@@ -241,6 +286,7 @@ int main(int argc, char **argv) {
   ends_and_seeds(engine);
   cache_and_salt(engine);
   final_only(engine);
+  choices_and_logprobs(engine);
   check_idle(engine);
   EXPECT(yn_engine_free(engine), YN_OK, NULL);
   same_everywhere();

@@ -50,6 +50,7 @@ const TABLE: &[Case] = &[
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),
     ("sample: penalties and biases", sample::penalties_and_biases),
+    ("logprobs", sample::logprobs),
     ("sample: extremes", sample::extremes),
     ("sample: distribution", sample::distribution),
     ("row invariance of linear", invariance::linear),

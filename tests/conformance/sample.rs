@@ -4,7 +4,7 @@ use crate::kit::{Kit, noise};
 use yinian::base::DType;
 use yinian::base::rng;
 use yinian::hal::ops::{
-    SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_IN_PROMPT, SAMPLER_WORDS, Sample, SamplerWord as Word,
+    Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_IN_PROMPT, SAMPLER_WORDS, Sample, SamplerWord as Word,
 };
 
 #[derive(Debug, Clone)]
@@ -302,4 +302,36 @@ pub(crate) fn distribution(kit: &Kit) {
         .map(|(id, p)| (f64::from(counts[*id]) - p * 2000.0).powi(2) / (p * 2000.0))
         .sum();
     assert!(chi < 24.3, "chi-square {chi}, counts {counts:?}");
+}
+
+/// Reports of some rows of logits, in a shuffled order, against a plain model.
+pub(crate) fn logprobs(kit: &Kit) {
+    for (seed, (vocabulary, n, k)) in
+        [(1, 1, 0), (1, 2, 3), (2, 3, 1), (33, 5, 20), (1000, 7, 20), (1000, 4, 0), (5, 3, 9)].into_iter().enumerate()
+    {
+        let mut logits: Vec<f32> = noise(seed as u64, n * vocabulary).iter().map(|x| x * 20.0).collect();
+        // Some ties: of equals the smaller id comes first.
+        logits.iter_mut().step_by(3).for_each(|x| *x = x.round() + 0.0);
+        let tokens: Vec<i32> = (0..n).map(|s| ((s * 7 + seed) % vocabulary) as i32).collect();
+        let index: Vec<i32> = (0..n as i32).rev().step_by(2).collect();
+        let out = kit.ints(&vec![0x7f7f_7f7f; index.len() * 3 * (1 + k)], 3 * (1 + k));
+        let args = (kit.floats(&logits, vocabulary), kit.ints(&index, 1), kit.ints(&tokens, 1));
+        kit.stream.logprobs(&Logprobs { logits: &args.0, index: &args.1, tokens: &args.2, out: &out }).unwrap();
+        for (row, found) in index.iter().zip(kit.read_ints(&out).chunks_exact(3 * (1 + k))) {
+            let x = &logits[*row as usize * vocabulary..(*row as usize + 1) * vocabulary];
+            let mut order: Vec<usize> = (0..vocabulary).collect();
+            order.sort_by(|a, b| x[*b].total_cmp(&x[*a]).then(a.cmp(b)));
+            let max = f64::from(x[order[0]]);
+            let log_sum = max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln();
+            let token = tokens[*row as usize] as usize;
+            let mut expected = vec![(token, order.iter().position(|id| *id == token).unwrap() + 1)];
+            expected.extend(order.iter().take(k).zip(1..).map(|(id, rank)| (*id, rank)));
+            for (entry, (id, rank)) in found.chunks_exact(3).zip(&expected) {
+                assert_eq!((entry[0] as usize, entry[1] as usize), (*id, *rank), "vocabulary {vocabulary}");
+                let (logprob, truth) = (f64::from(f32::from_bits(entry[2] as u32)), f64::from(x[*id]) - log_sum);
+                assert!((logprob - truth).abs() <= 1e-5 * truth.abs().max(1.0), "{logprob} for {truth}");
+            }
+            assert!(found.chunks_exact(3).skip(expected.len()).all(|entry| entry == [-1, 0, 0]));
+        }
+    }
 }

@@ -8,11 +8,23 @@ use yinian::base::config::EngineConfig;
 use yinian::base::{ErrorKind, RequestId, Token};
 use yinian::engine::queue::{EngineEvent, Record, RecordSink, Taken};
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, State, Submission};
-use yinian::plan::{FinishReason, SamplingParams};
+use yinian::plan::{FinishReason, Logprob, SamplingParams};
+
+/// One of several choices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) finish: Option<FinishReason>,
+}
 
 /// What one request came to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Answer {
+    /// When there are several.
+    pub(crate) choices: Vec<Choice>,
+    pub(crate) logprobs: Vec<Logprob>,
+    pub(crate) text_ends: Vec<u64>,
     pub(crate) text: String,
     pub(crate) tokens: Vec<Token>,
     pub(crate) finish: Option<FinishReason>,
@@ -34,12 +46,22 @@ impl RecordSink for Reader {
     fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
         let mut taken = Taken { tokens: 0, text: 0 };
         match record {
-            Record::Output { info, tokens, text, .. } => {
-                let answer = self.answers.entry(info.id).or_default();
+            Record::Output(o) => {
+                let answer = self.answers.entry(o.info.id).or_default();
                 assert_eq!(answer.finish, None, "output after Done");
-                answer.tokens.extend_from_slice(tokens);
-                answer.text.push_str(text);
-                taken = Taken { tokens: tokens.len(), text: text.len() };
+                if o.info.choices > 1 {
+                    answer.choices.resize(o.info.choices as usize, Choice::default());
+                    let choice = &mut answer.choices[o.choice as usize];
+                    assert_eq!(choice.finish, None, "output after a choice's finish");
+                    choice.text.push_str(o.text);
+                    choice.tokens.extend_from_slice(o.tokens);
+                    choice.finish = o.finish;
+                }
+                answer.tokens.extend_from_slice(o.tokens);
+                answer.text.push_str(o.text);
+                answer.logprobs.extend_from_slice(o.logprobs);
+                answer.text_ends.extend_from_slice(o.text_ends);
+                taken = Taken { tokens: o.tokens.len(), text: o.text.len() };
             }
             Record::Done { info, done } => {
                 let answer = self.answers.entry(info.id).or_default();
@@ -76,9 +98,11 @@ impl Host {
         Submission {
             prompt: Prompt::Text(prompt.to_owned()),
             no_special_tokens: false,
-            output: OutputMode { text: true, tokens: true, final_only: false },
+            output: OutputMode { text: true, tokens: true, logprobs: false, final_only: false },
             user_data: 0,
             queue: Arc::clone(&self.queue),
+            n: 1,
+            n_logprobs: 0,
             max_tokens: Some(max_tokens),
             min_tokens: 0,
             ignore_eos: true,

@@ -176,7 +176,7 @@ fn a_panic_in_the_text_work_of_a_request_ends_it_alone() {
         assert!(!answer.text.contains('q') && answer.completion_tokens > 0, "{answer:?}");
     }
     let request = Submission {
-        output: OutputMode { text: false, tokens: true, final_only: false },
+        output: OutputMode { text: false, tokens: true, logprobs: false, final_only: false },
         ..host.request("bytes", 100)
     };
     assert_eq!(host.serve(vec![request])[0].finish, Some(FinishReason::Length));
@@ -221,6 +221,61 @@ fn requests_end_and_the_load_is_cancelled_while_the_model_loads() {
     assert!(from.elapsed() < Duration::from_secs(5), "close waited for the load");
     host.read(3);
     assert_eq!(host.reader.answers[&patient].finish, Some(FinishReason::Cancelled));
+}
+
+#[test]
+fn choices_share_the_prompt_and_end_one_by_one() {
+    let mut host = Host::new(r#"{"model": "mock:words", "block_size": 4}"#);
+    let prompt = "a prompt that is long enough to fill some blocks";
+    let one = host.request(prompt, 30);
+    let alone = host.serve(vec![one.clone()]).remove(0);
+    let planned = host.engine.stats();
+    let many = Submission { n: 5, ..one.clone() };
+    let answer = host.serve(vec![many]).remove(0);
+    assert_eq!(answer.choices.len(), 5);
+    assert_eq!((answer.choices[0].text.as_str(), answer.finish), (alone.text.as_str(), Some(FinishReason::Length)));
+    assert!(answer.choices.iter().all(|c| c.tokens.len() == 30 && c.finish == Some(FinishReason::Length)));
+    let texts: std::collections::HashSet<_> = answer.choices.iter().map(|c| &c.text).collect();
+    assert_eq!((texts.len(), answer.completion_tokens), (5, 150));
+    let stats = host.engine.stats();
+    assert_eq!(stats.prompt_tokens - planned.prompt_tokens, prompt.len() as u64);
+    assert!(stats.prefix_hit_tokens - planned.prefix_hit_tokens >= 5 * (prompt.len() as u64 / 4 - 1) * 4);
+
+    // A stop text ends one choice; a cancel ends all.
+    let stop = answer.choices[3].text[10..14].to_owned();
+    let stopped = host.serve(vec![Submission { n: 5, stop_texts: vec![stop.clone()], ..one.clone() }]).remove(0);
+    assert_eq!(stopped.choices[3].finish, Some(FinishReason::Stop));
+    assert!(!stopped.choices[3].text.contains(&stop) && stopped.choices[3].text.len() <= 10);
+    assert_eq!(stopped.choices.iter().filter(|c| c.finish == Some(FinishReason::Length)).count(), 4);
+    let id = host.submit(Submission { n: 3, ..host.request("for ever", 1 << 14) });
+    host.engine.cancel(id);
+    host.read(4);
+    assert_eq!(host.reader.answers[&id].finish, Some(FinishReason::Cancelled));
+    assert_eq!(host.engine.submit(Submission { n: 0, ..one.clone() }).unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(host.engine.submit(Submission { n: 129, ..one }).unwrap_err().kind, ErrorKind::Invalid);
+    host.assert_idle();
+}
+
+#[test]
+fn logprobs_travel_with_their_tokens() {
+    let mut host = Host::new(r#"{"model": "mock:words", "pipeline_depth": 3}"#);
+    let output = OutputMode { text: true, tokens: true, logprobs: true, final_only: false };
+    let plain = host.request("tell me", 40);
+    let without = host.serve(vec![plain.clone()]).remove(0);
+    for k in [0, 1, 5] {
+        let answer = host.serve(vec![Submission { output, n_logprobs: k, ..plain.clone() }]).remove(0);
+        assert_eq!((&answer.tokens, &answer.text), (&without.tokens, &without.text));
+        let per_token = 1 + k as usize;
+        assert_eq!(answer.logprobs.len(), 40 * per_token);
+        for (token, group) in answer.tokens.iter().zip(answer.logprobs.chunks(per_token)) {
+            assert_eq!((group[0].token, group[0].rank), (*token, 1));
+            assert!(group[1..].iter().zip(1..).all(|(p, rank)| p.rank == rank));
+        }
+        assert_eq!(answer.text_ends, (1..=40).collect::<Vec<u64>>());
+    }
+    let too_many = Submission { output, n_logprobs: 21, ..plain };
+    assert_eq!(host.engine.submit(too_many).unwrap_err().kind, ErrorKind::Invalid);
+    host.assert_idle();
 }
 
 /// The value of a metric's line that has `part` in it.

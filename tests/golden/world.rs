@@ -82,6 +82,7 @@ pub(crate) fn step(seqs: &[&Alone], chunk: usize) -> StepPlan {
             tokens: token..plan.tokens.len() as u32,
             blocks: block..plan.blocks.len() as u32,
             samples: end == s.tokens.len(),
+            logprobs: None,
         });
         if s.computed == 0 {
             plan.row_inits.push(row_init(s));

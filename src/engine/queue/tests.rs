@@ -1,4 +1,7 @@
 use super::*;
+use crate::base::Token;
+use crate::engine::OutputMode;
+use crate::plan::FinishReason;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Takes `room` records, of outputs at most `max` bytes of text each.
@@ -13,10 +16,12 @@ impl RecordSink for Lines {
         self.room = self.room.checked_sub(1)?;
         let mut taken = Taken { tokens: 0, text: 0 };
         self.lines.push(match record {
-            Record::Output { info, tokens, text, .. } => {
-                let cut = text.floor_char_boundary(self.max);
-                taken = Taken { tokens: tokens.len(), text: cut };
-                format!("{}:{tokens:?}{}", info.user_data, &text[..cut])
+            Record::Output(o) => {
+                let cut = o.text.floor_char_boundary(self.max);
+                taken = Taken { tokens: o.tokens.len(), text: cut };
+                let choice = if o.info.choices > 1 { format!("/{}", o.choice) } else { String::new() };
+                let finish = o.finish.filter(|_| cut == o.text.len()).map_or(String::new(), |f| format!(".{f:?}"));
+                format!("{}{choice}:{:?}{}{finish}", o.info.user_data, o.tokens, &o.text[..cut])
             }
             Record::Done { info, done } => format!("{}.{:?}", info.user_data, done.finish),
             Record::Engine(e) => format!("{:?} {}", e.state, e.permille),
@@ -49,12 +54,16 @@ impl Bell for Level {
     }
 }
 
-const ALL: OutputMode = OutputMode { text: true, tokens: true, final_only: false };
+const ALL: OutputMode = OutputMode { text: true, tokens: true, logprobs: false, final_only: false };
 
 fn open(queue: &Arc<EventQueue>, n: u64, output: OutputMode) -> OutputStream {
-    let info = StreamInfo { id: RequestId(n), user_data: n, output, max_unread_bytes: 64, t_submit_ns: 0 };
+    let info = StreamInfo { id: RequestId(n), user_data: n, output, choices: 1, max_unread_bytes: 64, t_submit_ns: 0 };
     let nobody: Weak<dyn Cancel> = Weak::<Seen>::new();
     queue.open(info, nobody).unwrap()
+}
+
+fn piece<'a>(tokens: &'a [Token], text: &'a str) -> Piece<'a> {
+    Piece { tokens, text, logprobs: &[], t_first_ns: 1, t_event_ns: 1 }
 }
 
 fn done(finish: FinishReason) -> Done {
@@ -70,9 +79,9 @@ fn poll(queue: &EventQueue, room: usize, max: usize) -> Result<Vec<String>> {
 fn unread_output_merges_and_streams_take_turns() {
     let q = EventQueue::new(None);
     let (a, b) = (open(&q, 1, ALL), open(&q, 2, ALL));
-    a.push(&[1], "x", 1, 1).unwrap();
-    b.push(&[9], "b", 1, 1).unwrap();
-    a.push(&[2], "y", 1, 2).unwrap();
+    a.push(0, &piece(&[1], "x")).unwrap();
+    b.push(0, &piece(&[9], "b")).unwrap();
+    a.push(0, &piece(&[2], "y")).unwrap();
     assert_eq!(poll(&q, 9, 99).unwrap(), ["1:[1, 2]xy", "2:[9]b"]);
     a.done(done(FinishReason::Eos));
     assert_eq!(poll(&q, 9, 99).unwrap(), ["1.Eos"]);
@@ -85,7 +94,7 @@ fn unread_output_merges_and_streams_take_turns() {
 fn long_text_is_split_at_code_points_and_a_full_buffer_keeps_the_rest() {
     let q = EventQueue::new(None);
     let a = open(&q, 1, OutputMode { tokens: false, ..ALL });
-    a.push(&[1], "ab一c", 1, 1).unwrap();
+    a.push(0, &piece(&[1], "ab一c")).unwrap();
     a.done(done(FinishReason::Length));
     assert_eq!(poll(&q, 1, 4).unwrap(), ["1:[]ab"]);
     assert_eq!(poll(&q, 1, 4).unwrap(), ["1:[]一c"]);
@@ -97,12 +106,12 @@ fn long_text_is_split_at_code_points_and_a_full_buffer_keeps_the_rest() {
 fn a_full_stream_is_overrun_and_its_done_has_a_place() {
     let q = EventQueue::new(None);
     let a = open(&q, 1, ALL);
-    a.push(&[1; 15], "abcd", 1, 1).unwrap();
-    assert_eq!(a.push(&[1], "", 1, 1), Err(Overrun));
+    a.push(0, &piece(&[1; 15], "abcd")).unwrap();
+    assert_eq!(a.push(0, &piece(&[1], "")), Err(Overrun));
     a.done(done(FinishReason::Overrun));
     assert_eq!(poll(&q, 9, 99).unwrap().last().unwrap(), "1.Overrun");
     let whole = open(&q, 2, OutputMode { final_only: true, ..ALL });
-    whole.push(&[1; 100], "t", 1, 1).unwrap();
+    whole.push(0, &piece(&[1; 100], "t")).unwrap();
     assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
     whole.done(done(FinishReason::Stop));
     assert_eq!(poll(&q, 9, 99).unwrap().len(), 2);
@@ -113,11 +122,13 @@ fn a_shut_queue_cancels_drains_and_ends() {
     let q = EventQueue::new(None);
     let engine: Arc<Seen> = Arc::default();
     let weak: Weak<Seen> = Arc::downgrade(&engine);
-    let info = StreamInfo { id: RequestId(7), user_data: 7, output: ALL, max_unread_bytes: 64, t_submit_ns: 0 };
+    let info =
+        StreamInfo { id: RequestId(7), user_data: 7, output: ALL, choices: 1, max_unread_bytes: 64, t_submit_ns: 0 };
     let a = q.open(info, weak.clone()).unwrap();
     q.shut();
     assert_eq!(engine.0.load(Ordering::SeqCst), 7);
-    let late = StreamInfo { id: RequestId(8), user_data: 8, output: ALL, max_unread_bytes: 64, t_submit_ns: 0 };
+    let late =
+        StreamInfo { id: RequestId(8), user_data: 8, output: ALL, choices: 1, max_unread_bytes: 64, t_submit_ns: 0 };
     assert!(q.open(late, weak).is_none());
     assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
     a.done(done(FinishReason::Cancelled));
@@ -168,6 +179,24 @@ fn a_sleeping_poller_is_woken_by_output() {
             q.poll(Some(Duration::from_secs(60)), &mut sink).map(|()| sink.lines)
         }
     });
-    a.push(&[3], "z", 1, 1).unwrap();
+    a.push(0, &piece(&[3], "z")).unwrap();
     assert_eq!(sleeper.join().unwrap().unwrap(), ["1:[3]z"]);
+}
+
+#[test]
+fn choices_are_read_apart_and_say_how_they_ended() {
+    let q = EventQueue::new(None);
+    let info =
+        StreamInfo { id: RequestId(5), user_data: 5, output: ALL, choices: 2, max_unread_bytes: 64, t_submit_ns: 0 };
+    let a = q.open(info, Weak::<Seen>::new()).unwrap();
+    a.push(1, &piece(&[7], "x")).unwrap();
+    a.push(0, &piece(&[8], "y")).unwrap();
+    a.push(1, &piece(&[9], "z")).unwrap();
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["5/0:[8]y", "5/1:[7, 9]xz"]);
+    a.push(0, &piece(&[1], "w")).unwrap();
+    a.finish(0, FinishReason::Length, 2);
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["5/0:[1]w.Length"]);
+    a.finish(1, FinishReason::Eos, 3);
+    a.done(done(FinishReason::Length));
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["5/1:[].Eos", "5.Length"]);
 }

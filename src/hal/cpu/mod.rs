@@ -2,11 +2,12 @@
 //!
 //! - `pool` runs the parts of an op, `mem` is memory, `simd` the vector operations per instruction set.
 //! - `pack` and `linear` are weight matrices and their product, `kv` and `attention` the cache and its reader.
-//! - `rowwise`, `processors` and `sample` are the rest of the ops; `stream` checks shapes and calls them.
+//! - `rowwise`, `processors`, `sample` and `logprobs` are the rest of the ops; `stream` checks shapes and calls them.
 
 mod attention;
 mod kv;
 mod linear;
+mod logprobs;
 mod mem;
 mod pack;
 mod pool;

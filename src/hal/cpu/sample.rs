@@ -10,7 +10,7 @@ use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS, Sample, SamplerWord};
 use std::sync::{Mutex, PoisonError};
 
 /// Logits this many temperatures below the largest weigh less than 1e-5 of it and are looked at last.
-const LIKELY: f32 = 12.0;
+pub(super) const LIKELY: f32 = 12.0;
 /// Candidates ranked first; each further portion is eight times as large.
 const FIRST_PORTION: usize = 64;
 
@@ -20,7 +20,7 @@ pub(super) struct Workspace {
     /// Logits of a row whose biases, penalties or mask change them.
     processed: Vec<f32>,
     /// Candidates as sort keys.
-    keys: Vec<u64>,
+    pub(super) keys: Vec<u64>,
 }
 
 /// Draws for every row of the step. A row with a NaN is a `Device` error that names it.
@@ -136,11 +136,11 @@ impl Kernel for Largest<'_> {
 }
 
 /// Sum of `e^((x - max) / temperature)` in one fixed order.
-struct Mass<'a> {
-    logits: &'a [f32],
-    max: f32,
-    inverse: f32,
-    total: &'a mut f64,
+pub(super) struct Mass<'a> {
+    pub(super) logits: &'a [f32],
+    pub(super) max: f32,
+    pub(super) inverse: f32,
+    pub(super) total: &'a mut f64,
 }
 
 impl Kernel for Mass<'_> {
@@ -213,7 +213,7 @@ fn key(logit: f32, id: usize) -> u64 {
 }
 
 /// Candidates by rank, collected and sorted as far as somebody has asked.
-struct Ranked<'a> {
+pub(super) struct Ranked<'a> {
     keys: &'a mut Vec<u64>,
     sorted: usize,
     logits: &'a [f32],
@@ -222,7 +222,7 @@ struct Ranked<'a> {
 }
 
 impl<'a> Ranked<'a> {
-    fn new(keys: &'a mut Vec<u64>, logits: &'a [f32], floor: f32) -> Self {
+    pub(super) fn new(keys: &'a mut Vec<u64>, logits: &'a [f32], floor: f32) -> Self {
         let floor = floor.max(f32::MIN); // never NaN, which nothing is above or below
         keys.clear();
         keys.extend(logits.iter().enumerate().filter(|(_, x)| **x >= floor).map(|(id, x)| key(*x, id)));
@@ -230,7 +230,7 @@ impl<'a> Ranked<'a> {
     }
 
     /// Token of a rank below the number of logits.
-    fn id(&mut self, rank: usize) -> usize {
+    pub(super) fn id(&mut self, rank: usize) -> usize {
         while rank >= self.sorted {
             if self.sorted == self.keys.len() {
                 let rest = self.logits.iter().enumerate().filter(|(_, x)| **x < self.floor);

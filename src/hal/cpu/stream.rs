@@ -2,13 +2,14 @@
 //! here; the op files trust them.
 
 use super::CpuDevice;
+use super::logprobs::logprobs;
 use super::mem::{Scratch, floats, ints};
 use super::pack::PackedMatrix;
 use super::rowwise::{Norm, act_mul, embed, gather_rows, soft_cap};
 use super::sample::{Workspace, sample};
 use super::{attention, kv, linear};
 use crate::base::Result;
-use crate::hal::ops::{Activation, PagedAttention, RopeWriteKv, SAMPLER_WORDS, Sample};
+use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, SAMPLER_WORDS, Sample};
 use crate::hal::{Event, HostBuffer, Matrix, Ops, Stream, Tensor};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -98,6 +99,10 @@ impl Ops for CpuStream {
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         sample(&self.device.pool, self.device.isa, &self.sampling, args)
+    }
+
+    fn logprobs(&self, args: &Logprobs<'_>) -> Result<()> {
+        logprobs(&self.device.pool, self.device.isa, &self.sampling, args)
     }
 }
 
