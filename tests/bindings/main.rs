@@ -17,7 +17,7 @@ fn root() -> &'static Path {
 /// Runs a command for at most two minutes and returns its standard output; it must succeed.
 fn run(command: &mut Command) -> String {
     let mut limited = Command::new("timeout");
-    limited.arg("120").arg(command.get_program()).args(command.get_args());
+    limited.arg("300").arg(command.get_program()).args(command.get_args());
     limited.envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
     if let Some(dir) = command.get_current_dir() {
         limited.current_dir(dir);

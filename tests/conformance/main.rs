@@ -51,6 +51,7 @@ const TABLE: &[Case] = &[
     ("sample: draws", sample::draws),
     ("sample: penalties and biases", sample::penalties_and_biases),
     ("logprobs", sample::logprobs),
+    ("sample: the reference's processors", sample::reference_processors),
     ("sample: extremes", sample::extremes),
     ("sample: distribution", sample::distribution),
     ("row invariance of linear", invariance::linear),

@@ -2,7 +2,7 @@
 
 use crate::kit::{Kit, noise};
 use yinian::base::DType;
-use yinian::base::rng;
+use yinian::base::rng::{self, SplitMix64};
 use yinian::hal::ops::{
     Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_IN_PROMPT, SAMPLER_WORDS, Sample, SamplerWord as Word,
 };
@@ -332,6 +332,46 @@ pub(crate) fn logprobs(kit: &Kit) {
                 assert!((logprob - truth).abs() <= 1e-5 * truth.abs().max(1.0), "{logprob} for {truth}");
             }
             assert!(found.chunks_exact(3).skip(expected.len()).all(|entry| entry == [-1, 0, 0]));
+        }
+    }
+}
+
+/// Rows that the reference's processors have worked on (make.py): the same tokens are left, the largest has the same
+/// probability, and what is drawn is one of them. The penalty's history is half prompt, half output.
+pub(crate) fn reference_processors(kit: &Kit) {
+    const VOCABULARY: usize = 32;
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/processors.json");
+    let all: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for kind in ["repetition", "temperature", "top_k", "top_p", "min_p", "all"] {
+        let cases = all[kind].as_array().unwrap();
+        assert_eq!(cases.len(), 1000, "{kind}");
+        let (mut logits, mut rows) = (Vec::new(), Vec::new());
+        for case in cases {
+            let number = |i: usize| case[i].as_f64().unwrap();
+            let mut rng = SplitMix64(case[0].as_u64().unwrap());
+            let scale = number(1);
+            logits.extend((0..VOCABULARY).map(|_| ((2.0 * f64::from(rng.unit()) - 1.0) * scale) as f32));
+            let seen: Vec<usize> = (0..8).map(|_| rng.below(VOCABULARY as u64) as usize).collect();
+            rows.push(Row {
+                penalties: [number(2) as f32, 0.0, 0.0],
+                temperature: number(3) as f32,
+                top_k: number(4) as i32,
+                top_p: number(5) as f32,
+                min_p: number(6) as f32,
+                prompt: seen[..4].to_vec(),
+                output: seen[4..].to_vec(),
+                seed: case[0].as_u64().unwrap(),
+                ..GREEDY
+            });
+        }
+        let drawn = run(kit, &logits, &rows, 8).unwrap();
+        for (((case, row), x), token) in cases.iter().zip(&rows).zip(logits.chunks_exact(VOCABULARY)).zip(drawn) {
+            let left = candidates(&processed(x, row), row);
+            let mask = left.iter().fold(0_u32, |mask, (id, _)| mask | 1 << id);
+            let expected = u32::from_str_radix(case[7].as_str().unwrap(), 16).unwrap();
+            assert_eq!(mask, expected, "{kind}: {case}");
+            assert!((left[0].1 - case[8].as_f64().unwrap()).abs() < 2e-5, "{kind}: {case} {left:?}");
+            assert!(expected >> token & 1 == 1, "{kind}: {token} was drawn of {expected:x}");
         }
     }
 }
