@@ -49,21 +49,28 @@ pub(super) fn chat_template(dir: &Path, given: Option<&str>) -> Result<Option<Ch
         None if jinja.exists() => Some(read_text(&jinja)?),
         None => {
             let extra = read_json(&dir.join("chat_template.json"))?.unwrap_or_default();
-            named(&extra["chat_template"]).or_else(|| named(&config["chat_template"]))
+            match named(&extra["chat_template"])? {
+                None => named(&config["chat_template"])?,
+                found => found,
+            }
         }
     };
     source.map(|s| ChatTemplate::new(&s, specials)).transpose()
 }
 
 /// A template, or the one called `default` in a list of named ones.
-fn named(value: &Value) -> Option<String> {
+fn named(value: &Value) -> Result<Option<String>> {
     match value {
-        Value::String(s) => Some(s.clone()),
+        Value::Null => Ok(None),
+        Value::String(s) => Ok(Some(s.clone())),
         Value::Array(list) => {
-            let default = list.iter().find(|t| t["name"] == "default")?;
-            default["template"].as_str().map(str::to_owned)
+            let default = list.iter().find(|t| t["name"] == "default");
+            Ok(default.and_then(|t| t["template"].as_str()).map(str::to_owned))
         }
-        _ => None,
+        _ => Err(Error::invalid(
+            "chat_template of the model's tokenizer_config.json or chat_template.json is neither text nor a list of named \
+             templates",
+        )),
     }
 }
 

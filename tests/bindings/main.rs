@@ -14,7 +14,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a command for at most two minutes and returns its standard output; it must succeed.
+/// Runs a command for at most five minutes and returns its standard output; it must succeed.
 fn run(command: &mut Command) -> String {
     let mut limited = Command::new("timeout");
     limited.arg("300").arg(command.get_program()).args(command.get_args());
