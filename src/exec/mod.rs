@@ -1,6 +1,7 @@
 //! F4: who runs a plan. The engine sees [`Executor`]; a device worker or the simulator stands behind it.
 
 pub mod mock;
+pub mod ranks;
 pub mod sim;
 pub mod worker;
 

@@ -2,6 +2,7 @@
 
 use crate::base::{DType, Result};
 use crate::hal::arena::{Arena, ArenaPlan, Slot};
+use crate::hal::comm::Communicator;
 use crate::hal::ops::{HeadNorms, KvLayer, PagedAttention, RopeWriteKv};
 use crate::hal::{Stream, Tensor};
 use crate::model::load::{Layer, Linear};
@@ -65,6 +66,8 @@ pub struct Pass<'a> {
     pub state: &'a Tensor,
     /// Layer 0 of the cache.
     pub kv: KvLayer<'a>,
+    /// Where the model is spread over ranks.
+    pub comm: Option<&'a dyn Communicator>,
 }
 
 impl Pass<'_> {
@@ -94,12 +97,12 @@ impl Pass<'_> {
             }
             self.linear(&qkv, &x, &layer.qkv)?;
             self.attention(batch, (&attended, &qkv), (layer, kind), kv)?;
-            self.linear(&x, &attended, &layer.output)?;
+            self.row_parallel(&x, &attended, &layer.output)?;
             self.branch_norm(&x, layer.attention_norm.as_ref())?;
             ops.add_rms_norm(&x, &residual, &x, &layer.post_norm, spec.norm_eps)?;
             self.linear(&gate_up, &x, &layer.gate_up)?;
             ops.act_mul(&inner, &gate_up, spec.activation)?;
-            self.linear(&x, &inner, &layer.down)?;
+            self.row_parallel(&x, &inner, &layer.down)?;
             self.branch_norm(&x, layer.mlp_norm.as_ref())?;
         }
         ops.add_rms_norm(&x, &residual, &x, &model.final_norm, spec.norm_eps)?;
@@ -108,6 +111,12 @@ impl Pass<'_> {
 
     fn linear(&self, out: &Tensor, x: &Tensor, linear: &Linear) -> Result<()> {
         self.stream.linear(out, x, &linear.weight, linear.bias.as_ref())
+    }
+
+    /// A product whose columns are spread over ranks, so that each has one addend of `out`.
+    fn row_parallel(&self, out: &Tensor, x: &Tensor, linear: &Linear) -> Result<()> {
+        self.linear(out, x, linear)?;
+        self.comm.map_or(Ok(()), |comm| comm.all_reduce(self.stream, out))
     }
 
     fn branch_norm(&self, x: &Tensor, weight: Option<&Tensor>) -> Result<()> {

@@ -6,11 +6,13 @@ use crate::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
 use crate::model::config::{ModelInfo, check_length};
 use crate::model::registry;
 use crate::model::rope;
+use crate::model::shard::{Part, Shard, cut};
 use crate::model::spec::{WeightNames, bias_name};
 use crate::model::weights::{DummyWeights, SafetensorsWeights, WeightData, WeightSource};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 /// How far loading is, in bytes of weights.
@@ -69,7 +71,20 @@ pub fn load(
     device: &dyn Device,
     (max_len, progress): (usize, &mut dyn FnMut(LoadProgress) -> Result<()>),
 ) -> Result<Model> {
+    load_shard(info, dir, (format, Shard::WHOLE), device, (max_len, progress))
+}
+
+/// The same for one rank, which reads its rows and columns only; `info` is the whole model's, the result's is the rank's.
+/// Embeddings, norms and head are whole on every rank. Ranks that the model cannot be spread over are `Invalid`.
+pub fn load_shard(
+    info: &ModelInfo,
+    dir: &Path,
+    (format, shard): (LoadFormat, Shard),
+    device: &dyn Device,
+    (max_len, progress): (usize, &mut dyn FnMut(LoadProgress) -> Result<()>),
+) -> Result<Model> {
     check_length(max_len)?;
+    Shard::check(&info.spec, shard.ranks)?;
     let names = registry::find(&info.architecture)?.names;
     let source: Box<dyn WeightSource> = match format {
         LoadFormat::Dummy => Box::new(DummyWeights { dtype: info.dtype, seed: 0 }),
@@ -77,7 +92,8 @@ pub fn load(
     };
     check_names(source.as_ref(), info, names)?;
     let stream = device.stream()?;
-    let mut loader = Loader { info, source: source.as_ref(), device, stream: stream.as_ref(), progress, bytes_done: 0 };
+    let (source, stream, local) = (source.as_ref(), stream.as_ref(), shard.info(info));
+    let mut loader = Loader { info, shard, local, source, device, stream, progress, bytes_done: 0 };
     loader.model(names, max_len)
 }
 
@@ -107,11 +123,28 @@ enum Rows {
     OfLengthOne,
 }
 
+/// Columns of a matrix, and which of them a rank has.
+#[derive(Debug, Clone)]
+struct Cols {
+    all: usize,
+    take: Range<usize>,
+}
+
+impl Cols {
+    fn whole(all: usize) -> Self {
+        Self { all, take: 0..all }
+    }
+}
+
 /// Hands all values of a tensor, in order, to the function it is given.
 type Fill<'a> = &'a mut dyn FnMut(&mut dyn FnMut(f32));
 
 struct Loader<'a> {
+    /// The whole model.
     info: &'a ModelInfo,
+    shard: Shard,
+    /// The rank's share of it.
+    local: ModelInfo,
     source: &'a dyn WeightSource,
     device: &'a dyn Device,
     stream: &'a dyn Stream,
@@ -122,8 +155,9 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn model(&mut self, names: &WeightNames, max_len: usize) -> Result<Model> {
         let spec = &self.info.spec;
-        let table = |name: &str| [(name.to_owned(), spec.vocab_size)];
-        let embed = self.matrix(&table(names.embed), spec.hidden_size, Rows::AsTheyAre)?;
+        let table = |name: &str| [Part::whole(name.to_owned(), spec.vocab_size)];
+        let cols = Cols::whole(spec.hidden_size);
+        let embed = self.matrix(&table(names.embed), &cols, Rows::AsTheyAre)?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         for i in 0..spec.layers.len() {
             layers.push(self.layer(names, i)?);
@@ -131,8 +165,8 @@ impl Loader<'_> {
         let final_norm = self.norm(names.final_norm.to_owned(), spec.hidden_size)?;
         let head = match (spec.tied, spec.unit_head) {
             (true, _) => Matrix::clone(&embed),
-            (false, true) => self.matrix(&table(names.head), spec.hidden_size, Rows::OfLengthOne)?,
-            (false, false) => self.matrix(&table(names.head), spec.hidden_size, Rows::AsTheyAre)?,
+            (false, true) => self.matrix(&table(names.head), &cols, Rows::OfLengthOne)?,
+            (false, false) => self.matrix(&table(names.head), &cols, Rows::AsTheyAre)?,
         };
         let ropes = spec.ropes.iter().map(|rope| {
             let frequencies = rope::frequencies(rope, spec.head_dim);
@@ -141,67 +175,80 @@ impl Loader<'_> {
             })
         });
         let ropes = ropes.collect::<Result<_>>()?;
-        Ok(Model { info: self.info.clone(), embed, layers, final_norm, head, ropes })
+        Ok(Model { info: self.local.clone(), embed, layers, final_norm, head, ropes })
     }
 
     fn layer(&mut self, names: &WeightNames, i: usize) -> Result<Layer> {
         let spec = &self.info.spec;
         let (hidden, inner, biases) = (spec.hidden_size, spec.intermediate_size, spec.biases);
         let name = |part: &str| names.in_layer(i, part);
-        let part = |(part, rows): (&str, usize)| (name(part), rows);
-        let qkv: Vec<_> = names.qkv_parts(spec).into_iter().map(part).collect();
-        let gate_up = [(names.gate, inner), (names.up, inner)].map(part);
+        let (shard, whole) = (self.shard, Cols::whole(hidden));
+        let qkv = shard.qkv(spec, names.qkv, name);
+        let gate_up = [names.gate, names.up]
+            .map(|part| Part { take: vec![shard.share(inner)], ..Part::whole(name(part), inner) });
+        let heads = shard.share(spec.heads);
+        let attended =
+            Cols { all: spec.attention_size(), take: heads.start * spec.head_dim..heads.end * spec.head_dim };
+        let inner = Cols { all: inner, take: shard.share(inner) };
         let [query_norm, key_norm] = names.head_norms.map(name);
         Ok(Layer {
             input_norm: self.norm(name(names.input_norm), hidden)?,
-            qkv: self.linear(&qkv, hidden, biases.qkv)?,
+            qkv: self.linear(&qkv, &whole, biases.qkv)?,
             head_norms: match spec.head_norms {
                 true => Some([self.norm(query_norm, spec.head_dim)?, self.norm(key_norm, spec.head_dim)?]),
                 false => None,
             },
-            output: self.linear(&[part((names.output, hidden))], spec.attention_size(), biases.output)?,
+            output: self.linear(&[Part::whole(name(names.output), hidden)], &attended, biases.output)?,
             attention_norm: self.branch_norm(name(names.attention_norm))?,
             post_norm: self.norm(name(names.post_norm), hidden)?,
-            gate_up: self.linear(&gate_up, hidden, biases.mlp)?,
-            down: self.linear(&[part((names.down, hidden))], inner, biases.mlp)?,
+            gate_up: self.linear(&gate_up, &whole, biases.mlp)?,
+            down: self.linear(&[Part::whole(name(names.down), hidden)], &inner, biases.mlp)?,
             mlp_norm: self.branch_norm(name(names.mlp_norm))?,
         })
     }
 
-    fn linear(&mut self, parts: &[(String, usize)], cols: usize, has_bias: bool) -> Result<Linear> {
+    fn linear(&mut self, parts: &[Part], cols: &Cols, has_bias: bool) -> Result<Linear> {
         let weight = self.matrix(parts, cols, Rows::AsTheyAre)?;
-        let biases: Vec<_> = parts.iter().map(|(name, rows)| (bias_name(name), *rows)).collect();
-        let bias = if has_bias { Some(self.vector(&biases, 0.0)?) } else { None };
-        Ok(Linear { weight, bias })
+        if !has_bias {
+            return Ok(Linear { weight, bias: None });
+        }
+        if cols.take.start > 0 {
+            // The ranks' products are added up; the first brings the bias.
+            self.advance(weight.rows() * DType::F32.size())?;
+            return Ok(Linear { weight, bias: None });
+        }
+        let biases: Vec<_> = parts.iter().map(|part| Part { name: bias_name(&part.name), ..part.clone() }).collect();
+        Ok(Linear { weight, bias: Some(self.vector(&biases, 0.0)?) })
     }
 
-    /// One product of parts (name and rows) below each other.
-    fn matrix(&mut self, parts: &[(String, usize)], cols: usize, rows: Rows) -> Result<Matrix> {
+    /// One product of parts below each other.
+    fn matrix(&mut self, parts: &[Part], cols: &Cols, rows: Rows) -> Result<Matrix> {
         let source = self.source;
         let mut data = Vec::with_capacity(parts.len());
-        for (name, rows) in parts {
-            data.push(source.tensor(name, &[*rows, cols])?);
+        for part in parts {
+            data.push(taken(source.tensor(&part.name, &[part.rows, cols.all])?, part, cols)?);
         }
         let accepted = &self.device.caps().weight_dtypes;
         if data.iter().any(|d| d.dtype != data[0].dtype || !accepted.contains(&d.dtype)) {
             data = data.iter().map(widened).collect();
         }
+        let width = cols.take.len();
         if rows == Rows::OfLengthOne {
-            data = data.iter().map(|d| with_unit_rows(d, cols)).collect::<Result<_>>()?;
+            data = data.iter().map(|d| with_unit_rows(d, width)).collect::<Result<_>>()?;
         }
         let host: Vec<_> = data
             .iter()
             .zip(parts)
-            .map(|(d, (_, rows))| HostMatrix { rows: *rows, cols, dtype: d.dtype, data: &d.bytes })
+            .map(|(d, part)| HostMatrix { rows: part.taken(), cols: width, dtype: d.dtype, data: &d.bytes })
             .collect();
-        let matrix = self.device.load_matrix(&host).map_err(|e| e.within(&parts[0].0))?;
-        parts.iter().for_each(|(name, _)| source.release(name));
-        self.advance(parts.iter().map(|p| p.1).sum::<usize>() * cols * self.info.dtype.size())?;
+        let matrix = self.device.load_matrix(&host).map_err(|e| e.within(&parts[0].name))?;
+        parts.iter().for_each(|part| source.release(&part.name));
+        self.advance(matrix.rows() * width * self.info.dtype.size())?;
         Ok(matrix)
     }
 
     fn norm(&mut self, name: String, size: usize) -> Result<Tensor> {
-        self.vector(&[(name, size)], self.info.spec.norm_shift)
+        self.vector(&[Part::whole(name, size)], self.info.spec.norm_shift)
     }
 
     /// The norm of a branch's output, where the model has such norms.
@@ -210,15 +257,16 @@ impl Loader<'_> {
         if spec.branch_norms { self.norm(name, spec.hidden_size).map(Some) } else { Ok(None) }
     }
 
-    /// Parts (name and elements) behind each other plus `shift`, in F32 whatever the file holds.
-    fn vector(&mut self, parts: &[(String, usize)], shift: f32) -> Result<Tensor> {
+    /// Parts behind each other plus `shift`, in F32 whatever the file holds.
+    fn vector(&mut self, parts: &[Part], shift: f32) -> Result<Tensor> {
         let mut bytes = Vec::new();
-        for (name, size) in parts {
-            bytes.extend_from_slice(&widened(&self.source.tensor(name, &[*size])?).bytes);
+        for part in parts {
+            let data = taken(self.source.tensor(&part.name, &[part.rows])?, part, &Cols::whole(1))?;
+            bytes.extend_from_slice(&widened(&data).bytes);
         }
         let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) + shift);
         let tensor = self.floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))?;
-        parts.iter().for_each(|(name, _)| self.source.release(name));
+        parts.iter().for_each(|part| self.source.release(&part.name));
         self.advance(bytes.len())?;
         Ok(tensor)
     }
@@ -241,9 +289,18 @@ impl Loader<'_> {
 
     fn advance(&mut self, bytes: usize) -> Result<()> {
         self.bytes_done += bytes;
-        let bytes_total = self.info.weight_bytes;
+        let bytes_total = self.local.weight_bytes;
         (self.progress)(LoadProgress { bytes_done: self.bytes_done.min(bytes_total), bytes_total })
     }
+}
+
+/// What a rank takes of a tensor.
+fn taken<'a>(data: WeightData<'a>, part: &Part, cols: &Cols) -> Result<WeightData<'a>> {
+    if part.taken() == part.rows && cols.take.len() == cols.all {
+        return Ok(data);
+    }
+    let bytes = cut(&data.bytes, &part.take, (&cols.take, cols.all, data.dtype.size()))?;
+    Ok(WeightData { dtype: data.dtype, bytes: Cow::Owned(bytes) })
 }
 
 /// The same numbers in F32.

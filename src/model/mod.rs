@@ -20,9 +20,12 @@ pub mod registry;
 #[forbid(unsafe_code)]
 pub mod rope;
 #[forbid(unsafe_code)]
+mod shard;
+#[forbid(unsafe_code)]
 pub mod spec;
 pub mod weights;
 
 pub use config::{ModelInfo, SamplingDefaults, inspect};
-pub use load::{LoadProgress, Model, load};
+pub use load::{LoadProgress, Model, load, load_shard};
+pub use shard::Shard;
 pub use spec::DecoderSpec;

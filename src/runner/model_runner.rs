@@ -5,6 +5,7 @@ use super::memory::{REPORT_WORDS, RunnerOptions, WORD, arena_plan, kv_spec};
 use super::rows::{RowBuffers, SamplerRows};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
 use crate::hal::arena::Arena;
+use crate::hal::comm::Communicator;
 use crate::hal::ops::{KvLayer, Logprobs, Sample};
 use crate::hal::{Allocation, Device, Event, HostBuffer, Stream, Tensor};
 use crate::model::Model;
@@ -83,11 +84,23 @@ pub struct ModelRunner {
     idle: Vec<Slot>,
     flights: VecDeque<Flight>,
     device: Arc<dyn Device>,
+    comm: Option<Box<dyn Communicator>>,
 }
 
 impl ModelRunner {
     /// Allocates everything a step needs and warms up. `NoMemory` when the device has too little.
     pub fn new(model: Model, device: Arc<dyn Device>, options: RunnerOptions) -> Result<Self> {
+        Self::of_rank(model, device, options, None)
+    }
+
+    /// The same for one rank's share of a model. All ranks of a group are made, and run every step, side by side: each
+    /// waits for the others.
+    pub fn of_rank(
+        model: Model,
+        device: Arc<dyn Device>,
+        options: RunnerOptions,
+        comm: Option<Box<dyn Communicator>>,
+    ) -> Result<Self> {
         check(&model, device.as_ref(), &options)?;
         let kv = kv_spec(&model.info, options.block_size);
         let (blocks, block_bytes) = (options.num_blocks as usize, kv.block_bytes(0));
@@ -121,6 +134,7 @@ impl ModelRunner {
             shape,
             kv,
             device,
+            comm,
         };
         runner.warm_up()?;
         Ok(runner)
@@ -205,6 +219,7 @@ impl ModelRunner {
             buffers: &self.buffers,
             state: &self.rows.state,
             kv,
+            comm: self.comm.as_deref(),
         }
     }
 

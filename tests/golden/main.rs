@@ -2,6 +2,7 @@
 //! depend on chunks, batches or pipeline depth, bit for bit.
 
 mod families;
+mod ranks;
 mod world;
 
 use serde_json::Value;

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 use std::path::Path;
 use yinian::base::config::LoadFormat;
 use yinian::base::{BlockId, Row, SeqId, StepId, Token};
+use yinian::hal::comm::LocalGroup;
 use yinian::hal::registry::{DeviceOptions, open};
-use yinian::model::{inspect, load};
+use yinian::model::{Shard, inspect, load, load_shard};
 use yinian::plan::{RowInit, SamplingParams, StepEntry, StepOutcome, StepPlan};
 use yinian::runner::{ModelRunner, RunnerOptions};
 
@@ -28,15 +29,47 @@ pub(crate) fn runner(dir: &Path, format: LoadFormat) -> ModelRunner {
     };
     let model = load(&info, dir, format, device.as_ref(), (max_model_len, &mut progress)).expect("load");
     assert_eq!(done, info.weight_bytes, "progress ends at the total");
-    let options = RunnerOptions {
+    ModelRunner::new(model, device, sizes()).expect("runner")
+}
+
+fn sizes() -> RunnerOptions {
+    RunnerOptions {
         max_num_seqs: 8,
         max_num_batched_tokens: CHUNK_MOST,
-        max_model_len,
+        max_model_len: (BLOCK * BLOCKS) as usize,
         block_size: BLOCK,
         num_blocks: 8 * BLOCKS,
         depth: 2,
-    };
-    ModelRunner::new(model, device, options).expect("runner")
+    }
+}
+
+/// The same on each of `count` ranks.
+pub(crate) fn ranks(dir: &Path, count: usize) -> Vec<ModelRunner> {
+    let info = inspect(dir).expect("inspect");
+    let group = LocalGroup::new(count, CHUNK_MOST * info.spec.hidden_size);
+    std::thread::scope(|scope| {
+        let (info, group) = (&info, &group);
+        let start = |rank| {
+            scope.spawn(move || {
+                let options = DeviceOptions { threads: Some(1), ..DeviceOptions::default() };
+                let device = open("cpu", &options).expect("device");
+                let (shard, len) = (Shard { rank, ranks: count }, sizes().max_model_len);
+                let (mut done, mut total) = (0, 0);
+                let mut progress = |p: yinian::model::LoadProgress| {
+                    (done, total) = (p.bytes_done, p.bytes_total);
+                    Ok(())
+                };
+                let how = (LoadFormat::Auto, shard);
+                let model = load_shard(info, dir, how, device.as_ref(), (len, &mut progress)).expect("load");
+                assert_eq!(done, total, "progress ends at the total");
+                assert!(total < info.weight_bytes, "a rank holds all of the model");
+                let place = group.join(rank, device.as_ref()).expect("join");
+                ModelRunner::of_rank(model, device, sizes(), Some(place)).expect("runner")
+            })
+        };
+        let threads: Vec<_> = (0..count).map(start).collect();
+        threads.into_iter().map(|t| t.join().expect("a rank")).collect()
+    })
 }
 
 pub(crate) fn tiny_config() -> Value {
