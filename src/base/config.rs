@@ -43,7 +43,7 @@ pub const KEYS: &[Key] = &[
     key("load_format", "string: auto | safetensors | dummy", "\"auto\"", "dummy makes random weights from config.json"),
     key("numeric_mode", "string: fast | invariant", "\"fast\"", "the CPU backend is invariant in both"),
     later("embedding_placement", "string", "\"device\"", "where the embedding table lives"),
-    later("tensor_parallel_size", "integer", "1", "devices one model is spread over"),
+    key("tensor_parallel_size", "integer, 1..=64", "1", "ranks one model is spread over; divides its heads"),
     key("threads", "integer, 1..=256", "cores of the process", "compute threads of the CPU backend"),
     key("pipeline_depth", "integer, 1..=3", "2", "steps in flight"),
     key("max_model_len", "integer, tokens, >= 1", "the model's", "longest prompt plus output of one request"),
@@ -103,6 +103,7 @@ pub struct EngineConfig {
     pub device: String,
     pub load_format: LoadFormat,
     pub numeric_mode: NumericMode,
+    pub tensor_parallel_size: usize,
     pub threads: Option<usize>,
     pub pipeline_depth: usize,
     pub max_model_len: Option<usize>,
@@ -158,6 +159,7 @@ impl Default for EngineConfig {
             device: "auto".to_owned(),
             load_format: LoadFormat::Auto,
             numeric_mode: NumericMode::Fast,
+            tensor_parallel_size: 1,
             threads: None,
             pipeline_depth: 2,
             max_model_len: None,
@@ -229,6 +231,7 @@ impl EngineConfig {
             Err(Error::invalid(format!("config key {name:?} is {value}; expected {kind}")))
         };
         range("pipeline_depth", self.pipeline_depth, 1, 3)?;
+        range("tensor_parallel_size", self.tensor_parallel_size, 1, 64)?;
         range("max_num_seqs", self.max_num_seqs, 1, 4096)?;
         range("max_num_batched_tokens", self.max_num_batched_tokens, 1, 65_536)?;
         range("max_waiting", self.max_waiting, 1, 1 << 24)?;
@@ -323,9 +326,9 @@ mod tests {
 
     #[test]
     fn planned_keys_answer_unsupported_by_name() {
-        let e = refused(r#"{"model": "m", "tensor_parallel_size": 2}"#);
+        let e = refused(r#"{"model": "m", "kv_cache_dtype": "fp8"}"#);
         assert_eq!(e.kind, ErrorKind::Unsupported);
-        assert!(e.message.contains("tensor_parallel_size"), "{e}");
+        assert!(e.message.contains("kv_cache_dtype"), "{e}");
         EngineConfig::from_json(br#"{"model": "m", "tensor_parallel_size": 1, "kv_cache_dtype": "auto"}"#).unwrap();
     }
 
@@ -335,6 +338,7 @@ mod tests {
             (r#"{"model": 3}"#, "model"),
             (r#"{"model": "m", "threads": "two"}"#, "threads"),
             (r#"{"model": "m", "threads": 0}"#, "threads"),
+            (r#"{"model": "m", "tensor_parallel_size": 0}"#, "tensor_parallel_size"),
             (r#"{"model": "m", "max_num_seqs": -1}"#, "max_num_seqs"),
             (r#"{"model": "m", "pipeline_depth": 4}"#, "pipeline_depth"),
             (r#"{"model": "m", "block_size": 24}"#, "block_size"),

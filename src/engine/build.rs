@@ -8,15 +8,18 @@ use crate::engine::SamplingDefaults;
 use crate::engine::intake::Limits;
 use crate::exec::Executor;
 use crate::exec::mock::{MOCK_EOS, MockRunner, MockSpec};
+use crate::exec::ranks::RankRunner;
 use crate::exec::worker::{StepRunner, WorkerExecutor};
+use crate::hal::comm::LocalGroup;
 use crate::hal::registry::{self, DeviceOptions};
 use crate::hal::{Caps, Device};
-use crate::model::{self, ModelInfo};
+use crate::model::{self, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
 use crate::sched::{SchedConfig, Scheduler, policy};
 use crate::text::TextModel;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,8 +57,12 @@ pub(crate) fn entropy() -> u64 {
 struct Sizes {
     dir: PathBuf,
     info: ModelInfo,
-    device: Arc<dyn Device>,
+    /// What a rank holds of it.
+    local: ModelInfo,
+    /// One of each rank.
+    devices: Vec<Arc<dyn Device>>,
     options: RunnerOptions,
+    /// Of all ranks, as everything of memory here.
     kv_block_bytes: usize,
     fixed_bytes: usize,
 }
@@ -69,12 +76,15 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         ));
     }
     let info = model::inspect(&dir)?;
-    let device_options = DeviceOptions { threads: config.threads, cpu_features: config.cpu_features.clone() };
-    let device = registry::open(&config.device, &device_options)?;
+    let ranks = config.tensor_parallel_size;
+    Shard::check(&info.spec, ranks)?;
+    let local = Shard { rank: 0, ranks }.info(&info);
+    let devices = devices(config, ranks)?;
+    let device = &devices[0];
     let max_model_len = model_len(config, &info)?;
     let block_size = config.block_size.unwrap_or(device.caps().block_size);
-    let kv = runner::kv_spec(&info, block_size);
-    let kv_block_bytes: usize = (0..kv.groups.len()).map(|g| kv.block_bytes(g)).sum();
+    let kv = runner::kv_spec(&local, block_size);
+    let kv_block_bytes = ranks * (0..kv.groups.len()).map(|g| kv.block_bytes(g)).sum::<usize>();
     let mut options = RunnerOptions {
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
@@ -83,10 +93,18 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         num_blocks: 0,
         depth: config.pipeline_depth,
     };
-    let fixed_bytes = info.weight_bytes + runner::memory_plan(&info, &options).total_bytes();
+    let fixed_bytes = ranks * (local.weight_bytes + runner::memory_plan(&local, &options).total_bytes());
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
     options.num_blocks = num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
-    Ok(Sizes { dir, info, device, options, kv_block_bytes, fixed_bytes })
+    Ok(Sizes { dir, info, local, devices, options, kv_block_bytes, fixed_bytes })
+}
+
+/// A device for each rank, with its share of the compute threads.
+fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> {
+    let all = || config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads = if ranks > 1 { Some((all() / ranks).max(1)) } else { config.threads };
+    let options = DeviceOptions { threads, cpu_features: config.cpu_features.clone() };
+    (0..ranks).map(|_| registry::open(&config.device, &options)).collect()
 }
 
 fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
@@ -133,16 +151,12 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     let text = Arc::new(TextModel::open(&sizes.dir, tokenizer, config.chat_template.as_deref())?);
     let mut cancelled = None;
     let loaded = {
-        let mut report = |p: model::LoadProgress| -> Result<()> {
-            let share = p.bytes_done as f32 / p.bytes_total.max(1) as f32;
-            progress(share * 0.95).inspect_err(|e| cancelled = Some(e.clone()))
-        };
-        let device = sizes.device.as_ref();
-        model::load(&sizes.info, &sizes.dir, config.load_format, device, (sizes.options.max_model_len, &mut report))?
+        let mut report = |p: f32| -> Result<()> { progress(p * 0.95).inspect_err(|e| cancelled = Some(e.clone())) };
+        load_ranks(config, &sizes, &mut report)?
     };
-    let runner = ModelRunner::new(loaded, Arc::clone(&sizes.device), sizes.options.clone())?;
+    let runner = rank_runner(loaded, &sizes)?;
     progress(1.0)?;
-    let exec = WorkerExecutor::spawn(Box::new(runner), config.pipeline_depth, Arc::clone(signal))?;
+    let exec = WorkerExecutor::spawn(runner, config.pipeline_depth, Arc::clone(signal))?;
     let limits = Limits {
         text,
         max_model_len: sizes.options.max_model_len,
@@ -159,6 +173,47 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
         limits,
         defaults: SamplingDefaults { temperature: defaults.temperature, top_k: defaults.top_k, top_p: defaults.top_p },
     })
+}
+
+/// Every rank's share of the model, one rank after the other.
+fn load_ranks(config: &EngineConfig, sizes: &Sizes, progress: Progress<'_>) -> Result<Vec<Model>> {
+    let ranks = sizes.devices.len();
+    let load = |(rank, device): (usize, &Arc<dyn Device>)| {
+        let mut report = |p: model::LoadProgress| {
+            progress((rank as f32 + p.bytes_done as f32 / p.bytes_total.max(1) as f32) / ranks as f32)
+        };
+        let how = (config.load_format, Shard { rank, ranks });
+        model::load_shard(&sizes.info, &sizes.dir, how, device.as_ref(), (sizes.options.max_model_len, &mut report))
+    };
+    sizes.devices.iter().enumerate().map(load).collect()
+}
+
+/// The ranks of a model as one runner. They warm up side by side, as each waits for the others.
+fn rank_runner(mut models: Vec<Model>, sizes: &Sizes) -> Result<Box<dyn StepRunner>> {
+    let (ranks, options) = (models.len(), &sizes.options);
+    if ranks == 1 {
+        let device = Arc::clone(&sizes.devices[0]);
+        return Ok(Box::new(ModelRunner::new(models.swap_remove(0), device, options.clone())?));
+    }
+    let group = LocalGroup::new(ranks, options.max_num_batched_tokens * sizes.info.spec.hidden_size);
+    let start = |rank: usize, model: Model| -> Result<Box<dyn StepRunner>> {
+        let device = &sizes.devices[rank];
+        let place = group.join(rank, device.as_ref())?;
+        Ok(Box::new(ModelRunner::of_rank(model, Arc::clone(device), options.clone(), Some(place))?))
+    };
+    let mut runners = std::thread::scope(|scope| {
+        let panicked = |_| Err(Error::internal("a rank panicked in its warm-up"));
+        let one = |(rank, model)| {
+            let (start, group) = (&start, &group);
+            let run = move || catch_unwind(AssertUnwindSafe(|| start(rank, model))).unwrap_or_else(panicked);
+            // Whoever waits for this rank must hear of it.
+            scope.spawn(move || run().inspect_err(|e| group.fail(e)))
+        };
+        let threads: Vec<_> = models.into_iter().enumerate().map(one).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<_>>>()
+    })?;
+    let others = runners.split_off(1);
+    Ok(Box::new(RankRunner::spawn(runners.swap_remove(0), others, group)?))
 }
 
 fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler> {
@@ -183,6 +238,9 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
 
 fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     let spec = MockSpec::parse(&config.model)?;
+    if config.tensor_parallel_size > 1 {
+        return Err(Error::unsupported("config key \"tensor_parallel_size\" is above 1; a mock model has one rank"));
+    }
     registry::check(&config.device)?;
     let steps = spec.load.as_millis() as u32;
     for step in 0..steps {
@@ -259,8 +317,8 @@ fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
-        "device": device_json(sizes.device.caps()),
-        "numeric_mode": if sizes.device.caps().invariant { "invariant" } else { mode },
+        "device": device_json(sizes.devices[0].caps()),
+        "numeric_mode": if sizes.devices[0].caps().invariant { "invariant" } else { mode },
         "limits": limits_json(config, &sizes.options),
         "memory": memory_json(sizes),
         "prefix_caching": config.enable_prefix_caching,
@@ -270,14 +328,16 @@ fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
 }
 
 fn memory_json(sizes: &Sizes) -> Value {
-    let plan = runner::memory_plan(&sizes.info, &sizes.options);
+    let ranks = sizes.devices.len();
+    let plan = runner::memory_plan(&sizes.local, &sizes.options);
     let kv_bytes = sizes.kv_block_bytes * sizes.options.num_blocks as usize;
     json!({
-        "weights_bytes": sizes.info.weight_bytes,
-        "arena_bytes": plan.arena_bytes,
-        "row_state_bytes": plan.row_state_bytes,
-        "step_input_bytes": plan.inputs_bytes,
-        "rope_table_bytes": plan.rope_bytes,
+        "ranks": ranks,
+        "weights_bytes": ranks * sizes.local.weight_bytes,
+        "arena_bytes": ranks * plan.arena_bytes,
+        "row_state_bytes": ranks * plan.row_state_bytes,
+        "step_input_bytes": ranks * plan.inputs_bytes,
+        "rope_table_bytes": ranks * plan.rope_bytes,
         "kv_cache_bytes": kv_bytes,
         "kv_block_bytes": sizes.kv_block_bytes,
         "kv_num_blocks": sizes.options.num_blocks,
@@ -294,8 +354,8 @@ pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
     let sizes = sizes(config)?;
     Ok(json!({
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
-        "device": device_json(sizes.device.caps()),
-        "free_bytes": sizes.device.memory()?.free_bytes,
+        "device": device_json(sizes.devices[0].caps()),
+        "free_bytes": sizes.devices[0].memory()?.free_bytes,
         "memory": memory_json(&sizes),
         "limits": limits_json(config, &sizes.options),
     }))

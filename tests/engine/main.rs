@@ -43,6 +43,28 @@ fn answers_do_not_depend_on_depth_memory_chunks_or_failed_steps() {
     }
 }
 
+/// Tokens and texts of the demo model.
+fn demo_answers(ranks: usize, depth: usize) -> Vec<(Vec<Token>, String)> {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo_model");
+    let config = format!(
+        r#"{{"model": "{model}", "tensor_parallel_size": {ranks}, "pipeline_depth": {depth}, "max_num_seqs": 8,
+            "kv_cache_bytes": 33554432, "threads": 2}}"#
+    );
+    let mut host = Host::new(&config);
+    let requests = requests(&host, 6, 24);
+    let answers = host.serve(requests);
+    host.assert_idle();
+    assert!(answers.iter().all(|a| a.finish == Some(FinishReason::Length)), "{answers:?}");
+    answers.into_iter().map(|a| (a.tokens, a.text)).collect()
+}
+
+#[test]
+fn a_model_on_two_ranks_answers_as_on_one() {
+    let one = demo_answers(1, 2);
+    assert_eq!(demo_answers(2, 2), one);
+    assert_eq!(demo_answers(4, 1), one);
+}
+
 #[test]
 fn a_full_cache_preempts_and_finishes_all() {
     let mut host = Host::new(r#"{"model": "mock:words", "kv_cache_bytes": 256, "block_size": 4}"#);
