@@ -63,10 +63,10 @@ impl Executor for WorkerExecutor {
     }
 
     fn submit(&mut self, plan: StepPlan) -> Result<()> {
-        let Some(orders) = &self.orders else { return Err(lost()) };
+        let Some(orders) = &self.orders else { return Err(self.last_words()) };
         orders.try_send(Order { plan, epoch: self.epoch }).map_err(|e| match e {
             TrySendError::Full(_) => Error::internal("more steps submitted than the pipeline is deep"),
-            TrySendError::Disconnected(_) => lost(),
+            TrySendError::Disconnected(_) => self.last_words(),
         })
     }
 
@@ -80,13 +80,21 @@ impl Executor for WorkerExecutor {
             }
             Ok(Err(e)) => Err(e),
             Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => Err(lost()),
+            Err(TryRecvError::Disconnected) => Err(self.last_words()),
         }
     }
 
     fn abandon(&mut self) {
         self.orders = None;
         self.thread = None;
+    }
+}
+
+impl WorkerExecutor {
+    /// Why the thread has ended: the panic it reported, if nobody has read it yet.
+    fn last_words(&self) -> Error {
+        let cause = self.landed.try_iter().find_map(std::result::Result::err);
+        cause.unwrap_or_else(|| Error::new(ErrorKind::Internal, "the device's worker thread has ended"))
     }
 }
 
@@ -98,10 +106,6 @@ impl Drop for WorkerExecutor {
             let _ = thread.join();
         }
     }
-}
-
-fn lost() -> Error {
-    Error::new(ErrorKind::Internal, "the device's worker thread has ended")
 }
 
 fn work(
@@ -187,5 +191,16 @@ mod tests {
         let e = poll(&mut w, &signal).unwrap_err();
         assert!(e.message.contains("panicked"), "{e}");
         assert!(poll(&mut w, &signal).is_err());
+    }
+
+    #[test]
+    fn a_submit_after_the_thread_ended_says_why_it_ended() {
+        let (mut w, _) = worker("mock:words,panic_step=0");
+        w.submit(plan(0)).unwrap();
+        while !w.thread.as_ref().unwrap().is_finished() {
+            std::thread::yield_now();
+        }
+        let e = w.submit(plan(1)).unwrap_err();
+        assert!(e.message.contains("told to panic"), "{e}");
     }
 }
