@@ -68,6 +68,10 @@ impl<'a> Buffer<'a> {
     }
 
     fn output(&mut self, o: &Output<'_>) -> Option<Taken> {
+        // A choice's end alone has no payload, but needs its header.
+        if self.bytes.len() - self.used < HEADER {
+            return None;
+        }
         let room = self.room();
         let per_token = o.logprobs.len() / o.tokens.len().max(1);
         let token_bytes = size_of::<Token>() + per_token * size_of::<yn_logprob>();
