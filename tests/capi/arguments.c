@@ -223,17 +223,14 @@ static void struct_sizes(void) {
   tally_free(&t);
 }
 
-static void pointers_and_handles(void) {
+static void engine_handles(void) {
   static uint64_t buffer[1024];
   yn_request r = request_of(engine, "x", 1, 0);
   yn_engine none = {0}, stale = {engine.id ^ (1ull << 40)};
-  yn_queue no_queue = {0}, q = {0};
-  yn_tokenizer t = {0}, no_tokenizer = {0};
   yn_stats s;
   yn_buf buf = {0};
-  size_t used = 7, n = 0;
+  size_t used = 7;
   int32_t fd = -1;
-  uint32_t ids[4];
   EXPECT(yn_engine_submit(engine, NULL, NULL, &e), YN_E_INVALID, &e);
   EXPECT(yn_engine_submit(engine, (const yn_request *)((const char *)&r + 1), NULL, &e), YN_E_INVALID, &e);
   EXPECT(yn_engine_submit(none, &r, NULL, &e), YN_E_BAD_HANDLE, &e);
@@ -263,6 +260,13 @@ static void pointers_and_handles(void) {
   EXPECT(yn_engine_info(none, &buf, &e), YN_E_BAD_HANDLE, &e);
   EXPECT(yn_engine_metrics(engine, NULL), YN_E_INVALID, NULL);
   EXPECT(yn_engine_metrics(none, &buf), YN_E_BAD_HANDLE, NULL);
+}
+
+static void queue_handles(void) {
+  static uint64_t buffer[1024];
+  yn_queue no_queue = {0}, q = {0};
+  size_t used = 7;
+  int32_t fd = -1;
   EXPECT(yn_queue_create(NULL, &e), YN_E_INVALID, &e);
   EXPECT(yn_queue_poll(no_queue, buffer, 4096, 0, &used), YN_E_BAD_HANDLE, NULL);
   EXPECT(yn_queue_fd(no_queue, &fd), YN_E_BAD_HANDLE, NULL);
@@ -274,6 +278,15 @@ static void pointers_and_handles(void) {
   EXPECT(yn_queue_poll(q, buffer, 4096, 0, &used), YN_E_TIMEOUT, NULL);
   CHECK(used == 0);
   EXPECT(yn_queue_free(q), YN_OK, NULL);
+  EXPECT(yn_log_to_queue(q, 3), YN_E_BAD_HANDLE, NULL);
+}
+
+static void tokenizer_handles(void) {
+  yn_engine none = {0};
+  yn_tokenizer t = {0}, no_tokenizer = {0};
+  yn_buf buf = {0};
+  size_t n = 0;
+  uint32_t ids[4];
   EXPECT(yn_tokenizer_open(bytes("/no/such/file"), &t, &e), YN_E_NOT_FOUND, &e);
   EXPECT(yn_tokenizer_open(bytes("/dev/null"), &t, &e), YN_E_INVALID, &e);
   EXPECT(yn_tokenizer_open(bytes("/no\0such"), NULL, &e), YN_E_INVALID, &e);
@@ -298,7 +311,6 @@ static void pointers_and_handles(void) {
   EXPECT(yn_chat_render(no_tokenizer, bytes("{}"), &buf, &e), YN_E_BAD_HANDLE, &e);
   EXPECT(yn_tokenizer_free(t), YN_OK, NULL);
   EXPECT(yn_log_to_callback(NULL, NULL, 6), YN_E_INVALID, NULL);
-  EXPECT(yn_log_to_queue(q, 3), YN_E_BAD_HANDLE, NULL);
   CHECK(strcmp(yn_status_name(YN_E_BUSY), "YN_E_BUSY") == 0);
   CHECK(strcmp(yn_status_name(1), "YN_E_UNKNOWN") == 0 && strcmp(yn_status_name(-1000), "YN_E_UNKNOWN") == 0);
   CHECK(yn_version() >> 16 == 1 && yn_build_info().len > 10);
@@ -315,7 +327,9 @@ int main(void) {
   late_answers();
   serves();
   struct_sizes();
-  pointers_and_handles();
+  engine_handles();
+  queue_handles();
+  tokenizer_handles();
   serves();
   check_idle(engine);
   EXPECT(yn_engine_free(engine), YN_OK, NULL);
