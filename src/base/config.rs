@@ -41,7 +41,13 @@ pub const KEYS: &[Key] = &[
     later("device_library_dir", "string", "null", "directory of vendor libraries"),
     later("dtype", "string", "\"auto\"", "weights are kept as the model stores them"),
     key("load_format", "string: auto | safetensors | dummy", "\"auto\"", "dummy makes random weights from config.json"),
-    key("numeric_mode", "string: fast | invariant", "\"fast\"", "the CPU backend is invariant in both"),
+    key(
+        "numeric_mode",
+        "string: fast | invariant | aligned",
+        "\"fast\"",
+        "invariant: tokens do not depend on the batch; aligned: rounding as in the reference implementation; the CPU \
+         backend is invariant in both fast and invariant, and refuses aligned",
+    ),
     later("embedding_placement", "string", "\"device\"", "where the embedding table lives"),
     key("tensor_parallel_size", "integer, 1..=64", "1", "ranks one model is spread over; divides its heads"),
     key("threads", "integer, 1..=256", "cores of the process", "compute threads of the CPU backend"),
@@ -134,8 +140,22 @@ pub enum LoadFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NumericMode {
+    /// Tokens may depend on the batch where logits nearly tie.
     Fast,
+    /// Tokens do not depend on the batch, bit for bit.
     Invariant,
+    /// Numbers are rounded where the reference implementation with eager attention rounds them.
+    Aligned,
+}
+
+impl NumericMode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Invariant => "invariant",
+            Self::Aligned => "aligned",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]

@@ -61,6 +61,7 @@ struct Sizes {
     local: ModelInfo,
     /// One of each rank.
     devices: Vec<Arc<dyn Device>>,
+    mode: NumericMode,
     options: RunnerOptions,
     /// Of all ranks, as everything of memory here.
     kv_block_bytes: usize,
@@ -81,6 +82,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let local = Shard { rank: 0, ranks }.info(&info);
     let devices = devices(config, ranks)?;
     let device = &devices[0];
+    let mode = numeric_mode(config.numeric_mode, device.caps())?;
     let max_model_len = model_len(config, &info)?;
     let block_size = config.block_size.unwrap_or(device.caps().block_size);
     let kv = runner::kv_spec(&local, block_size);
@@ -96,7 +98,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let fixed_bytes = ranks * (local.weight_bytes + runner::memory_plan(&local, &options).total_bytes());
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
     options.num_blocks = num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
-    Ok(Sizes { dir, info, local, devices, options, kv_block_bytes, fixed_bytes })
+    Ok(Sizes { dir, info, local, devices, mode, options, kv_block_bytes, fixed_bytes })
 }
 
 /// A device for each rank, with its share of the compute threads.
@@ -241,6 +243,11 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     if config.tensor_parallel_size > 1 {
         return Err(Error::unsupported("config key \"tensor_parallel_size\" is above 1; a mock model has one rank"));
     }
+    if config.numeric_mode == NumericMode::Aligned {
+        return Err(Error::unsupported(
+            "config key \"numeric_mode\" is \"aligned\"; a mock model computes no numbers, leave the key out",
+        ));
+    }
     registry::check(&config.device)?;
     let steps = spec.load.as_millis() as u32;
     for step in 0..steps {
@@ -279,6 +286,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
         info: json!({
             "model": model_json(config, "mock", "uint8"),
             "device": {"name": "mock", "description": "deterministic tokens without a device"},
+            "numeric_mode": NumericMode::Invariant.name(),
             "limits": limits_json(config, &options),
             "kv_cache": {"block_size": block_size, "num_blocks": options.num_blocks},
         }),
@@ -306,19 +314,40 @@ fn limits_json(config: &EngineConfig, options: &RunnerOptions) -> Value {
 }
 
 fn device_json(caps: &Caps) -> Value {
-    json!({"name": caps.name, "description": caps.description, "invariant": caps.invariant})
+    json!({
+        "name": caps.name,
+        "description": caps.description,
+        "invariant": caps.invariant,
+        "aligned": caps.aligned,
+    })
+}
+
+/// The mode that a device computes in when the config asks for one.
+fn numeric_mode(wanted: NumericMode, caps: &Caps) -> Result<NumericMode> {
+    let refused = |why: &str| {
+        Err(Error::unsupported(format!(
+            "config key \"numeric_mode\" is {:?}; device {} {why}",
+            wanted.name(),
+            caps.name
+        )))
+    };
+    match wanted {
+        NumericMode::Aligned if !caps.aligned => refused(
+            "computes in float32 throughout and does not round activations to the model's dtype where the reference \
+             implementation does; use \"invariant\"",
+        ),
+        NumericMode::Invariant if !caps.invariant => refused("has no invariant kernels; use \"fast\""),
+        NumericMode::Fast if caps.invariant => Ok(NumericMode::Invariant),
+        mode => Ok(mode),
+    }
 }
 
 fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
-    let mode = match config.numeric_mode {
-        NumericMode::Fast => "fast",
-        NumericMode::Invariant => "invariant",
-    };
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
         "device": device_json(sizes.devices[0].caps()),
-        "numeric_mode": if sizes.devices[0].caps().invariant { "invariant" } else { mode },
+        "numeric_mode": sizes.mode.name(),
         "limits": limits_json(config, &sizes.options),
         "memory": memory_json(sizes),
         "prefix_caching": config.enable_prefix_caching,
@@ -355,6 +384,7 @@ pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
     Ok(json!({
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
         "device": device_json(sizes.devices[0].caps()),
+        "numeric_mode": sizes.mode.name(),
         "free_bytes": sizes.devices[0].memory()?.free_bytes,
         "memory": memory_json(&sizes),
         "limits": limits_json(config, &sizes.options),

@@ -64,6 +64,8 @@ pub(crate) struct Facts {
     pub(crate) stats: Stats,
     /// Tokens per block and whether prefixes are cached; while loading unknown.
     pub(crate) kv: Option<(u32, bool)>,
+    /// The mode the device computes in; while loading unknown.
+    pub(crate) numeric_mode: Option<String>,
     pub(crate) model_name: String,
 }
 
@@ -107,6 +109,12 @@ impl Page {
 pub(crate) fn prometheus(facts: &Facts, counters: &Counters, histograms: &Histograms) -> String {
     let model = facts.model_name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let mut page = Page { out: String::new(), model };
+    if let Some(mode) = &facts.numeric_mode {
+        let name = "yinian:engine_info";
+        page.head(name, "gauge", "What the engine is.");
+        let version = env!("CARGO_PKG_VERSION");
+        page.line(name, &format!(",version=\"{version}\",numeric_mode=\"{mode}\""), 1);
+    }
     requests(&mut page, &facts.stats, counters);
     cache(&mut page, facts, counters);
     let seconds = 1e9;

@@ -274,7 +274,13 @@ impl Engine {
     /// Prometheus text exposition.
     pub fn metrics(&self) -> String {
         let kv = self.loaded.get().map(|loaded| (loaded.block_size, self.config.enable_prefix_caching));
-        let facts = metrics::Facts { stats: self.stats(), kv, model_name: build::served_name(&self.config) };
+        let mode = self.loaded.get().and_then(|loaded| loaded.info["numeric_mode"].as_str());
+        let facts = metrics::Facts {
+            stats: self.stats(),
+            kv,
+            numeric_mode: mode.map(str::to_owned),
+            model_name: build::served_name(&self.config),
+        };
         metrics::prometheus(&facts, &self.shared.counters, &self.shared.histograms)
     }
 

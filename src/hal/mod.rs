@@ -33,6 +33,8 @@ pub struct Caps {
     pub kv_dtypes: Vec<DType>,
     /// Tokens do not depend on batch composition, chunking or prefix hits, bit for bit.
     pub invariant: bool,
+    /// Activations can be rounded where the reference implementation with eager attention rounds them.
+    pub aligned: bool,
 }
 
 /// Bytes of a device's memory.

@@ -1,6 +1,7 @@
 //! The engine with all its threads on the mock model: what becomes of requests when things go wrong around them.
 
 mod host;
+mod modes;
 
 use host::{Answer, Host};
 use std::time::{Duration, Instant};
@@ -322,6 +323,7 @@ fn metrics_count_what_happened() {
     assert_eq!(metric(&text, "vllm:request_success_total", "\"length\""), 12.0);
     assert_eq!(metric(&text, "vllm:request_success_total", "\"error\""), 1.0);
     assert_eq!(metric(&text, "vllm:cache_config_info", "block_size=\"4\""), 1.0);
+    assert_eq!(metric(&text, "yinian:engine_info", "numeric_mode=\"invariant\""), 1.0);
     assert_eq!(metric(&text, "vllm:kv_cache_usage_perc", ""), 0.0);
     for (name, count) in [
         ("vllm:request_queue_time_seconds", 12.0),

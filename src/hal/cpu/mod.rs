@@ -57,6 +57,8 @@ pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
         weight_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         invariant: true,
+        // Everything between two ops is F32, where the reference rounds to the model's dtype.
+        aligned: false,
     };
     Ok(Arc::new_cyclic(|me| CpuDevice { caps, isa, pool, me: Weak::clone(me) }))
 }
