@@ -33,6 +33,8 @@ pub struct SimConfig {
 #[derive(Debug, Clone, Copy)]
 pub struct SimModel {
     pub vocab: u32,
+    /// Ranks it is spread over; at least 1.
+    pub ranks: usize,
 }
 
 impl SimModel {
@@ -41,9 +43,10 @@ impl SimModel {
         mix(before ^ 0x5EED, u64::from(token) + 1)
     }
 
-    /// Attention: adds one cell to what was read before it.
-    pub fn read(self, so_far: u64, cell: u64) -> u64 {
-        mix(so_far, cell)
+    /// Attention of one rank: adds its share of one cell to what it read before. All ranks' reads together, added up, are
+    /// what is sampled from.
+    pub fn read(self, rank: usize, so_far: u64, cell: u64) -> u64 {
+        mix(so_far, if rank == 0 { cell } else { mix(cell, rank as u64) })
     }
 
     /// The token sampled at output index `index` after everything in `read` was read.
@@ -71,11 +74,11 @@ impl SimModel {
             end_tokens: request.stop.end_tokens().collect(),
             history: if request.sampling.counts_tokens() { request.prompt().to_vec() } else { Vec::new() },
         };
-        let (mut cell, mut read) = (0, 0);
+        let (mut cell, mut reads) = (0, vec![0; self.ranks]);
         let mut push = |token| {
             cell = self.cell(cell, token);
-            read = self.read(read, cell);
-            read
+            reads.iter_mut().enumerate().for_each(|(rank, read)| *read = self.read(rank, *read, cell));
+            reads.iter().copied().fold(0, u64::wrapping_add)
         };
         let mut state = request.prompt().iter().fold(0, |_, &t| push(t));
         let mut out = Vec::with_capacity(n);
@@ -95,37 +98,32 @@ struct RowState {
     last: Option<Token>,
 }
 
-/// The simulated device as an [`Executor`]. Time passes by one with each `poll`.
+/// Memory of the simulated device, and what it does with a plan. Every rank has one of its own.
 #[derive(Debug)]
-pub struct SimExecutor {
-    cfg: SimConfig,
+pub struct SimDevice {
     model: SimModel,
+    rank: usize,
+    block_size: u32,
     /// Position and content of every cell, by block and offset.
     kv: Vec<(u32, u64)>,
     rows: Vec<Option<RowState>>,
-    /// Steps and when they end.
-    queue: VecDeque<(u64, StepPlan)>,
-    /// Steps still to land as failed because of one before them.
-    doomed: usize,
-    now: u64,
     rng: SplitMix64,
     complaint: Option<String>,
 }
 
 const UNWRITTEN: (u32, u64) = (u32::MAX, 0);
 
-impl SimExecutor {
-    pub fn new(cfg: SimConfig) -> Self {
+impl SimDevice {
+    /// What `rank` has of `ranks`; of `cfg` the sizes matter.
+    pub fn new(cfg: &SimConfig, rank: usize, ranks: usize) -> Self {
         Self {
-            model: SimModel { vocab: cfg.vocab },
+            model: SimModel { vocab: cfg.vocab, ranks },
+            rank,
+            block_size: cfg.block_size,
             kv: vec![UNWRITTEN; cfg.num_blocks as usize * cfg.block_size as usize],
             rows: vec![None; cfg.rows],
-            queue: VecDeque::new(),
-            doomed: 0,
-            now: 0,
             rng: SplitMix64(cfg.seed),
             complaint: None,
-            cfg,
         }
     }
 
@@ -142,19 +140,53 @@ impl SimExecutor {
     }
 
     fn slot(&self, table: &[crate::base::BlockId], pos: u32) -> usize {
-        let block = table.get((pos / self.cfg.block_size) as usize).map_or(0, |b| b.0);
-        (block * self.cfg.block_size + pos % self.cfg.block_size) as usize
+        let block = table.get((pos / self.block_size) as usize).map_or(0, |b| b.0);
+        (block * self.block_size + pos % self.block_size) as usize
     }
 
+    /// The whole step of a rank that is alone.
     fn run(&mut self, plan: &StepPlan) -> StepOutcome {
+        self.write_all(plan);
+        let reads = self.reads(plan);
+        StepOutcome::Done(self.draw(plan, &reads))
+    }
+
+    /// Sets rows and writes the cells of all entries.
+    pub fn write_all(&mut self, plan: &StepPlan) {
         for init in &plan.row_inits {
             self.rows[init.row.0 as usize] = Some(RowState { init: init.clone(), last: None });
         }
         for entry in &plan.entries {
             self.write(plan, entry);
         }
-        let sampling = plan.entries.iter().filter(|e| e.samples);
-        StepOutcome::Done(sampling.map(|e| Sampled::new(e.seq, self.sample(plan, e))).collect())
+    }
+
+    /// What this rank reads for each entry that samples.
+    pub fn reads(&mut self, plan: &StepPlan) -> Vec<u64> {
+        let (model, rank) = (self.model, self.rank);
+        let one = |e: &StepEntry| {
+            let table = plan.table(e);
+            (0..e.start + e.len).fold(0, |read, pos| model.read(rank, read, self.load(table, pos, e.seq)))
+        };
+        plan.entries.iter().filter(|e| e.samples).map(one).collect()
+    }
+
+    /// Samples from what all ranks read.
+    pub fn draw(&mut self, plan: &StepPlan, reads: &[u64]) -> Vec<Sampled> {
+        let sampling = plan.entries.iter().filter(|e| e.samples).zip(reads);
+        sampling.map(|(e, read)| Sampled::new(e.seq, self.sample(e, *read))).collect()
+    }
+
+    /// A number for everything that `plan` mentions of this rank's memory: equal on all ranks after the step.
+    pub fn digest(&self, plan: &StepPlan) -> u64 {
+        plan.entries.iter().fold(plan.id.0, |sum, e| {
+            let (table, row) = (plan.table(e), &self.rows[e.row.0 as usize]);
+            let cells = (0..e.start + e.len).fold(sum, |sum, pos| {
+                let (found, cell) = self.kv[self.slot(table, pos)];
+                mix(sum, mix(cell, u64::from(found)))
+            });
+            format!("{row:?}").bytes().fold(cells, |sum, b| mix(sum, u64::from(b)))
+        })
     }
 
     /// Writes the cells of an entry's tokens, each on top of the one before it.
@@ -184,9 +216,8 @@ impl SimExecutor {
         cell
     }
 
-    fn sample(&mut self, plan: &StepPlan, entry: &StepEntry) -> Token {
-        let (table, end) = (plan.table(entry), entry.start + entry.len);
-        let read = (0..end).fold(0, |read, pos| self.model.read(read, self.load(table, pos, entry.seq)));
+    fn sample(&mut self, entry: &StepEntry, read: u64) -> Token {
+        let end = entry.start + entry.len;
         let model = self.model;
         let Some(row) = &mut self.rows[entry.row.0 as usize] else {
             self.complain(|| format!("{:?} samples in a row nobody set", entry.seq));
@@ -199,7 +230,7 @@ impl SimExecutor {
     }
 
     /// A step that breaks off: some of its cells hold rubbish, and its rows are lost.
-    fn ruin(&mut self, plan: &StepPlan) {
+    pub fn ruin(&mut self, plan: &StepPlan) {
         for entry in &plan.entries {
             self.rows[entry.row.0 as usize] = None;
             for pos in entry.start..entry.start + entry.len {
@@ -208,14 +239,45 @@ impl SimExecutor {
             }
         }
     }
+}
+
+/// The simulated device as an [`Executor`]. Time passes by one with each `poll`.
+#[derive(Debug)]
+pub struct SimExecutor {
+    cfg: SimConfig,
+    device: SimDevice,
+    /// Steps and when they end.
+    queue: VecDeque<(u64, StepPlan)>,
+    /// Steps still to land as failed because of one before them.
+    doomed: usize,
+    now: u64,
+    rng: SplitMix64,
+}
+
+impl SimExecutor {
+    pub fn new(cfg: SimConfig) -> Self {
+        Self {
+            device: SimDevice::new(&cfg, 0, 1),
+            queue: VecDeque::new(),
+            doomed: 0,
+            now: 0,
+            rng: SplitMix64(mix(cfg.seed, 0)),
+            cfg,
+        }
+    }
+
+    /// See [`SimDevice::complaint`].
+    pub fn complaint(&self) -> Option<&str> {
+        self.device.complaint()
+    }
 
     fn land(&mut self, plan: &StepPlan) -> StepOutcome {
         let poisoned = self.cfg.poison.is_some_and(|p| plan.entries.iter().any(|e| e.seq == p));
         let fails = poisoned || self.rng.below(1000) < self.cfg.fail_per_mille;
         if self.doomed == 0 && !fails {
-            return self.run(plan);
+            return self.device.run(plan);
         }
-        self.ruin(plan);
+        self.device.ruin(plan);
         if self.doomed > 0 {
             self.doomed -= 1;
             return StepOutcome::Failed(Error::new(ErrorKind::Device, "a step before this one failed"));

@@ -236,7 +236,7 @@ fn truth(case: &Case, a: &Arrival) -> (Vec<Token>, (FinishReason, Option<ErrorKi
         return (vec![], (FinishReason::Error, Some(ErrorKind::NoMemory)));
     }
     let limit = (r.stop.max_tokens() as usize).min(cfg.max_model_len - prompt);
-    let mut tokens = SimModel { vocab: case.vocab }.alone(r, limit);
+    let mut tokens = SimModel { vocab: case.vocab, ranks: 1 }.alone(r, limit);
     let min = r.stop.min_tokens() as usize;
     for (i, t) in tokens.iter().enumerate() {
         let end = if i >= min && r.stop.eos_tokens().contains(t) {
