@@ -27,6 +27,12 @@
  */
 #define YN_EV_LOG 4
 
+/*
+ With YN_OUT_PROMPT_LOGPROBS: tokens of the prompt from its second on, in order, with their logprobs and no text. Of all
+ choices once, before the first one's output. `prompt_tokens` counts the prompt up to the record's last token.
+ */
+#define YN_EV_PROMPT 5
+
 #define YN_FINISH_NONE 0
 
 /*
@@ -66,7 +72,7 @@
 #define YN_OUT_TOKENS 2
 
 /*
- Not in this build.
+ Tokens with their logprobs; see n_logprobs.
  */
 #define YN_OUT_LOGPROBS 4
 
@@ -74,6 +80,11 @@
  Output arrives at the end, right before DONE, instead of as it is made.
  */
 #define YN_OUT_FINAL_ONLY 8
+
+/*
+ YN_EV_PROMPT records; see n_prompt_logprobs. The prompt is then computed whole, whatever the prefix cache holds of it.
+ */
+#define YN_OUT_PROMPT_LOGPROBS 16
 
 #define YN_REQ_IGNORE_EOS 1
 
@@ -282,7 +293,7 @@ typedef struct yn_request {
    */
   uint32_t n_logprobs;
   /*
-   0 in this build.
+   0 to 20: with YN_OUT_PROMPT_LOGPROBS the most probable tokens reported beside each token of the prompt.
    */
   uint32_t n_prompt_logprobs;
   /*
@@ -389,7 +400,7 @@ typedef struct yn_logprob {
    */
   float logprob;
   /*
-   Where the text of the token of the record ends, in bytes of the record's text.
+   Where the text of the token of the record ends, in bytes of the record's text; 0 in YN_EV_PROMPT.
    */
   uint32_t text_end;
 } yn_logprob;

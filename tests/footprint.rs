@@ -47,11 +47,12 @@ fn generate(engine: &Engine, max_tokens: u32) {
     let submission = Submission {
         prompt: Prompt::Text("Once upon a time".to_owned()),
         no_special_tokens: false,
-        output: OutputMode { text: true, tokens: false, logprobs: false, final_only: false },
+        output: OutputMode { text: true, tokens: false, logprobs: false, prompt_logprobs: false, final_only: false },
         user_data: 0,
         queue: Arc::clone(engine.queue()),
         n: 1,
         n_logprobs: 0,
+        n_prompt_logprobs: 0,
         max_tokens: Some(max_tokens),
         min_tokens: 0,
         ignore_eos: true,

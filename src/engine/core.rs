@@ -190,6 +190,7 @@ impl Core {
                     }
                     (seq, Item::Started { cached_tokens })
                 }
+                Event::Prompt { seq, tokens, logprobs } => (seq, Item::Prompt { tokens, logprobs }),
                 Event::Token { seq, token, logprobs } => (seq, Item::Token { token, logprobs }),
                 Event::Finished { seq, reason, error } => {
                     self.seqs.remove(&seq);

@@ -105,6 +105,7 @@ fn prepare(submission: &Submission, limits: &Limits, live: &Live) -> Result<Requ
     let mut request = Request::new(live.first_seq, prompt, sampling, stop)?;
     request.priority = submission.priority;
     request.logprobs = submission.output.logprobs.then_some(submission.n_logprobs);
+    request.prompt_logprobs = submission.output.prompt_logprobs.then_some(submission.n_prompt_logprobs);
     request.cache_salt = salt(&submission.cache_salt);
     if !submission.stop_texts.is_empty() {
         request.lead = STOP_LEAD;

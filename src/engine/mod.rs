@@ -317,8 +317,10 @@ fn check_ranges(s: &Submission) -> Result<()> {
     if !(1..=MAX_CHOICES).contains(&s.n) {
         return Err(Error::invalid(format!("n is {}; expected 1 to {MAX_CHOICES} choices", s.n)));
     }
-    if s.n_logprobs > MAX_LOGPROBS {
-        return Err(Error::invalid(format!("n_logprobs is {}; at most {MAX_LOGPROBS} are reported", s.n_logprobs)));
+    for (name, n) in [("n_logprobs", s.n_logprobs), ("n_prompt_logprobs", s.n_prompt_logprobs)] {
+        if n > MAX_LOGPROBS {
+            return Err(Error::invalid(format!("{name} is {n}; at most {MAX_LOGPROBS} are reported")));
+        }
     }
     match &s.prompt {
         Prompt::Tokens(tokens) if tokens.is_empty() => {

@@ -18,6 +18,7 @@ pub(crate) const STOP_LEAD: u32 = 8;
 #[derive(Debug)]
 pub(crate) enum Item {
     Started { cached_tokens: u32 },
+    Prompt { tokens: Vec<Token>, logprobs: Vec<Logprob> },
     Token { token: Token, logprobs: Vec<Logprob> },
     Finished { reason: FinishReason, error: Option<Error> },
 }
@@ -149,6 +150,11 @@ fn serve(writers: &mut HashMap<SeqId, Box<Writer>>, seq: SeqId, item: Item, t_ns
     let Some(writer) = writers.get_mut(&seq) else { return false };
     match item {
         Item::Started { cached_tokens } => writer.seat.started(cached_tokens, t_ns),
+        Item::Prompt { tokens, logprobs } => {
+            if writer.ended.is_none() {
+                writer.seat.push_prompt(&tokens, &logprobs, t_ns);
+            }
+        }
         Item::Token { token, logprobs } => {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| writer.token(token, &logprobs, t_ns))) {
                 let e = Error::internal(format!("detokenizing token {token} panicked: {}", panic_text(&*payload)));

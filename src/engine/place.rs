@@ -1,9 +1,9 @@
 //! The place of an accepted request: whatever becomes of its choices, exactly one Done goes out.
 
-use crate::base::{Error, ErrorKind, SeqId};
+use crate::base::{Error, ErrorKind, SeqId, Token};
 use crate::engine::queue::{Done, OutputStream, Overrun, Piece};
 use crate::engine::shared::{Command, Live, Shared};
-use crate::plan::FinishReason;
+use crate::plan::{FinishReason, Logprob};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -163,6 +163,13 @@ impl Seat {
         match &self.place.sums().stream {
             Some(stream) => stream.push(self.choice, piece),
             None => Ok(()),
+        }
+    }
+
+    /// Reports the next tokens of the prompt.
+    pub(crate) fn push_prompt(&self, tokens: &[Token], logprobs: &[Logprob], t_event_ns: u64) {
+        if let Some(stream) = &self.place.sums().stream {
+            stream.push_prompt(tokens, logprobs, t_event_ns);
         }
     }
 

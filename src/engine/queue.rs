@@ -3,7 +3,7 @@
 use crate::base::{Error, ErrorKind, RequestId, Result};
 use crate::engine::State;
 use crate::engine::stream::Stream;
-pub use crate::engine::stream::{Done, Output, OutputStream, Overrun, Piece, StreamInfo};
+pub use crate::engine::stream::{Done, Output, OutputStream, Overrun, Piece, PromptTokens, StreamInfo};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -37,13 +37,14 @@ pub struct EngineEvent {
 /// One event as a poller sees it, borrowed from the queue.
 #[derive(Debug)]
 pub enum Record<'a> {
+    Prompt(PromptTokens<'a>),
     Output(Output<'a>),
     Done { info: &'a StreamInfo, done: &'a Done },
     Engine(&'a EngineEvent),
     Log { level: u16, message: &'a str, t_event_ns: u64 },
 }
 
-/// How much of an output record a sink wrote.
+/// How much of an output or a prompt a sink wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
     pub tokens: usize,
@@ -53,7 +54,7 @@ pub struct Taken {
 
 /// Where a poll writes records.
 pub trait RecordSink {
-    /// Writes one whole record, of an output as much as fits. `None`: there is no room, nothing was written.
+    /// Writes one whole record, of an output or a prompt as much as fits. `None`: there is no room, nothing was written.
     fn write(&mut self, record: &Record<'_>) -> Option<Taken>;
 }
 
@@ -263,7 +264,10 @@ impl Inner {
     /// True when nothing of the stream is left unread.
     fn drain_stream(&mut self, key: u64, sink: &mut dyn RecordSink, wrote: &mut bool) -> bool {
         let Some(stream) = self.streams.get_mut(&key) else { return true };
-        let Stream { info, choices, .. } = stream;
+        let Stream { info, prompt, choices, .. } = stream;
+        if !prompt.drain(info, sink, wrote) {
+            return false;
+        }
         for (i, choice) in choices.iter_mut().enumerate() {
             if !choice.drain(info, i as u32, sink, wrote) {
                 return false;

@@ -14,7 +14,8 @@ pub struct StreamInfo {
     pub output: OutputMode,
     /// At least 1.
     pub choices: u32,
-    /// Unread bytes of one choice before the stream is overrun. Streams read only at the end are not counted.
+    /// Unread bytes of one choice before the stream is overrun. Streams read only at the end are not counted, nor is what is
+    /// reported of the prompt.
     pub max_unread_bytes: usize,
     pub t_submit_ns: u64,
 }
@@ -69,6 +70,46 @@ pub struct Output<'a> {
     pub finish: Option<FinishReason>,
     pub t_first_ns: u64,
     pub t_event_ns: u64,
+}
+
+/// Unread tokens of the prompt as a poller sees them.
+#[derive(Debug, Clone, Copy)]
+pub struct PromptTokens<'a> {
+    pub info: &'a StreamInfo,
+    pub tokens: &'a [Token],
+    /// As many for each of `tokens`.
+    pub logprobs: &'a [Logprob],
+    /// Tokens of the prompt in front of `tokens`.
+    pub before: u32,
+    pub t_event_ns: u64,
+}
+
+/// What is unread of the prompt.
+#[derive(Debug, Default)]
+pub(super) struct PromptPart {
+    tokens: Vec<Token>,
+    logprobs: Vec<Logprob>,
+    /// Tokens that were read.
+    read: u32,
+    t_event_ns: u64,
+}
+
+impl PromptPart {
+    /// Writes what is unread; false when the sink is full.
+    pub(super) fn drain(&mut self, info: &StreamInfo, sink: &mut dyn RecordSink, wrote: &mut bool) -> bool {
+        while !self.tokens.is_empty() {
+            let per_token = self.logprobs.len() / self.tokens.len();
+            let (tokens, logprobs) = (&self.tokens[..], &self.logprobs[..]);
+            // The first token of a prompt has nothing to be probable after.
+            let part = PromptTokens { info, tokens, logprobs, before: 1 + self.read, t_event_ns: self.t_event_ns };
+            let Some(taken) = sink.write(&Record::Prompt(part)) else { return false };
+            *wrote = true;
+            self.tokens.drain(..taken.tokens);
+            self.logprobs.drain(..taken.tokens * per_token);
+            self.read += taken.tokens as u32;
+        }
+        true
+    }
 }
 
 /// What is unread of one choice.
@@ -137,6 +178,7 @@ impl Choice {
 pub(super) struct Stream {
     pub(super) info: StreamInfo,
     pub(super) cancel: Weak<dyn Cancel>,
+    pub(super) prompt: PromptPart,
     pub(super) choices: Vec<Choice>,
     pub(super) done: Option<Done>,
     /// In line to be read.
@@ -146,7 +188,7 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn new(info: StreamInfo, cancel: Weak<dyn Cancel>) -> Self {
         let choices = (0..info.choices).map(|_| Choice::default()).collect();
-        Self { info, cancel, choices, done: None, listed: false }
+        Self { info, cancel, prompt: PromptPart::default(), choices, done: None, listed: false }
     }
 }
 
@@ -161,6 +203,18 @@ pub struct OutputStream {
 impl OutputStream {
     pub(super) fn new(queue: Arc<EventQueue>, key: u64) -> Self {
         Self { queue, key, ended: false }
+    }
+
+    /// Appends to what is unread of the prompt.
+    pub fn push_prompt(&self, tokens: &[Token], logprobs: &[Logprob], t_event_ns: u64) {
+        let mut inner = self.queue.lock();
+        let Some(stream) = inner.stream(self.key) else { return };
+        stream.prompt.tokens.extend_from_slice(tokens);
+        stream.prompt.logprobs.extend_from_slice(logprobs);
+        stream.prompt.t_event_ns = t_event_ns;
+        if !stream.info.output.final_only && inner.list(self.key) {
+            self.queue.announce(&mut inner);
+        }
     }
 
     /// Appends to a choice, merged with what is still unread of it.

@@ -21,6 +21,8 @@ pub struct OutputMode {
     pub tokens: bool,
     /// Brings the tokens along.
     pub logprobs: bool,
+    /// How probable the tokens of the prompt were, once per request.
+    pub prompt_logprobs: bool,
     /// One output record before Done instead of a stream.
     pub final_only: bool,
 }
@@ -40,6 +42,8 @@ pub struct Submission {
     pub n: u32,
     /// With `output.logprobs`: alternatives reported beside each token.
     pub n_logprobs: u32,
+    /// With `output.prompt_logprobs`: alternatives reported beside each token of the prompt.
+    pub n_prompt_logprobs: u32,
     /// `None`: as many as the model's length allows.
     pub max_tokens: Option<u32>,
     pub min_tokens: u32,

@@ -3,7 +3,7 @@
 use super::worker::StepRunner;
 use crate::base::rng::mix;
 use crate::base::{Error, ErrorKind, Result, Token};
-use crate::plan::{Logprob, RowInit, Sampled, StepOutcome, StepOutput, StepPlan};
+use crate::plan::{Logprob, RowInit, Sampled, Scored, StepOutcome, StepOutput, StepPlan, StepResults};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -104,7 +104,11 @@ impl StepRunner for MockRunner {
         for init in &plan.row_inits {
             self.init_row(init);
         }
-        let mut sampled = Vec::new();
+        let mut results = StepResults::default();
+        for (e, scores) in plan.entries.iter().filter_map(|e| Some((e, e.scores.as_ref()?))) {
+            let logprobs = plan.scored(scores).iter().flat_map(|&token| logprobs(token, scores.alternatives)).collect();
+            results.scored.push(Scored { seq: e.seq, logprobs });
+        }
         for e in plan.entries.iter().filter(|e| e.samples) {
             let row = &mut self.rows[e.row.0 as usize];
             let known = plan.inputs(e);
@@ -115,13 +119,13 @@ impl StepRunner for MockRunner {
                 token = u32::from(b'.');
             }
             row.last = token;
-            sampled.push(Sampled {
+            results.sampled.push(Sampled {
                 seq: e.seq,
                 token,
                 logprobs: e.logprobs.map_or(Vec::new(), |k| logprobs(token, k)),
             });
         }
-        self.done.push_back(StepOutput { id: plan.id, outcome: StepOutcome::Done(sampled) });
+        self.done.push_back(StepOutput { id: plan.id, outcome: StepOutcome::Done(results) });
         Ok(())
     }
 

@@ -126,6 +126,7 @@ mod tests {
     use crate::hal::comm::Communicator;
     use crate::hal::registry::{DeviceOptions, open};
     use crate::hal::{Stream, Tensor};
+    use crate::plan::StepResults;
 
     /// Meets the other ranks in every step, unless told otherwise.
     #[derive(Debug)]
@@ -148,7 +149,7 @@ mod tests {
             self.place.all_reduce(self.stream.as_ref(), &self.x)
         }
         fn finish(&mut self) -> Result<StepOutput> {
-            Ok(StepOutput { id: self.last, outcome: StepOutcome::Done(vec![]) })
+            Ok(StepOutput { id: self.last, outcome: StepOutcome::Done(StepResults::default()) })
         }
     }
 
@@ -174,7 +175,14 @@ mod tests {
 
     fn run(worker: &mut WorkerExecutor, signal: &Signal, id: u64) -> Result<StepOutcome> {
         let (entries, row_inits) = (vec![], vec![]);
-        worker.submit(StepPlan { id: StepId(id), entries, tokens: vec![], blocks: vec![], row_inits })?;
+        worker.submit(StepPlan {
+            id: StepId(id),
+            entries,
+            tokens: vec![],
+            blocks: vec![],
+            targets: vec![],
+            row_inits,
+        })?;
         loop {
             if let Some(output) = worker.poll()? {
                 return Ok(output.outcome);
@@ -187,10 +195,10 @@ mod tests {
     fn a_failing_rank_fails_the_step_and_the_next_one_runs() {
         for odd in 0..3 {
             let (mut w, signal) = worker(odd, (Some(1), None));
-            assert_eq!(run(&mut w, &signal, 0).unwrap(), StepOutcome::Done(vec![]));
+            assert_eq!(run(&mut w, &signal, 0).unwrap(), StepOutcome::Done(StepResults::default()));
             let StepOutcome::Failed(e) = run(&mut w, &signal, 1).unwrap() else { panic!("rank {odd} did not fail") };
             assert!(e.message.contains("told to fail"), "{e}");
-            assert_eq!(run(&mut w, &signal, 2).unwrap(), StepOutcome::Done(vec![]));
+            assert_eq!(run(&mut w, &signal, 2).unwrap(), StepOutcome::Done(StepResults::default()));
         }
     }
 

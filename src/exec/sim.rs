@@ -5,7 +5,9 @@
 use crate::base::rng::{SplitMix64, mix};
 use crate::base::{Error, ErrorKind, Result, SeqId, Token};
 use crate::exec::Executor;
-use crate::plan::{Request, RowInit, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};
+use crate::plan::{
+    Logprob, Request, RowInit, Sampled, Scored, Scores, StepEntry, StepOutcome, StepOutput, StepPlan, StepResults,
+};
 use std::collections::VecDeque;
 
 /// Shape and faults of a simulated device.
@@ -63,6 +65,28 @@ impl SimModel {
         (0..self.vocab).map(|i| (first + i) % self.vocab).find(|&t| !held(t)).unwrap_or(first)
     }
 
+    /// How probable prompt token `token` was after everything in `read`: one entry, with a made-up rank.
+    pub fn score(self, read: u64, token: Token) -> Logprob {
+        let rank = (mix(read, u64::from(token)) >> 40) as u32 + 1;
+        Logprob { token, rank, logprob: -(rank as f32) }
+    }
+
+    /// Tells what all ranks together have read after each of the tokens it is given.
+    fn all_reads(self) -> impl FnMut(Token) -> u64 {
+        let (mut cell, mut reads) = (0, vec![0; self.ranks]);
+        move |token| {
+            cell = self.cell(cell, token);
+            reads.iter_mut().enumerate().for_each(|(rank, read)| *read = self.read(rank, *read, cell));
+            reads.iter().copied().fold(0, u64::wrapping_add)
+        }
+    }
+
+    /// What `request` reports of its prompt when it runs alone.
+    pub fn alone_scores(self, request: &Request) -> Vec<Logprob> {
+        let mut reads = self.all_reads();
+        request.prompt().windows(2).map(|pair| self.score(reads(pair[0]), pair[1])).collect()
+    }
+
     /// The first `n` tokens of `request` when it runs alone, whatever ends it.
     pub fn alone(self, request: &Request, n: usize) -> Vec<Token> {
         let mut row = RowInit {
@@ -74,12 +98,7 @@ impl SimModel {
             end_tokens: request.stop.end_tokens().collect(),
             history: if request.sampling.counts_tokens() { request.prompt().to_vec() } else { Vec::new() },
         };
-        let (mut cell, mut reads) = (0, vec![0; self.ranks]);
-        let mut push = |token| {
-            cell = self.cell(cell, token);
-            reads.iter_mut().enumerate().for_each(|(rank, read)| *read = self.read(rank, *read, cell));
-            reads.iter().copied().fold(0, u64::wrapping_add)
-        };
+        let mut push = self.all_reads();
         let mut state = request.prompt().iter().fold(0, |_, &t| push(t));
         let mut out = Vec::with_capacity(n);
         for index in 0..n as u32 {
@@ -90,6 +109,10 @@ impl SimModel {
         }
         out
     }
+}
+
+fn scoring(plan: &StepPlan) -> impl Iterator<Item = (&StepEntry, &Scores)> {
+    plan.entries.iter().filter_map(|e| Some((e, e.scores.as_ref()?)))
 }
 
 #[derive(Debug, Clone)]
@@ -161,20 +184,43 @@ impl SimDevice {
         }
     }
 
-    /// What this rank reads for each entry that samples.
+    /// What this rank reads for each prompt token that is scored, then for each entry that samples.
     pub fn reads(&mut self, plan: &StepPlan) -> Vec<u64> {
         let (model, rank) = (self.model, self.rank);
+        let mut reads = Vec::new();
+        for (e, scores) in scoring(plan) {
+            let table = plan.table(e);
+            let end = scores.from + scores.targets.len() as u32;
+            if scores.from < e.start || end > e.start + e.len {
+                self.complain(|| format!("{:?} scores positions {}..{end} in {e:?}", e.seq, scores.from));
+            }
+            let mut read = 0;
+            for pos in 0..end {
+                read = model.read(rank, read, self.load(table, pos, e.seq));
+                if pos >= scores.from {
+                    reads.push(read);
+                }
+            }
+        }
         let one = |e: &StepEntry| {
             let table = plan.table(e);
             (0..e.start + e.len).fold(0, |read, pos| model.read(rank, read, self.load(table, pos, e.seq)))
         };
-        plan.entries.iter().filter(|e| e.samples).map(one).collect()
+        reads.extend(plan.entries.iter().filter(|e| e.samples).map(one));
+        reads
     }
 
-    /// Samples from what all ranks read.
-    pub fn draw(&mut self, plan: &StepPlan, reads: &[u64]) -> Vec<Sampled> {
+    /// Scores and samples from what all ranks read.
+    pub fn draw(&mut self, plan: &StepPlan, reads: &[u64]) -> StepResults {
+        let (model, mut reads) = (self.model, reads.iter());
+        let scored = scoring(plan).map(|(e, scores)| {
+            let logprobs = plan.scored(scores).iter().zip(reads.by_ref()).map(|(t, read)| model.score(*read, *t));
+            Scored { seq: e.seq, logprobs: logprobs.collect() }
+        });
+        let scored = scored.collect();
         let sampling = plan.entries.iter().filter(|e| e.samples).zip(reads);
-        sampling.map(|(e, read)| Sampled::new(e.seq, self.sample(e, *read))).collect()
+        let sampled = sampling.map(|(e, read)| Sampled::new(e.seq, self.sample(e, *read))).collect();
+        StepResults { sampled, scored }
     }
 
     /// A number for everything that `plan` mentions of this rank's memory: equal on all ranks after the step.

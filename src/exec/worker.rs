@@ -152,9 +152,10 @@ fn failed_step(id: StepId, error: Error) -> StepOutput {
 mod tests {
     use super::*;
     use crate::exec::mock::{MockRunner, MockSpec};
+    use crate::plan::StepResults;
 
     fn plan(id: u64) -> StepPlan {
-        StepPlan { id: StepId(id), entries: vec![], tokens: vec![], blocks: vec![], row_inits: vec![] }
+        StepPlan { id: StepId(id), entries: vec![], tokens: vec![], blocks: vec![], targets: vec![], row_inits: vec![] }
     }
 
     fn poll(worker: &mut WorkerExecutor, signal: &Signal) -> Result<StepOutput> {
@@ -181,7 +182,7 @@ mod tests {
         assert!(matches!(poll(&mut w, &signal).unwrap().outcome, StepOutcome::Failed(_)));
         w.submit(plan(2)).unwrap();
         let output = poll(&mut w, &signal).unwrap();
-        assert_eq!((output.id, output.outcome), (StepId(2), StepOutcome::Done(vec![])));
+        assert_eq!((output.id, output.outcome), (StepId(2), StepOutcome::Done(StepResults::default())));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use super::status::status_of;
 use super::types::*;
 use crate::base::Token;
 use crate::engine::State;
-use crate::engine::queue::{Output, Record, RecordSink, StreamInfo, Taken};
-use crate::plan::FinishReason;
+use crate::engine::queue::{Output, PromptTokens, Record, RecordSink, StreamInfo, Taken};
+use crate::plan::{FinishReason, Logprob};
 
 const HEADER: usize = size_of::<yn_event>();
 /// Longest message of a DONE, ENGINE or LOG record, so that one always fits into the smallest buffer.
@@ -93,22 +93,47 @@ impl<'a> Buffer<'a> {
             t_event_ns: o.t_event_ns,
             ..of_stream(YN_EV_OUTPUT, o.info)
         };
-        let mut logprobs = Vec::with_capacity(n * per_token * size_of::<yn_logprob>());
-        for (i, p) in o.logprobs[..n * per_token].iter().enumerate() {
+        let text_end = |i: usize| {
             let end = o.text_ends.get(i / per_token).map_or(0, |end| end.saturating_sub(o.text_from));
-            logprobs.extend(p.token.to_ne_bytes());
-            logprobs.extend(p.rank.to_ne_bytes());
-            logprobs.extend(p.logprob.to_ne_bytes());
-            logprobs.extend((end.min(cut as u64) as u32).to_ne_bytes());
-        }
-        self.put(event, &o.tokens[..n], &logprobs, &o.text[..cut]);
+            end.min(cut as u64) as u32
+        };
+        self.put(event, &o.tokens[..n], &packed(&o.logprobs[..n * per_token], text_end), &o.text[..cut]);
         Some(Taken { tokens: n, text: cut })
     }
+
+    fn prompt(&mut self, p: &PromptTokens<'_>) -> Option<Taken> {
+        let per_token = p.logprobs.len() / p.tokens.len().max(1);
+        let n = p.tokens.len().min(self.room() / (size_of::<Token>() + per_token * size_of::<yn_logprob>()));
+        if n == 0 {
+            return None;
+        }
+        let event = yn_event {
+            n_tokens: n as u32,
+            prompt_tokens: p.before + n as u32,
+            t_event_ns: p.t_event_ns,
+            ..of_stream(YN_EV_PROMPT, p.info)
+        };
+        self.put(event, &p.tokens[..n], &packed(&p.logprobs[..n * per_token], |_| 0), "");
+        Some(Taken { tokens: n, text: 0 })
+    }
+}
+
+/// The bytes of as many `yn_logprob`.
+fn packed(logprobs: &[Logprob], text_end: impl Fn(usize) -> u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size_of::<yn_logprob>() * logprobs.len());
+    for (i, p) in logprobs.iter().enumerate() {
+        bytes.extend(p.token.to_ne_bytes());
+        bytes.extend(p.rank.to_ne_bytes());
+        bytes.extend(p.logprob.to_ne_bytes());
+        bytes.extend(text_end(i).to_ne_bytes());
+    }
+    bytes
 }
 
 impl RecordSink for Buffer<'_> {
     fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
         match *record {
+            Record::Prompt(ref prompt) => self.prompt(prompt),
             Record::Output(ref output) => self.output(output),
             Record::Done { info, done } => {
                 let mut event = of_stream(YN_EV_DONE, info);
@@ -193,11 +218,10 @@ mod tests {
     use super::*;
     use crate::base::RequestId;
     use crate::engine::OutputMode;
-    use crate::plan::Logprob;
 
     #[test]
     fn a_long_output_is_split_and_adds_up() {
-        let output = OutputMode { text: true, tokens: true, logprobs: true, final_only: false };
+        let output = OutputMode { text: true, tokens: true, logprobs: true, prompt_logprobs: false, final_only: false };
         let info =
             StreamInfo { id: RequestId(3), user_data: 4, output, choices: 2, max_unread_bytes: 0, t_submit_ns: 5 };
         let (mut tokens, mut text) = ((0..2000).collect::<Vec<u32>>(), "一é🦊x".repeat(900));

@@ -20,7 +20,7 @@ const MAX_TOKENS: u32 = 1 << 30;
 const MAX_STOP_TEXTS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
 
-const OUT_KNOWN: u32 = YN_OUT_TEXT | YN_OUT_TOKENS | YN_OUT_LOGPROBS | YN_OUT_FINAL_ONLY;
+const OUT_KNOWN: u32 = YN_OUT_TEXT | YN_OUT_TOKENS | YN_OUT_LOGPROBS | YN_OUT_FINAL_ONLY | YN_OUT_PROMPT_LOGPROBS;
 const FLAGS_KNOWN: u32 = YN_REQ_IGNORE_EOS | YN_REQ_SEEDED | YN_REQ_NO_SPECIAL_TOKENS;
 
 fn defaults(d: SamplingDefaults) -> yn_request {
@@ -98,7 +98,6 @@ unsafe fn read(r: *const yn_request, d: SamplingDefaults) -> Result<yn_request> 
 /// Fields whose feature is not built, with whether they are set.
 fn refuse_unbuilt(r: &yn_request) -> Result<()> {
     let set = [
-        ("n_prompt_logprobs", r.n_prompt_logprobs != 0, "0"),
         ("output (an unknown bit)", r.output & !OUT_KNOWN != 0, "YN_OUT_* bits"),
         ("flags (an unknown bit)", r.flags & !FLAGS_KNOWN != 0, "YN_REQ_* bits"),
         ("ttft_slo_ms", r.ttft_slo_ms != 0, "0"),
@@ -184,8 +183,13 @@ unsafe fn stop_texts(r: &yn_request) -> Result<Vec<String>> {
 /// What `r` points to is readable.
 unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> {
     refuse_unbuilt(r)?;
-    if r.n_logprobs != 0 && r.output & YN_OUT_LOGPROBS == 0 {
-        return Err(Error::invalid(format!("n_logprobs is {}, but output lacks YN_OUT_LOGPROBS", r.n_logprobs)));
+    for (name, n, bit, flag) in [
+        ("n_logprobs", r.n_logprobs, YN_OUT_LOGPROBS, "YN_OUT_LOGPROBS"),
+        ("n_prompt_logprobs", r.n_prompt_logprobs, YN_OUT_PROMPT_LOGPROBS, "YN_OUT_PROMPT_LOGPROBS"),
+    ] {
+        if n != 0 && r.output & bit == 0 {
+            return Err(Error::invalid(format!("{name} is {n}, but output lacks {flag}")));
+        }
     }
     let queue = match r.queue.id {
         0 => Arc::clone(&engine.queue.events),
@@ -203,12 +207,14 @@ unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> 
             text: r.output & YN_OUT_TEXT != 0,
             tokens: r.output & YN_OUT_TOKENS != 0,
             logprobs: r.output & YN_OUT_LOGPROBS != 0,
+            prompt_logprobs: r.output & YN_OUT_PROMPT_LOGPROBS != 0,
             final_only: r.output & YN_OUT_FINAL_ONLY != 0,
         },
         user_data: r.user_data,
         queue,
         n: r.n,
         n_logprobs: r.n_logprobs,
+        n_prompt_logprobs: r.n_prompt_logprobs,
         max_tokens: max_tokens(r)?,
         min_tokens: r.min_tokens,
         ignore_eos: r.flags & YN_REQ_IGNORE_EOS != 0,
@@ -298,7 +304,7 @@ mod tests {
     fn unbuilt_fields_are_named() {
         type Set = fn(&mut yn_request);
         let cases: [(&str, Set); 3] = [
-            ("n_prompt_logprobs", |r| r.n_prompt_logprobs = 1),
+            ("ttft_slo_ms", |r| r.ttft_slo_ms = 1),
             ("tpot_slo_ms", |r| r.tpot_slo_ms = 1),
             ("flags", |r| r.flags = 1 << 30),
         ];

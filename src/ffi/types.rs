@@ -40,6 +40,9 @@ pub const YN_EV_DONE: u32 = 2;
 pub const YN_EV_ENGINE: u32 = 3;
 /// A log line: `flags` is its level, 1 (error) to 5 (trace), the text its message.
 pub const YN_EV_LOG: u32 = 4;
+/// With YN_OUT_PROMPT_LOGPROBS: tokens of the prompt from its second on, in order, with their logprobs and no text. Of all
+/// choices once, before the first one's output. `prompt_tokens` counts the prompt up to the record's last token.
+pub const YN_EV_PROMPT: u32 = 5;
 
 pub const YN_FINISH_NONE: u32 = 0;
 /// The model ended its answer.
@@ -58,10 +61,12 @@ pub const YN_FINISH_ERROR: u32 = 7;
 
 pub const YN_OUT_TEXT: u32 = 1;
 pub const YN_OUT_TOKENS: u32 = 2;
-/// Not in this build.
+/// Tokens with their logprobs; see n_logprobs.
 pub const YN_OUT_LOGPROBS: u32 = 4;
 /// Output arrives at the end, right before DONE, instead of as it is made.
 pub const YN_OUT_FINAL_ONLY: u32 = 8;
+/// YN_EV_PROMPT records; see n_prompt_logprobs. The prompt is then computed whole, whatever the prefix cache holds of it.
+pub const YN_OUT_PROMPT_LOGPROBS: u32 = 16;
 
 pub const YN_REQ_IGNORE_EOS: u32 = 1;
 /// `seed` counts; without it the engine draws one.
@@ -186,7 +191,7 @@ pub struct yn_request {
     pub frequency_penalty: f32,
     /// 0 to 20: with YN_OUT_LOGPROBS the most probable tokens reported beside each token.
     pub n_logprobs: u32,
-    /// 0 in this build.
+    /// 0 to 20: with YN_OUT_PROMPT_LOGPROBS the most probable tokens reported beside each token of the prompt.
     pub n_prompt_logprobs: u32,
     /// Keeps the struct without holes; 0.
     pub reserved: u32,
@@ -251,7 +256,7 @@ pub struct yn_logprob {
     pub rank: u32,
     /// Natural logarithm.
     pub logprob: f32,
-    /// Where the text of the token of the record ends, in bytes of the record's text.
+    /// Where the text of the token of the record ends, in bytes of the record's text; 0 in YN_EV_PROMPT.
     pub text_end: u32,
 }
 

@@ -52,6 +52,8 @@ pub struct Request {
     /// How many of the most probable tokens to report beside each sampled one, at most
     /// [`crate::plan::params::MAX_LOGPROBS`]. `None` reports nothing.
     pub logprobs: Option<u32>,
+    /// The same for every prompt token but the first.
+    pub prompt_logprobs: Option<u32>,
     /// For policies that look at it; smaller is more urgent.
     pub priority: i32,
     /// Prefixes are shared only between requests of equal salt; 0 is the common salt.
@@ -72,7 +74,18 @@ impl Request {
                 stop.max_tokens()
             )));
         }
-        Ok(Self { seq, prompt, sampling, stop, choice: 0, logprobs: None, priority: 0, cache_salt: 0, lead: u32::MAX })
+        Ok(Self {
+            seq,
+            prompt,
+            sampling,
+            stop,
+            choice: 0,
+            logprobs: None,
+            prompt_logprobs: None,
+            priority: 0,
+            cache_salt: 0,
+            lead: u32::MAX,
+        })
     }
 
     /// Token ids; never empty.
@@ -84,8 +97,9 @@ impl Request {
         self.prompt
     }
 
-    /// The same request as another sequence.
+    /// The same request as another sequence. The prompt is reported once, with the first choice.
     pub fn for_choice(&self, seq: SeqId, choice: u32) -> Self {
-        Self { seq, choice, ..self.clone() }
+        let prompt_logprobs = self.prompt_logprobs.filter(|_| choice == 0);
+        Self { seq, choice, prompt_logprobs, ..self.clone() }
     }
 }

@@ -22,6 +22,19 @@ pub struct StepEntry {
     pub samples: bool,
     /// With `samples`: how many of the most probable tokens to report beside the sampled one. `None` reports nothing.
     pub logprobs: Option<u32>,
+    /// Prompt tokens whose probability this entry's logits tell.
+    pub scores: Option<Scores>,
+}
+
+/// Prompt tokens to report the probability of. The logits of a position are those of the token after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scores {
+    /// Position of the first logits, one before the first token reported; within the entry.
+    pub from: u32,
+    /// Where the tokens stand in [`StepPlan::targets`]; at least one, one for each position from `from` on.
+    pub targets: Range<u32>,
+    /// How many of the most probable tokens to report beside each.
+    pub alternatives: u32,
 }
 
 /// Sampler state of a row before this step runs: written when a sequence enters the row, fresh or resumed.
@@ -59,6 +72,8 @@ pub struct StepPlan {
     pub tokens: Vec<Token>,
     /// Block tables of all entries, one after another.
     pub blocks: Vec<BlockId>,
+    /// Prompt tokens that entries score, one entry's after another.
+    pub targets: Vec<Token>,
     /// Rows to set before the forward pass.
     pub row_inits: Vec<RowInit>,
 }
@@ -77,6 +92,11 @@ impl StepPlan {
     /// Block table of `entry`.
     pub fn table(&self, entry: &StepEntry) -> &[BlockId] {
         &self.blocks[entry.blocks.start as usize..entry.blocks.end as usize]
+    }
+
+    /// Prompt tokens that `scores` asks for.
+    pub fn scored(&self, scores: &Scores) -> &[Token] {
+        &self.targets[scores.targets.start as usize..scores.targets.end as usize]
     }
 }
 
@@ -106,11 +126,33 @@ impl Sampled {
     }
 }
 
+/// How probable the prompt tokens of an entry were.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    pub seq: SeqId,
+    /// The same number for each token: of the token, then of the most probable ones.
+    pub logprobs: Vec<Logprob>,
+}
+
+/// What a step was asked for.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StepResults {
+    /// One per sampling entry, in the plan's order.
+    pub sampled: Vec<Sampled>,
+    /// One per entry with [`Scores`], in the plan's order.
+    pub scored: Vec<Scored>,
+}
+
+impl From<Vec<Sampled>> for StepResults {
+    fn from(sampled: Vec<Sampled>) -> Self {
+        Self { sampled, scored: Vec::new() }
+    }
+}
+
 /// What a step came to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepOutcome {
-    /// One [`Sampled`] per sampling entry, in the plan's order.
-    Done(Vec<Sampled>),
+    Done(StepResults),
     /// Nothing of this step counts. Every step submitted before this failure was polled lands as failed too.
     Failed(Error),
 }

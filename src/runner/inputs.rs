@@ -5,7 +5,7 @@ use super::memory::WORD;
 use crate::base::{DType, Error, Result};
 use crate::hal::{Allocation, HostBuffer, Tensor};
 use crate::model::decoder::Batch;
-use crate::plan::{StepEntry, StepPlan};
+use crate::plan::{Scores, StepEntry, StepPlan};
 use std::sync::Arc;
 
 /// Sections start at multiples of this many words.
@@ -33,7 +33,12 @@ impl InputShape {
 
     /// Words of the largest step.
     pub(super) fn words(&self) -> usize {
-        Sections::of(self.tokens, (self.seqs, self.blocks), self.seqs).end
+        Sections::of(self.tokens, (self.seqs, self.blocks), (self.seqs, self.tokens)).end
+    }
+
+    /// Rows of logits that are computed at once.
+    pub(super) fn logit_rows(&self) -> usize {
+        self.seqs
     }
 }
 
@@ -50,11 +55,14 @@ struct Sections {
     rows: usize,
     next: usize,
     reports: usize,
+    scored: usize,
+    targets: usize,
+    every: usize,
     end: usize,
 }
 
 impl Sections {
-    fn of(tokens: usize, (seqs, blocks): (usize, usize), samples: usize) -> Self {
+    fn of(tokens: usize, (seqs, blocks): (usize, usize), (samples, scores): (usize, usize)) -> Self {
         let mut end = 0;
         let mut section = |words: usize| {
             let from = end;
@@ -64,7 +72,23 @@ impl Sections {
         let [ids, positions, slots] = [tokens; 3].map(&mut section);
         let [starts, context_lens, tables] = [seqs + 1, seqs, seqs * blocks].map(&mut section);
         let [last, rows, next, reports] = [samples; 4].map(&mut section);
-        Self { ids, positions, slots, starts, context_lens, tables, last, rows, next, reports, end }
+        let [scored, targets, every] = [scores; 3].map(&mut section);
+        Self {
+            ids,
+            positions,
+            slots,
+            starts,
+            context_lens,
+            tables,
+            last,
+            rows,
+            next,
+            reports,
+            scored,
+            targets,
+            every,
+            end,
+        }
     }
 }
 
@@ -74,8 +98,21 @@ pub(super) struct StepTensors {
     pub(super) batch: Batch,
     /// I32 `[n, 1]` each for the n sampling entries: token index, sampler row, position of the drawn token.
     pub(super) samples: Option<(Tensor, Tensor, Tensor)>,
-    /// I32 `[m, 1]`: those of the sampling entries whose logprobs are reported; and the most alternatives of any.
-    pub(super) reports: Option<(Tensor, usize)>,
+    /// I32 `[m, 1]`: those of the sampling entries whose logprobs are reported.
+    pub(super) reports: Option<Tensor>,
+    pub(super) scores: Option<ScoreTensors>,
+    /// Most alternatives of any report, of prompt tokens or sampled ones.
+    pub(super) alternatives: usize,
+}
+
+/// The p prompt tokens that a step scores, I32 `[p, 1]` each.
+#[derive(Debug)]
+pub(super) struct ScoreTensors {
+    /// Index of the token whose logits tell of it.
+    pub(super) index: Tensor,
+    pub(super) targets: Tensor,
+    /// 0, 1, 2 and so on: every row of the logits is reported.
+    pub(super) every: Tensor,
 }
 
 /// A step's inputs in host memory.
@@ -87,6 +124,7 @@ pub(super) struct Packed {
     blocks: usize,
     samples: usize,
     reports: usize,
+    scores: usize,
     alternatives: usize,
 }
 
@@ -112,9 +150,13 @@ pub(super) fn pack(plan: &StepPlan, shape: InputShape, vocab: usize, host: &mut 
             plan.id.0, shape.tokens, shape.seqs, shape.blocks
         )));
     }
-    let sections = Sections::of(tokens, (seqs, blocks), samples);
+    let scores = plan.targets.len();
+    if scores > tokens {
+        return Err(Error::internal(format!("step {} scores {scores} prompt tokens in {tokens}", plan.id.0)));
+    }
+    let sections = Sections::of(tokens, (seqs, blocks), (samples, scores));
     let mut words = Words(host.bytes_mut());
-    let (mut token, mut sample, mut reports, mut alternatives) = (0, 0, 0, 0);
+    let (mut token, mut sample, mut reports, mut score, mut alternatives) = (0, 0, 0, 0, 0);
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
@@ -123,6 +165,11 @@ pub(super) fn pack(plan: &StepPlan, shape: InputShape, vocab: usize, host: &mut 
             words.set(sections.tables + s * blocks + b, table.get(b).map_or(0, |id| id.0 as i32));
         }
         pack_tokens(plan, entry, (&mut words, sections, token), (shape.block_size, vocab))?;
+        if let Some(scores) = &entry.scores {
+            pack_scores(plan, (entry, scores), (&mut words, sections), (token, score), vocab)?;
+            score += scores.targets.len();
+            alternatives = alternatives.max(scores.alternatives as usize);
+        }
         token += entry.len as usize;
         if entry.samples {
             words.set(sections.last + sample, token as i32 - 1);
@@ -137,7 +184,36 @@ pub(super) fn pack(plan: &StepPlan, shape: InputShape, vocab: usize, host: &mut 
         }
     }
     words.set(sections.starts + seqs, token as i32);
-    Ok(Packed { sections, tokens, seqs, blocks, samples, reports, alternatives })
+    if score != scores {
+        return Err(Error::internal(format!("step {} scores {score} of {scores} prompt tokens", plan.id.0)));
+    }
+    Ok(Packed { sections, tokens, seqs, blocks, samples, reports, scores, alternatives })
+}
+
+fn pack_scores(
+    plan: &StepPlan,
+    (entry, scores): (&StepEntry, &Scores),
+    (words, sections): (&mut Words<'_>, Sections),
+    (first_token, first): (usize, usize),
+    vocab: usize,
+) -> Result<()> {
+    let targets = plan.scored(scores);
+    if scores.from < entry.start || scores.from as usize + targets.len() > (entry.start + entry.len) as usize {
+        return Err(Error::internal(format!(
+            "scores of {} positions from {} in {entry:?}",
+            targets.len(),
+            scores.from
+        )));
+    }
+    for (i, &target) in targets.iter().enumerate() {
+        if target as usize >= vocab {
+            return Err(Error::invalid(format!("token id {target} is not below the vocabulary size {vocab}")));
+        }
+        words.set(sections.scored + first + i, (first_token + i) as i32 + (scores.from - entry.start) as i32);
+        words.set(sections.targets + first + i, target as i32);
+        words.set(sections.every + first + i, (first + i) as i32);
+    }
+    Ok(())
 }
 
 fn pack_tokens(
@@ -191,7 +267,13 @@ impl Packed {
         let n = self.samples;
         let samples = (n > 0).then(|| (at(s.last, n, 1), at(s.rows, n, 1), at(s.next, n, 1)));
         let m = self.reports;
-        let reports = (m > 0).then(|| (at(s.reports, m, 1), self.alternatives));
-        StepTensors { batch, samples, reports }
+        let reports = (m > 0).then(|| at(s.reports, m, 1));
+        let p = self.scores;
+        let scores = (p > 0).then(|| ScoreTensors {
+            index: at(s.scored, p, 1),
+            targets: at(s.targets, p, 1),
+            every: at(s.every, p, 1),
+        });
+        StepTensors { batch, samples, reports, scores, alternatives: self.alternatives }
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn row_extra_bytes(vocab_size: usize) -> (usize, usize) {
 }
 
 /// Words of the largest report of one token's logprobs.
-pub(super) const REPORT_WORDS: usize = 3 * (1 + MAX_LOGPROBS as usize);
+const REPORT_WORDS: usize = 3 * (1 + MAX_LOGPROBS as usize);
 
 /// Sizes of a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,11 @@ impl RunnerOptions {
     /// Sequences that can sample in one step.
     pub(super) fn max_samples(&self) -> usize {
         self.max_num_seqs.min(self.max_num_batched_tokens)
+    }
+
+    /// Words of the largest step's reports: every position's logits are sampled, or tell of a prompt token.
+    pub(super) fn report_words(&self) -> usize {
+        self.max_num_batched_tokens * REPORT_WORDS
     }
 }
 
@@ -96,10 +101,12 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions) -> RunnerMemory {
         row_state_bytes: options.max_num_seqs * (SAMPLER_WORDS * WORD + counts + biases),
         inputs_bytes: WORD
             * (shape.words()
-                + options.max_samples() * (1 + REPORT_WORDS)
+                + options.max_samples()
+                + options.report_words()
                 + ring
                     * (shape.words()
-                        + options.max_samples() * (1 + REPORT_WORDS)
+                        + options.max_samples()
+                        + options.report_words()
                         + options.max_num_seqs * SAMPLER_WORDS))
             + ring * STAGED_ROWS * counts.max(biases),
         rope_bytes: info.spec.ropes.len() * options.max_model_len * info.spec.head_dim * DType::F32.size(),

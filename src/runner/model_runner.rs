@@ -1,7 +1,7 @@
 //! Runs plans on a device, in order, up to `depth` ahead of their results.
 
-use super::inputs::{InputShape, StepTensors, pack};
-use super::memory::{REPORT_WORDS, RunnerOptions, WORD, arena_plan, kv_spec};
+use super::inputs::{InputShape, ScoreTensors, StepTensors, pack};
+use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec};
 use super::rows::{RowBuffers, SamplerRows};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
 use crate::hal::arena::Arena;
@@ -10,7 +10,7 @@ use crate::hal::ops::{KvLayer, Logprobs, Sample};
 use crate::hal::{Allocation, Device, Event, HostBuffer, Stream, Tensor};
 use crate::model::Model;
 use crate::model::decoder::{Buffers, Pass};
-use crate::plan::{KvSpec, Logprob, Sampled, StepEntry, StepOutcome, StepOutput, StepPlan};
+use crate::plan::{KvSpec, Logprob, Sampled, Scored, StepEntry, StepOutcome, StepOutput, StepPlan, StepResults};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ struct Slot {
     inputs: Box<dyn HostBuffer>,
     rows: RowBuffers,
     tokens: Box<dyn HostBuffer>,
-    /// Logprobs of the sampled tokens that were asked for.
+    /// Logprobs that were asked for: of prompt tokens, then of sampled ones.
     reports: Box<dyn HostBuffer>,
 }
 
@@ -28,6 +28,8 @@ struct Slot {
 #[derive(Debug)]
 struct Flight {
     id: StepId,
+    /// Who scored how many prompt tokens, and how many alternatives it wants reported.
+    scorers: Vec<(SeqId, usize, u32)>,
     /// Who sampled, and how many alternatives it wants reported.
     samplers: Vec<(SeqId, Option<u32>)>,
     /// Most alternatives of any of them.
@@ -40,27 +42,36 @@ struct Flight {
 const REPORT_ENTRY: usize = 3;
 
 impl Flight {
-    /// What a finished step has drawn.
-    fn sampled(&self) -> Vec<Sampled> {
-        let words = |buffer: &dyn HostBuffer| -> Vec<u32> {
-            buffer.bytes().chunks_exact(WORD).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
-        };
-        let wanted = self.samplers.iter().any(|(_, k)| k.is_some());
-        let reports = if wanted { words(self.slot.reports.as_ref()) } else { Vec::new() };
-        let mut reports = reports.chunks_exact(REPORT_ENTRY * (1 + self.alternatives));
-        let tokens = words(self.slot.tokens.as_ref());
-        let one = |((seq, wants), token): (&(SeqId, Option<u32>), Token)| {
-            let Some(k) = *wants else { return Sampled::new(*seq, token) };
-            let report = reports.next().unwrap_or_default().chunks_exact(REPORT_ENTRY).take(1 + k as usize);
-            let logprobs = report.filter(|entry| entry[0] != u32::MAX).map(|entry| Logprob {
-                token: entry[0],
-                rank: entry[1],
-                logprob: f32::from_bits(entry[2]),
-            });
-            Sampled { seq: *seq, token, logprobs: logprobs.collect() }
-        };
-        self.samplers.iter().zip(tokens).map(one).collect()
+    /// What a finished step was asked for.
+    fn results(&self) -> StepResults {
+        let entries = REPORT_ENTRY * (1 + self.alternatives);
+        let scores: usize = self.scorers.iter().map(|(_, tokens, _)| tokens).sum();
+        let reports = scores + self.samplers.iter().filter(|(_, k)| k.is_some()).count();
+        let reports = words(self.slot.reports.as_ref(), reports * entries);
+        let mut reports = reports.chunks_exact(entries);
+        let scored = self.scorers.iter().map(|&(seq, tokens, k)| {
+            let logprobs = reports.by_ref().take(tokens).flat_map(|report| logprobs(report, k)).collect();
+            Scored { seq, logprobs }
+        });
+        let scored = scored.collect();
+        let tokens = words(self.slot.tokens.as_ref(), self.samplers.len());
+        let sampled = self.samplers.iter().zip(tokens).map(|(&(seq, wants), token)| {
+            let logprobs = wants.map(|k| logprobs(reports.next().unwrap_or_default(), k).collect());
+            Sampled { seq, token, logprobs: logprobs.unwrap_or_default() }
+        });
+        StepResults { sampled: sampled.collect(), scored }
     }
+}
+
+fn words(buffer: &dyn HostBuffer, n: usize) -> Vec<u32> {
+    let bytes = &buffer.bytes()[..n * WORD];
+    bytes.chunks_exact(WORD).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The first entry of a report and its first `k` alternatives.
+fn logprobs(report: &[u32], k: u32) -> impl Iterator<Item = Logprob> + '_ {
+    let entries = report.chunks_exact(REPORT_ENTRY).take(1 + k as usize).filter(|entry| entry[0] != u32::MAX);
+    entries.map(|entry| Logprob { token: entry[0], rank: entry[1], logprob: f32::from_bits(entry[2]) })
 }
 
 /// One model on one device with its KV blocks, sampler rows and temporary memory. Owned by one thread.
@@ -79,7 +90,7 @@ pub struct ModelRunner {
     inputs: Arc<dyn Allocation>,
     /// I32 `[max samples, 1]`.
     sampled: Tensor,
-    /// Of `max samples * REPORT_WORDS` words, cut as a step needs them.
+    /// Cut as a step needs them.
     reports: Arc<dyn Allocation>,
     idle: Vec<Slot>,
     flights: VecDeque<Flight>,
@@ -115,7 +126,7 @@ impl ModelRunner {
                 inputs: device.host_buffer(shape.words() * WORD)?,
                 rows: RowBuffers::new(device.as_ref(), options.max_num_seqs, vocab_size)?,
                 tokens: device.host_buffer(samples * WORD)?,
-                reports: device.host_buffer(samples * REPORT_WORDS * WORD)?,
+                reports: device.host_buffer(options.report_words() * WORD)?,
             });
         }
         let mut runner = Self {
@@ -126,7 +137,7 @@ impl ModelRunner {
             rows: SamplerRows::new(device.as_ref(), &options, vocab_size)?,
             inputs: device.alloc(shape.words() * WORD)?,
             sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
-            reports: device.alloc(samples * REPORT_WORDS * WORD)?,
+            reports: device.alloc(options.report_words() * WORD)?,
             idle,
             flights: VecDeque::with_capacity(options.depth + 1),
             model,
@@ -158,7 +169,12 @@ impl ModelRunner {
         match launched {
             Ok((event, alternatives)) => {
                 let samplers = plan.entries.iter().filter(|e| e.samples).map(|e| (e.seq, e.logprobs)).collect();
-                self.flights.push_back(Flight { id: plan.id, samplers, alternatives, slot, event });
+                let scorers = plan
+                    .entries
+                    .iter()
+                    .filter_map(|e| e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives)));
+                let scorers = scorers.collect();
+                self.flights.push_back(Flight { id: plan.id, scorers, samplers, alternatives, slot, event });
                 Ok(())
             }
             Err(e) => {
@@ -179,20 +195,43 @@ impl ModelRunner {
         let step = self.upload(plan, slot)?;
         let pass = self.pass();
         let hidden = pass.forward(&step.batch)?;
+        let report = REPORT_ENTRY * (1 + step.alternatives);
+        let reports =
+            Tensor::new(Arc::clone(&self.reports), 0, self.options.max_num_batched_tokens, report, DType::I32);
+        let mut reported = 0;
+        if let Some(scores) = &step.scores {
+            self.score(&pass, &hidden, scores, &reports)?;
+            reported = scores.targets.rows();
+        }
         if let Some((last, rows, positions)) = &step.samples {
             let logits = pass.logits(&hidden, last)?;
             let out = self.sampled.slice_rows(0, rows.rows());
             let SamplerRows { state, counts, biases } = &self.rows;
             self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
             self.stream.download(slot.tokens.as_mut(), &out)?;
-            if let Some((index, alternatives)) = &step.reports {
-                let words = REPORT_ENTRY * (1 + alternatives);
-                let report = Tensor::new(Arc::clone(&self.reports), 0, index.rows(), words, DType::I32);
+            if let Some(index) = &step.reports {
+                let report = reports.slice_rows(reported, index.rows());
                 self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &report })?;
-                self.stream.download(slot.reports.as_mut(), &report)?;
+                reported += index.rows();
             }
         }
-        Ok((self.stream.record()?, step.reports.map_or(0, |(_, alternatives)| alternatives)))
+        if reported > 0 {
+            self.stream.download(slot.reports.as_mut(), &reports.slice_rows(0, reported))?;
+        }
+        Ok((self.stream.record()?, step.alternatives))
+    }
+
+    /// Reports prompt tokens, as many at once as there is room for logits.
+    fn score(&self, pass: &Pass<'_>, hidden: &Tensor, scores: &ScoreTensors, reports: &Tensor) -> Result<()> {
+        let (all, at_once) = (scores.targets.rows(), self.shape.logit_rows());
+        for first in (0..all).step_by(at_once) {
+            let rows = at_once.min(all - first);
+            let [index, tokens] = [&scores.index, &scores.targets].map(|t| t.slice_rows(first, rows));
+            let (index_of_logits, out) = (scores.every.slice_rows(0, rows), reports.slice_rows(first, rows));
+            let logits = pass.logits(hidden, &index)?;
+            self.stream.logprobs(&Logprobs { logits: &logits, index: &index_of_logits, tokens: &tokens, out: &out })?;
+        }
+        Ok(())
     }
 
     fn upload(&self, plan: &StepPlan, slot: &mut Slot) -> Result<StepTensors> {
@@ -227,7 +266,7 @@ impl ModelRunner {
     pub fn finish(&mut self) -> Result<StepOutput> {
         let flight = self.flights.pop_front().ok_or_else(|| Error::internal("no step is in flight"))?;
         let outcome = match flight.event.wait() {
-            Ok(()) => StepOutcome::Done(flight.sampled()),
+            Ok(()) => StepOutcome::Done(flight.results()),
             Err(e) => StepOutcome::Failed(e),
         };
         self.idle.push(flight.slot);
@@ -318,6 +357,14 @@ fn single(tokens: &[Token], start: usize, table: Vec<BlockId>, sampling: Samplin
         blocks: 0..table.len() as u32,
         samples: matches!(sampling, Sampling::Draws),
         logprobs: None,
+        scores: None,
     };
-    StepPlan { id: StepId(0), entries: vec![entry], tokens: tokens.to_vec(), blocks: table, row_inits: Vec::new() }
+    StepPlan {
+        id: StepId(0),
+        entries: vec![entry],
+        tokens: tokens.to_vec(),
+        blocks: table,
+        targets: Vec::new(),
+        row_inits: Vec::new(),
+    }
 }

@@ -119,9 +119,13 @@ impl Scheduler {
             && self.seqs[slot].misfit.is_some_and(|m| self.pool.num_free() < m.needed && self.calls < m.retry)
     }
 
-    /// Full blocks that may come from the cache: the last token is always computed, for its logits.
+    /// Full blocks that may come from the cache: a position whose logits are wanted is computed, as the last token's
+    /// always are and the prompt's while they are to be reported.
     fn sharable(&self, slot: u32) -> usize {
-        let len = self.seqs[slot].tokens.len() - usize::from(!self.planted(Planted::LastTokenSkipped));
+        let s = &self.seqs[slot];
+        let len = s.tokens.len() - usize::from(!self.planted(Planted::LastTokenSkipped));
+        let unscored = s.scored + 1 < s.prompt_len && !self.planted(Planted::ScoresFromCache);
+        let len = if unscored { len.min(s.scored as usize) } else { len };
         if self.cfg.prefix_cache { len / self.cfg.block_size as usize } else { 0 }
     }
 

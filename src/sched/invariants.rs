@@ -23,6 +23,7 @@ fn counters(s: &Scheduler, q: &Sequence) -> Result<(), String> {
     ensure(q.done <= q.computed && q.computed <= held, view)?;
     ensure(q.finish.is_some() || q.computed <= q.target(), view)?;
     ensure(q.finish.is_some() || q.tokens.len() as u32 - q.prompt_len <= q.limit.min(q.stop.max_tokens()), view)?;
+    ensure(q.scored < q.prompt_len && (q.pending == 0 || q.inflight > 0), view)?;
     ensure(q.lead == u32::MAX || q.generated() <= q.lead.max(1) || q.finish.is_some(), view)?;
     ensure(q.inflight > 0 || q.pending == 0 && (q.computed == q.done), view)?;
     ensure(q.inflight as usize <= s.inflight.len(), view)

@@ -1,9 +1,9 @@
 //! What a landed step changes: tokens, ends, published blocks, or a rollback.
 
 use crate::base::Error;
-use crate::plan::{FinishReason, Sampled, StepOutcome, StepOutput};
+use crate::plan::{FinishReason, Sampled, Scored, StepOutcome, StepOutput, StepResults};
 use crate::sched::prefix::Key;
-use crate::sched::scheduler::{Flight, Scheduler};
+use crate::sched::scheduler::{Flight, FlightEntry, Scheduler};
 use crate::sched::sequence::Place;
 use crate::sched::{Event, Planted};
 
@@ -20,7 +20,7 @@ impl Scheduler {
             StepOutcome::Done(_) if self.draining => {
                 self.fail(&flight, &Error::internal("an earlier step failed"), events)
             }
-            StepOutcome::Done(sampled) if self.answers(&flight, output, sampled) => self.land(&flight, sampled, events),
+            StepOutcome::Done(results) if self.answers(&flight, output, results) => self.land(&flight, results, events),
             StepOutcome::Done(_) => {
                 let text = format!(
                     "the executor answered step {} where step {} was due, or other sequences than \
@@ -40,23 +40,30 @@ impl Scheduler {
         }
     }
 
-    fn answers(&self, flight: &Flight, output: &StepOutput, sampled: &[Sampled]) -> bool {
-        let mut due = flight.entries.iter().filter(|e| e.samples);
+    fn answers(&self, flight: &Flight, output: &StepOutput, results: &StepResults) -> bool {
+        let id = |e: &FlightEntry| self.seqs[e.slot].id;
+        let sampling = flight.entries.iter().filter(|e| e.samples).map(id);
+        let scoring = flight.entries.iter().filter(|e| e.scores.is_some()).map(id);
         output.id == flight.id
-            && sampled.iter().all(|s| due.next().is_some_and(|e| self.seqs[e.slot].id == s.seq))
-            && due.next().is_none()
+            && results.sampled.iter().map(|s| s.seq).eq(sampling)
+            && results.scored.iter().map(|s| s.seq).eq(scoring)
     }
 
-    fn land(&mut self, flight: &Flight, sampled: &[Sampled], events: &mut Vec<Event>) {
-        let mut sampled = sampled.iter();
+    fn land(&mut self, flight: &Flight, results: &StepResults, events: &mut Vec<Event>) {
+        let (mut sampled, mut scored) = (results.sampled.iter(), results.scored.iter());
         for e in &flight.entries {
             let s = &mut self.seqs[e.slot];
             s.inflight -= 1;
             s.failures = 0;
             s.done = e.end;
+            // `answers` counted them.
+            if let Some(range) = e.scores
+                && let Some(scored) = scored.next()
+            {
+                self.take_scores(e.slot, range, scored, events);
+            }
             if e.samples {
-                s.pending -= 1;
-                // `answers` counted them.
+                self.seqs[e.slot].pending -= 1;
                 if let Some(sampled) = sampled.next() {
                     self.take_token(e.slot, sampled, events);
                 }
@@ -65,6 +72,16 @@ impl Scheduler {
             if s.done >= (s.published + 1) * self.cfg.block_size {
                 self.publish(e.slot);
             }
+        }
+    }
+
+    /// Reports the prompt tokens behind the positions `from..to`.
+    fn take_scores(&mut self, slot: u32, (from, to): (u32, u32), scored: &Scored, events: &mut Vec<Event>) {
+        let s = &mut self.seqs[slot];
+        s.scored = to;
+        if s.finish.is_none() {
+            let tokens = s.tokens[from as usize + 1..to as usize + 1].to_vec();
+            events.push(Event::Prompt { seq: s.id, tokens, logprobs: scored.logprobs.clone() });
         }
     }
 

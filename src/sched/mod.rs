@@ -74,6 +74,12 @@ pub enum Planted {
     EvictedStillIndexed,
     /// Blocks on their way back are not counted before a victim is chosen.
     ReturningIgnored,
+    /// A prompt whose logprobs are asked for skips what the prefix cache holds.
+    ScoresFromCache,
+    /// A resumed sequence reports its prompt from the start.
+    ScoredAgain,
+    /// Positions count as reported when planned, so a failed step's are never reported.
+    ScoredEarly,
 }
 
 /// What the engine must tell a user. Order is the order in which things happened.
@@ -81,6 +87,9 @@ pub enum Planted {
 pub enum Event {
     /// First admission (not a resume). `cached_tokens` of the prompt came from the prefix cache.
     Started { seq: SeqId, cached_tokens: u32 },
+    /// Tokens of the prompt from its second on, in order and each once, before the first generated one; the same number
+    /// of logprobs for each. Only of sequences that asked.
+    Prompt { seq: SeqId, tokens: Vec<Token>, logprobs: Vec<Logprob> },
     /// One generated token, with its logprobs if they were asked for. End-of-sequence and stop tokens are reported like any other, right before `Finished`; the
     /// engine decides who sees them.
     Token { seq: SeqId, token: Token, logprobs: Vec<Logprob> },

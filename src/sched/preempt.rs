@@ -148,6 +148,9 @@ impl Scheduler {
         }
         self.stats.lost_tokens += computed;
         s.reset();
+        if self.planted == Some(Planted::ScoredAgain) && s.prompt_logprobs.is_some() {
+            s.scored = 0;
+        }
         s.place = Place::Waiting;
         if self.cfg.prefix_cache {
             self.prefix.extend_chain(s.salt, &s.tokens, &mut s.chain);

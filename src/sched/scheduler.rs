@@ -5,7 +5,7 @@
 
 use crate::base::{BlockId, Error};
 use crate::base::{Row, SeqId, StepId};
-use crate::plan::{FinishReason, Request, StepEntry, StepPlan};
+use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPlan};
 use crate::sched::block_pool::BlockPool;
 use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
 use crate::sched::prefix::{PrefixCache, ROOT};
@@ -23,6 +23,8 @@ pub(super) struct FlightEntry {
     pub(super) start: u32,
     pub(super) end: u32,
     pub(super) samples: bool,
+    /// Positions whose logits tell of prompt tokens.
+    pub(super) scores: Option<(u32, u32)>,
 }
 
 /// A submitted step.
@@ -166,6 +168,8 @@ impl Scheduler {
             salt,
             choice: request.choice,
             logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
+            scored: if request.prompt_logprobs.is_some() { 0 } else { prompt_len - 1 },
             sampling: request.sampling.clone(),
             stop: request.stop.clone(),
             tokens: request.into_prompt(),
@@ -297,6 +301,7 @@ impl Scheduler {
             entries: Vec::with_capacity(entries),
             tokens: Vec::with_capacity(tokens),
             blocks: Vec::with_capacity(blocks + entries),
+            targets: Vec::new(),
             row_inits: Vec::new(),
         };
         let flight = self.spare.pop().unwrap_or_default();
@@ -402,12 +407,8 @@ impl Scheduler {
         let (start, end) = (s.computed, s.computed + len);
         let samples = end == s.target();
         let known = (s.tokens.len() as u32).min(end);
-        let tokens_at = plan.tokens.len() as u32;
-        if start < known {
-            plan.tokens.extend_from_slice(&s.tokens[start as usize..known as usize]);
-        }
-        let blocks_at = plan.blocks.len() as u32;
-        plan.blocks.extend_from_slice(&s.blocks[..end.div_ceil(self.cfg.block_size) as usize]);
+        let tokens = push_all(&mut plan.tokens, &s.tokens[start.min(known) as usize..known as usize]);
+        let blocks = push_all(&mut plan.blocks, &s.blocks[..end.div_ceil(self.cfg.block_size) as usize]);
         if s.row_init {
             s.row_init = false;
             let mut init = s.row_state();
@@ -416,21 +417,32 @@ impl Scheduler {
             }
             plan.row_inits.push(init);
         }
+        let unscored = s.unscored(start, end);
+        let scores = s.prompt_logprobs.filter(|_| !unscored.is_empty()).map(|alternatives| {
+            let targets =
+                push_all(&mut plan.targets, &s.tokens[unscored.start as usize + 1..unscored.end as usize + 1]);
+            Scores { from: unscored.start, targets, alternatives }
+        });
         plan.entries.push(StepEntry {
             seq: s.id,
             row: s.row,
             start,
             len,
-            tokens: tokens_at..plan.tokens.len() as u32,
-            blocks: blocks_at..plan.blocks.len() as u32,
+            tokens,
+            blocks,
             samples,
             logprobs: s.logprobs,
+            scores,
         });
         s.computed = end;
+        if self.planted == Some(Planted::ScoredEarly) && !unscored.is_empty() {
+            s.scored = unscored.end;
+        }
         s.pending += u32::from(samples);
         s.inflight += 1;
         s.planned_in = plan.id.0 + 1;
-        draft.flight.push(FlightEntry { slot, start, end, samples });
+        let scores = (!unscored.is_empty()).then_some((unscored.start, unscored.end));
+        draft.flight.push(FlightEntry { slot, start, end, samples, scores });
         draft.left = draft.left.saturating_sub(len);
         self.stats.planned_tokens += u64::from(len);
         if self.planted(Planted::PublishEarly) {
@@ -438,4 +450,11 @@ impl Scheduler {
             self.publish(slot);
         }
     }
+}
+
+/// Appends to one of a plan's tables; where it stands there.
+fn push_all<T: Copy>(table: &mut Vec<T>, items: &[T]) -> std::ops::Range<u32> {
+    let from = table.len() as u32;
+    table.extend_from_slice(items);
+    from..table.len() as u32
 }

@@ -76,6 +76,9 @@ pub(super) struct Sequence {
     pub(super) salt: u64,
     pub(super) choice: u32,
     pub(super) logprobs: Option<u32>,
+    pub(super) prompt_logprobs: Option<u32>,
+    /// Leading positions whose logits are no longer needed to report prompt tokens. Survives what takes the KV away.
+    pub(super) scored: u32,
     pub(super) sampling: SamplingParams,
     pub(super) stop: StopCriteria,
 }
@@ -116,6 +119,11 @@ impl Sequence {
         self.awaits = None;
         self.misfit = None;
         self.failures = self.failures.min(1);
+    }
+
+    /// Positions among `start..end` whose logits tell of a prompt token that is not reported yet.
+    pub(super) fn unscored(&self, start: u32, end: u32) -> std::ops::Range<u32> {
+        start.max(self.scored)..end.min(self.prompt_len - 1)
     }
 
     pub(super) fn row_state(&self) -> RowInit {

@@ -1,7 +1,10 @@
 //! Rules of the scheduler, one at a time. What they come to together is the business of `tests/sim`.
 
 use crate::base::{Error, ErrorKind, SeqId, Token};
-use crate::plan::{FinishReason, Request, Sampled, SamplingParams, StepOutcome, StepOutput, StepPlan, StopCriteria};
+use crate::plan::{
+    FinishReason, Logprob, Request, Sampled, SamplingParams, Scored, StepOutcome, StepOutput, StepPlan, StepResults,
+    StopCriteria,
+};
 use crate::sched::policy::{Fcfs, Priority};
 use crate::sched::{Event, SchedConfig, Scheduler, invariants};
 
@@ -35,7 +38,12 @@ fn unique(seq: u64, len: u32) -> Vec<Token> {
 
 fn done(plan: &StepPlan, token: Token) -> StepOutput {
     let sampled = plan.entries.iter().filter(|e| e.samples).map(|e| Sampled::new(e.seq, token)).collect();
-    StepOutput { id: plan.id, outcome: StepOutcome::Done(sampled) }
+    let scored = plan.entries.iter().filter_map(|e| {
+        let logprobs = plan.scored(e.scores.as_ref()?).iter().map(|&token| Logprob { token, rank: 1, logprob: 0.0 });
+        Some(Scored { seq: e.seq, logprobs: logprobs.collect() })
+    });
+    let results = StepResults { sampled, scored: scored.collect() };
+    StepOutput { id: plan.id, outcome: StepOutcome::Done(results) }
 }
 
 fn failed(plan: &StepPlan) -> StepOutput {
@@ -196,7 +204,7 @@ fn an_answer_to_another_step_is_a_failure() {
     s.add(request(1, unique(1, 5), 1));
     for _ in 0..3 {
         let plan = s.schedule(&mut events).unwrap();
-        let output = StepOutput { id: plan.id, outcome: StepOutcome::Done(vec![]) };
+        let output = StepOutput { id: plan.id, outcome: StepOutcome::Done(StepResults::default()) };
         s.update(&output, &mut events);
     }
     let (reason, error) = end_of(&events, 1);

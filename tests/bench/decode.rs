@@ -56,12 +56,14 @@ fn plan(seqs: u32, start: u32, len: u32) -> StepPlan {
         blocks: s * table..(s + 1) * table,
         samples: true,
         logprobs: None,
+        scores: None,
     });
     StepPlan {
         id: StepId(0),
         entries: entries.collect(),
         tokens: (0..seqs * len).map(|i| (i * 7919 + start) % 49152).collect(),
         blocks: (0..seqs).flat_map(|s| (0..table).map(move |b| BlockId(b * SEQS + s))).collect(),
+        targets: vec![],
         row_inits: vec![],
     }
 }

@@ -49,11 +49,12 @@ fn main() {
             let submission = Submission {
                 prompt: Prompt::Tokens((0..PROMPT).map(|j| 97 + ((i * 7 + j) % 26) as u32).collect()),
                 no_special_tokens: false,
-                output: OutputMode { text, tokens: !text, logprobs: false, final_only: false },
+                output: OutputMode { text, tokens: !text, logprobs: false, prompt_logprobs: false, final_only: false },
                 user_data: i as u64,
                 queue: Arc::clone(&queue),
                 n: 1,
                 n_logprobs: 0,
+                n_prompt_logprobs: 0,
                 max_tokens: Some(TOKENS),
                 min_tokens: 0,
                 ignore_eos: true,

@@ -101,6 +101,7 @@ static void no_choice(yn_request *r) { r->n = 0; }
 static void some_priority(yn_request *r) { r->priority = 1; }
 static void some_logprobs(yn_request *r) { r->n_logprobs = 1; }
 static void prompt_logprobs(yn_request *r) { r->n_prompt_logprobs = 1; }
+static void many_prompt_logprobs(yn_request *r) { r->output |= YN_OUT_PROMPT_LOGPROBS; r->n_prompt_logprobs = 21; }
 static void many_logprobs(yn_request *r) { r->output |= YN_OUT_LOGPROBS; r->n_logprobs = 21; }
 static void unknown_output(yn_request *r) { r->output |= 1u << 20; }
 static void unknown_flag(yn_request *r) { r->flags |= 1u << 20; }
@@ -141,7 +142,8 @@ static void refused_requests(void) {
       {zero_repetition, YN_E_INVALID, "repetition_penalty"}, {large_presence, YN_E_INVALID, "presence_penalty"},
       {nan_frequency, YN_E_INVALID, "frequency_penalty"}, {many_choices, YN_E_INVALID, "n is 129"},
       {no_choice, YN_E_INVALID, "n is 0"}, {some_priority, YN_E_INVALID, "priority"},
-      {some_logprobs, YN_E_INVALID, "n_logprobs"}, {prompt_logprobs, YN_E_UNSUPPORTED, "n_prompt_logprobs"},
+      {some_logprobs, YN_E_INVALID, "n_logprobs"}, {prompt_logprobs, YN_E_INVALID, "n_prompt_logprobs"},
+      {many_prompt_logprobs, YN_E_INVALID, "n_prompt_logprobs"},
       {many_logprobs, YN_E_INVALID, "n_logprobs"}, {unknown_output, YN_E_UNSUPPORTED, "output"},
       {unknown_flag, YN_E_UNSUPPORTED, "flags"}, {some_slo, YN_E_UNSUPPORTED, "ttft_slo_ms"},
       {some_reserve, YN_E_UNSUPPORTED, "reserved"}, {foreign_queue, YN_E_BAD_HANDLE, "queue"},

@@ -249,6 +249,68 @@ static void choices_and_logprobs(yn_engine engine) {
   CHECK(ended == CHOICES && completion == 40 * CHOICES);
 }
 
+/* A prompt that is told of in several records, through the smallest buffer: every token but the first, once, in order,
+ * before the output; and the model thinks more of English than of noise. */
+static float mean_of_prompt(yn_engine engine, const uint32_t *prompt, unsigned n) {
+  enum { K = 6 };
+  static uint64_t buffer[YN_POLL_MIN_BYTES / 8];
+  yn_request r = request_of(engine, "", 3, 0);
+  unsigned seen = 1, i, j, outputs = 0;
+  size_t used = 0, at;
+  double sum = 0;
+  int done = 0;
+  memset(&r.prompt_text, 0, sizeof r.prompt_text);
+  r.prompt_tokens = prompt;
+  r.n_prompt_tokens = n;
+  r.output = YN_OUT_TOKENS | YN_OUT_PROMPT_LOGPROBS;
+  r.n_prompt_logprobs = K;
+  submit(engine, &r);
+  while (!done) {
+    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, 20000, &used), YN_OK, NULL);
+    for (at = 0; at < used; at += ((yn_event *)((char *)buffer + at))->size) {
+      const yn_event *e = (const yn_event *)((const char *)buffer + at);
+      const yn_logprob *p = (const yn_logprob *)((const char *)e + e->logprobs_off);
+      const uint32_t *ids = (const uint32_t *)((const char *)e + e->tokens_off);
+      outputs += e->kind == YN_EV_OUTPUT;
+      if (e->kind == YN_EV_DONE) {
+        done = 1;
+        CHECK(e->finish == YN_FINISH_LENGTH && e->prompt_tokens == n && e->cached_tokens == 0);
+      }
+      if (e->kind != YN_EV_PROMPT) continue;
+      CHECK(outputs == 0 && e->n_tokens > 0 && e->n_logprobs == e->n_tokens * (1 + K) && e->text_len == 0);
+      for (i = 0; i < e->n_tokens; i++, seen++) {
+        const yn_logprob *own = &p[i * (1 + K)];
+        CHECK(seen < n && ids[i] == prompt[seen] && own->token == ids[i] && own->logprob <= 0 && own->text_end == 0);
+        sum += own->logprob;
+        for (j = 1; j <= K; j++) CHECK(own[j].rank == j && (own[j].token == own->token) == (own->rank == j));
+      }
+      CHECK(e->prompt_tokens == seen);
+    }
+  }
+  CHECK(outputs > 0 && seen == n);
+  return (float)(sum / (n - 1));
+}
+
+static void prompt_logprobs(yn_engine engine) {
+  static const char text[] = "Once upon a time there was a little fox who lived in the forest. One day the fox found a lantern.";
+  yn_tokenizer t = {0};
+  uint32_t ids[256], shuffled[256], i;
+  size_t n = 256;
+  float sense, noise;
+  EXPECT(yn_engine_tokenizer(engine, &t), YN_OK, NULL);
+  EXPECT(yn_tokenize(t, bytes(text), 0, ids, &n, NULL), YN_OK, NULL);
+  CHECK(n > 20 && n < 256);
+  for (i = 0; i < n; i++) shuffled[i] = ids[(i * 7 + 3) % n];
+  for (i = 0; i < 160 - n; i++) ids[n + i] = ids[1 + i % (n - 1)];
+  sense = mean_of_prompt(engine, ids, (unsigned)n);
+  CHECK(mean_of_prompt(engine, ids, 160) < 0);
+  CHECK(mean_of_prompt(engine, ids, (unsigned)n) == sense);
+  noise = mean_of_prompt(engine, shuffled, (unsigned)n);
+  printf("mean logprob %.2f, shuffled %.2f\n", (double)sense, (double)noise);
+  CHECK(sense > noise + 1);
+  EXPECT(yn_tokenizer_free(t), YN_OK, NULL);
+}
+
 static void deadline_and_overrun(void) {
   yn_engine engine = open_with(", \"max_unread_bytes\": 4096, \"max_num_seqs\": 4");
   yn_request r[2];
@@ -287,6 +349,7 @@ int main(int argc, char **argv) {
   cache_and_salt(engine);
   final_only(engine);
   choices_and_logprobs(engine);
+  prompt_logprobs(engine);
   check_idle(engine);
   EXPECT(yn_engine_free(engine), YN_OK, NULL);
   same_everywhere();

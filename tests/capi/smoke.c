@@ -42,9 +42,9 @@ int main(void) {
   request.max_tokens = 0;
   CHECK(yn_engine_submit(engine, &request, &id, &e) == YN_E_INVALID);
   request.max_tokens = 8;
-  request.n_prompt_logprobs = 2;
+  request.ttft_slo_ms = 2;
   CHECK(yn_engine_submit(engine, &request, &id, &e) == YN_E_UNSUPPORTED);
-  request.n_prompt_logprobs = 0;
+  request.ttft_slo_ms = 0;
   request.flags = YN_REQ_IGNORE_EOS;
   request.output = YN_OUT_TEXT | YN_OUT_TOKENS;
   request.user_data = 42;

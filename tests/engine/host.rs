@@ -23,6 +23,9 @@ pub(crate) struct Choice {
 pub(crate) struct Answer {
     /// When there are several.
     pub(crate) choices: Vec<Choice>,
+    /// Reported tokens of the prompt.
+    pub(crate) prompt: Vec<Token>,
+    pub(crate) prompt_logprobs: Vec<Logprob>,
     pub(crate) logprobs: Vec<Logprob>,
     pub(crate) text_ends: Vec<u64>,
     pub(crate) text: String,
@@ -46,6 +49,14 @@ impl RecordSink for Reader {
     fn write(&mut self, record: &Record<'_>) -> Option<Taken> {
         let mut taken = Taken { tokens: 0, text: 0 };
         match record {
+            Record::Prompt(p) => {
+                let answer = self.answers.entry(p.info.id).or_default();
+                assert_eq!(answer.prompt.len() + 1, p.before as usize, "the prompt has a hole");
+                assert!(answer.finish.is_none() && answer.tokens.is_empty() || p.info.choices > 1);
+                answer.prompt.extend_from_slice(p.tokens);
+                answer.prompt_logprobs.extend_from_slice(p.logprobs);
+                taken.tokens = p.tokens.len();
+            }
             Record::Output(o) => {
                 let answer = self.answers.entry(o.info.id).or_default();
                 assert_eq!(answer.finish, None, "output after Done");
@@ -98,11 +109,12 @@ impl Host {
         Submission {
             prompt: Prompt::Text(prompt.to_owned()),
             no_special_tokens: false,
-            output: OutputMode { text: true, tokens: true, logprobs: false, final_only: false },
+            output: OutputMode { text: true, tokens: true, logprobs: false, prompt_logprobs: false, final_only: false },
             user_data: 0,
             queue: Arc::clone(&self.queue),
             n: 1,
             n_logprobs: 0,
+            n_prompt_logprobs: 0,
             max_tokens: Some(max_tokens),
             min_tokens: 0,
             ignore_eos: true,

@@ -1,6 +1,7 @@
 //! The engine with all its threads on the mock model: what becomes of requests when things go wrong around them.
 
 mod host;
+mod logprobs;
 mod modes;
 
 use host::{Answer, Host};
@@ -199,7 +200,7 @@ fn a_panic_in_the_text_work_of_a_request_ends_it_alone() {
         assert!(!answer.text.contains('q') && answer.completion_tokens > 0, "{answer:?}");
     }
     let request = Submission {
-        output: OutputMode { text: false, tokens: true, logprobs: false, final_only: false },
+        output: OutputMode { text: false, tokens: true, logprobs: false, prompt_logprobs: false, final_only: false },
         ..host.request("bytes", 100)
     };
     assert_eq!(host.serve(vec![request])[0].finish, Some(FinishReason::Length));
@@ -276,28 +277,6 @@ fn choices_share_the_prompt_and_end_one_by_one() {
     assert_eq!(host.reader.answers[&id].finish, Some(FinishReason::Cancelled));
     assert_eq!(host.engine.submit(Submission { n: 0, ..one.clone() }).unwrap_err().kind, ErrorKind::Invalid);
     assert_eq!(host.engine.submit(Submission { n: 129, ..one }).unwrap_err().kind, ErrorKind::Invalid);
-    host.assert_idle();
-}
-
-#[test]
-fn logprobs_travel_with_their_tokens() {
-    let mut host = Host::new(r#"{"model": "mock:words", "pipeline_depth": 3}"#);
-    let output = OutputMode { text: true, tokens: true, logprobs: true, final_only: false };
-    let plain = host.request("tell me", 40);
-    let without = host.serve(vec![plain.clone()]).remove(0);
-    for k in [0, 1, 5] {
-        let answer = host.serve(vec![Submission { output, n_logprobs: k, ..plain.clone() }]).remove(0);
-        assert_eq!((&answer.tokens, &answer.text), (&without.tokens, &without.text));
-        let per_token = 1 + k as usize;
-        assert_eq!(answer.logprobs.len(), 40 * per_token);
-        for (token, group) in answer.tokens.iter().zip(answer.logprobs.chunks(per_token)) {
-            assert_eq!((group[0].token, group[0].rank), (*token, 1));
-            assert!(group[1..].iter().zip(1..).all(|(p, rank)| p.rank == rank));
-        }
-        assert_eq!(answer.text_ends, (1..=40).collect::<Vec<u64>>());
-    }
-    let too_many = Submission { output, n_logprobs: 21, ..plain };
-    assert_eq!(host.engine.submit(too_many).unwrap_err().kind, ErrorKind::Invalid);
     host.assert_idle();
 }
 

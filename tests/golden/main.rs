@@ -2,6 +2,7 @@
 //! depend on chunks, batches or pipeline depth, bit for bit.
 
 mod families;
+mod logprobs;
 mod ranks;
 mod world;
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use world::{Alone, CHUNK_MOST, generate, runner, step, tiny_config};
 use yinian::base::config::LoadFormat;
 use yinian::base::{SeqId, Token};
-use yinian::plan::{Penalties, StepEntry, StepOutcome};
+use yinian::plan::{Penalties, StepEntry, StepOutcome, StepResults};
 use yinian::runner::ModelRunner;
 
 const RELATIVE: f32 = 1e-4;
@@ -100,7 +101,7 @@ fn llama_with_shared_heads_and_scaled_rope_agrees() {
     agrees_with_the_reference("tiny-llama-gqa");
 }
 
-fn dummy(dtype: &str) -> ModelRunner {
+pub(crate) fn dummy(dtype: &str) -> ModelRunner {
     let dir = tempfile::tempdir().unwrap();
     let mut config = tiny_config();
     config["torch_dtype"] = dtype.into();
@@ -108,7 +109,7 @@ fn dummy(dtype: &str) -> ModelRunner {
     runner(dir.path(), LoadFormat::Dummy)
 }
 
-fn prompt(len: u32) -> Vec<Token> {
+pub(crate) fn prompt(len: u32) -> Vec<Token> {
     (0..len).map(|i| (i * 37 + len * 11) % 300).collect()
 }
 
@@ -165,38 +166,13 @@ fn depth_does_not_change_tokens() {
         plan.tokens.clear();
         plan.entries = plan.entries.into_iter().map(|e| StepEntry { tokens: 0..0, ..e }).collect();
         runner.launch(&plan).unwrap();
-        let StepOutcome::Done(sampled) = runner.finish().unwrap().outcome else { panic!("step {i} failed") };
+        let StepOutcome::Done(StepResults { sampled, .. }) = runner.finish().unwrap().outcome else {
+            panic!("step {i} failed")
+        };
         assert_eq!((sampled.len(), sampled[0].seq), (1, SeqId(0)));
         found.push(sampled[0].token);
     }
     assert_eq!(found, expected);
-}
-
-#[test]
-fn logprobs_are_those_of_the_raw_logits() {
-    let (mut served, mut plain) = (dummy("bfloat16"), dummy("bfloat16"));
-    let mut seqs: Vec<_> = (0..4).map(|i| Alone::new(i, &prompt(20 + i), 1.5)).collect();
-    let banned = seqs[3].sampling.clone().with_logit_bias(vec![(5, -100.0), (6, 50.0)]).unwrap();
-    seqs[3].sampling = banned;
-    let mut plan = step(&seqs.iter().collect::<Vec<_>>(), CHUNK_MOST);
-    let wants = [Some(3), None, Some(0), Some(20)];
-    plan.entries.iter_mut().zip(wants).for_each(|(e, k)| e.logprobs = k);
-    served.launch(&plan).unwrap();
-    let StepOutcome::Done(sampled) = served.finish().unwrap().outcome else { panic!("the step failed") };
-    for ((s, found), wanted) in seqs.iter().zip(&sampled).zip(wants) {
-        let logits = plain.logits(&s.tokens, CHUNK_MOST).unwrap();
-        let x = &logits[logits.len() - 300..];
-        let max = x.iter().fold(f32::MIN, |a, b| a.max(*b));
-        let log_sum = f64::from(max) + x.iter().map(|x| f64::from(x - max).exp()).sum::<f64>().ln();
-        assert_eq!(found.logprobs.len(), wanted.map_or(0, |k| 1 + k as usize));
-        for (i, p) in found.logprobs.iter().enumerate() {
-            let truth = f64::from(x[p.token as usize]) - log_sum;
-            assert!((f64::from(p.logprob) - truth).abs() < 1e-4, "{p:?} for {truth}");
-            assert!(if i == 0 { p.token == found.token } else { p.rank == i as u32 }, "{p:?} at {i}");
-        }
-    }
-    assert_eq!(sampled[3].token, 6, "the bias decides the token and not its logprob");
-    assert!(sampled[3].logprobs[0].logprob < -1.0);
 }
 
 /// The largest logit after `sampling`'s bias and penalties.

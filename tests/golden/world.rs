@@ -7,7 +7,7 @@ use yinian::base::{BlockId, Row, SeqId, StepId, Token};
 use yinian::hal::comm::LocalGroup;
 use yinian::hal::registry::{DeviceOptions, open};
 use yinian::model::{Shard, inspect, load, load_shard};
-use yinian::plan::{RowInit, SamplingParams, StepEntry, StepOutcome, StepPlan};
+use yinian::plan::{RowInit, SamplingParams, StepEntry, StepOutcome, StepPlan, StepResults};
 use yinian::runner::{ModelRunner, RunnerOptions};
 
 pub(crate) const BLOCK: u32 = 16;
@@ -100,7 +100,8 @@ impl Alone {
 
 /// A step that runs up to `chunk` tokens of each sequence.
 pub(crate) fn step(seqs: &[&Alone], chunk: usize) -> StepPlan {
-    let mut plan = StepPlan { id: StepId(1), entries: vec![], tokens: vec![], blocks: vec![], row_inits: vec![] };
+    let mut plan =
+        StepPlan { id: StepId(1), entries: vec![], tokens: vec![], blocks: vec![], targets: vec![], row_inits: vec![] };
     for s in seqs {
         let len = chunk.min(s.tokens.len() - s.computed);
         let end = s.computed + len;
@@ -116,6 +117,7 @@ pub(crate) fn step(seqs: &[&Alone], chunk: usize) -> StepPlan {
             blocks: block..plan.blocks.len() as u32,
             samples: end == s.tokens.len(),
             logprobs: None,
+            scores: None,
         });
         if s.computed == 0 {
             plan.row_inits.push(row_init(s));
@@ -146,7 +148,7 @@ pub(crate) fn generate(runner: &mut ModelRunner, seqs: &mut [Alone], (chunk, cou
         let plan = step(&open, chunk);
         runner.launch(&plan).expect("launch");
         let output = runner.finish().expect("finish");
-        let StepOutcome::Done(sampled) = output.outcome else { panic!("{output:?}") };
+        let StepOutcome::Done(StepResults { sampled, .. }) = output.outcome else { panic!("{output:?}") };
         for e in &plan.entries {
             seqs[e.row.0 as usize].computed += e.len as usize;
         }

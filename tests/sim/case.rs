@@ -89,6 +89,7 @@ fn arrival(r: &mut SplitMix64, i: u64, stems: &[Vec<Token>], vocab: u32, (salts,
     let bias = if one_in(r, 6) { vec![(2, -100.0)] } else { vec![] };
     let sampling = sampling.with_penalties(penalties).and_then(|s| s.with_logit_bias(bias)).expect("ranges hold");
     let mut request = Request::new(SeqId(i + 1), prompt, sampling, stop).expect("a prompt");
+    request.prompt_logprobs = one_in(r, 4).then_some(0);
     request.choice = if one_in(r, 4) { r.below(3) as u32 } else { 0 };
     request.priority = r.below(3) as i32 - 1;
     let private_salt = salts && one_in(r, 4);

@@ -115,6 +115,9 @@ fn planted_bugs_are_caught() {
         Planted::BudgetIgnored,
         Planted::TokenAfterEnd,
         Planted::EvictedStillIndexed,
+        Planted::ScoresFromCache,
+        Planted::ScoredAgain,
+        Planted::ScoredEarly,
     ] {
         let found = first_failure(|seed, case| verify(case, World::new(seed, case, 2, Some(bug))));
         must_be_caught(&format!("{bug:?}"), found);
@@ -185,6 +188,8 @@ fn prompts_are_computed_once() {
             // The urgent take the rows of others, whose work is lost.
             case.policy = "fcfs";
         }
+        // Who wants to hear of its prompt computes it.
+        case.arrivals.iter_mut().for_each(|a| a.request.prompt_logprobs = None);
         case.cfg = SchedConfig { num_blocks: 2000, prefix_cache: true, hash_bits: 64, ..case.cfg };
         let report = World::new(seed, &case, depth, None).run().expect("a sound run");
         let size = case.cfg.block_size as usize;

@@ -6,7 +6,7 @@ use yinian::base::rng::{SplitMix64, mix};
 use yinian::base::{ErrorKind, SeqId, Token};
 use yinian::exec::Executor;
 use yinian::exec::sim::{SimConfig, SimExecutor, SimModel};
-use yinian::plan::{FinishReason, StepPlan};
+use yinian::plan::{FinishReason, Logprob, StepPlan};
 use yinian::sched::{Event, Planted, SchedStats, Scheduler, invariants, policy};
 
 /// Ticks after which a run counts as stuck.
@@ -17,6 +17,8 @@ pub(crate) struct Outcome {
     pub tokens: Vec<Token>,
     pub cached: Option<u32>,
     pub end: Option<(FinishReason, Option<ErrorKind>)>,
+    /// What was reported of the prompt.
+    pub scores: Vec<Logprob>,
     allowed: u32,
 }
 
@@ -180,7 +182,10 @@ impl<'a> World<'a> {
 
     fn take_events(&mut self) -> Result<(), String> {
         for event in std::mem::take(&mut self.events) {
-            let (Event::Started { seq, .. } | Event::Token { seq, .. } | Event::Finished { seq, .. }) = event;
+            let (Event::Started { seq, .. }
+            | Event::Prompt { seq, .. }
+            | Event::Token { seq, .. }
+            | Event::Finished { seq, .. }) = event;
             let o = self.outcome(seq);
             if o.end.is_some() {
                 return Err(format!("{event:?} after the end"));
@@ -190,6 +195,13 @@ impl<'a> World<'a> {
                     if o.cached.replace(cached_tokens).is_some() {
                         return Err(format!("{seq:?} started twice"));
                     }
+                }
+                Event::Prompt { tokens, logprobs, .. } => {
+                    let same = tokens.iter().eq(logprobs.iter().map(|p| &p.token));
+                    if !same || tokens.is_empty() || !o.tokens.is_empty() || o.cached.is_none() {
+                        return Err(format!("{seq:?} reports {tokens:?} of its prompt with {logprobs:?}, or too late"));
+                    }
+                    o.scores.extend(logprobs);
                 }
                 Event::Token { token, .. } => {
                     o.tokens.push(token);
@@ -269,6 +281,14 @@ pub(crate) fn judge(case: &Case, report: &Report) -> Result<(), String> {
         let cut = tokens.starts_with(&o.tokens) && (aborted || device && faulty);
         if !whole && !cut {
             return Err(format!("{seq:?} got {:?} {got:?}, alone {tokens:?} {end:?}", o.tokens));
+        }
+        let scores = match a.request.prompt_logprobs {
+            Some(_) => SimModel { vocab: case.vocab, ranks: 1 }.alone_scores(&a.request),
+            None => vec![],
+        };
+        let enough = o.scores.len() == scores.len() || o.tokens.is_empty();
+        if !scores.starts_with(&o.scores) || !enough {
+            return Err(format!("{seq:?} reports {:?} of its prompt, alone {scores:?}", o.scores));
         }
         if case.poison == Some(seq) && !o.tokens.is_empty() {
             return Err(format!("{seq:?} got tokens from steps that failed"));

@@ -1,7 +1,7 @@
 use super::*;
 use crate::base::Token;
 use crate::engine::OutputMode;
-use crate::plan::FinishReason;
+use crate::plan::{FinishReason, Logprob};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Takes `room` records, of outputs at most `max` bytes of text each.
@@ -22,6 +22,10 @@ impl RecordSink for Lines {
                 let choice = if o.info.choices > 1 { format!("/{}", o.choice) } else { String::new() };
                 let finish = o.finish.filter(|_| cut == o.text.len()).map_or(String::new(), |f| format!(".{f:?}"));
                 format!("{}{choice}:{:?}{}{finish}", o.info.user_data, o.tokens, &o.text[..cut])
+            }
+            Record::Prompt(p) => {
+                taken.tokens = p.tokens.len().min(self.max);
+                format!("{}<{}{:?}", p.info.user_data, p.before, &p.tokens[..taken.tokens])
             }
             Record::Done { info, done } => format!("{}.{:?}", info.user_data, done.finish),
             Record::Engine(e) => format!("{:?} {}", e.state, e.permille),
@@ -54,7 +58,8 @@ impl Bell for Level {
     }
 }
 
-const ALL: OutputMode = OutputMode { text: true, tokens: true, logprobs: false, final_only: false };
+const ALL: OutputMode =
+    OutputMode { text: true, tokens: true, logprobs: false, prompt_logprobs: true, final_only: false };
 
 fn open(queue: &Arc<EventQueue>, n: u64, output: OutputMode) -> OutputStream {
     let info = StreamInfo { id: RequestId(n), user_data: n, output, choices: 1, max_unread_bytes: 64, t_submit_ns: 0 };
@@ -199,4 +204,25 @@ fn choices_are_read_apart_and_say_how_they_ended() {
     a.finish(1, FinishReason::Eos, 3);
     a.done(done(FinishReason::Length));
     assert_eq!(poll(&q, 9, 99).unwrap(), ["5/1:[].Eos", "5.Length"]);
+}
+
+#[test]
+fn the_prompt_comes_before_its_output_and_is_not_counted() {
+    let q = EventQueue::new(None);
+    let a = open(&q, 1, ALL);
+    let of = |tokens: &[Token]| -> Vec<Logprob> {
+        tokens.iter().map(|&token| Logprob { token, rank: 1, logprob: -1.0 }).collect()
+    };
+    let prompt: Vec<Token> = (0..100).collect();
+    a.push_prompt(&prompt[1..90], &of(&prompt[1..90]), 1);
+    a.push_prompt(&prompt[90..], &of(&prompt[90..]), 2);
+    a.push(0, &piece(&[1], "x")).unwrap();
+    assert_eq!(poll(&q, 1, 40).unwrap(), [format!("1<1{:?}", &prompt[1..41])]);
+    let rest = [format!("1<41{:?}", &prompt[41..81]), format!("1<81{:?}", &prompt[81..]), "1:[1]x".to_owned()];
+    assert_eq!(poll(&q, 9, 40).unwrap(), rest);
+    let whole = open(&q, 2, OutputMode { final_only: true, ..ALL });
+    whole.push_prompt(&prompt[1..3], &of(&prompt[1..3]), 1);
+    assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
+    whole.done(done(FinishReason::Stop));
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["2<1[1, 2]", "2.Stop"]);
 }
