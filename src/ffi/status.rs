@@ -1,6 +1,7 @@
 //! From [`Error`] to `yn_status` and `yn_error`.
 
 use super::types::*;
+use crate::base::error::clipped;
 use crate::base::{Error, ErrorKind};
 use std::ffi::{CStr, c_char};
 
@@ -55,8 +56,8 @@ pub(crate) unsafe fn report(error: &Error, to: *mut yn_error) -> yn_status {
             _ => 0,
         };
         let mut filled = yn_error { status, flags, message: [0; 504] };
-        let cut = error.message.floor_char_boundary(filled.message.len() - 1);
-        for (to, from) in filled.message.iter_mut().zip(&error.message.as_bytes()[..cut]) {
+        let text = clipped(&error.message, filled.message.len() - 1);
+        for (to, from) in filled.message.iter_mut().zip(text.as_bytes()) {
             // A NUL inside would end the text for C.
             *to = if *from == 0 { b' ' as c_char } else { *from as c_char };
         }
@@ -80,11 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_cut_at_a_code_point_and_terminated() {
+    fn messages_are_cut_at_code_points_and_terminated() {
         let mut to = yn_error { status: 0, flags: 0, message: [1; 504] };
         // SAFETY: `to` is a live value.
-        let status = unsafe { report(&Error::new(ErrorKind::Busy, "一".repeat(300)), &mut to) };
+        let status = unsafe { report(&Error::new(ErrorKind::Busy, "一".repeat(300) + "end"), &mut to) };
         assert_eq!((status, to.status, to.flags), (YN_E_BUSY, YN_E_BUSY, YN_ERROR_RETRY));
-        assert_eq!(to.message.iter().position(|c| *c == 0), Some(501));
+        let text: Vec<u8> = to.message.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
+        assert!((495..504).contains(&text.len()));
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.starts_with("一一") && text.ends_with("一end"), "{text}");
     }
 }

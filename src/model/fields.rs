@@ -1,11 +1,14 @@
 //! Typed, bounded access to the keys of a JSON file. Every error names the file, the key, what it holds and what was
 //! expected.
 
+use crate::base::error::clipped;
 use crate::base::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+const POSITIVE: &str = "a number from 1e-15 to 1e15";
 
 /// One JSON object of a file.
 #[derive(Debug)]
@@ -93,17 +96,17 @@ impl Fields {
         self.count(key, most)?.ok_or_else(|| self.missing(key, &format!("an integer from 1 to {most}")))
     }
 
-    /// A finite number above 0; absent is `None`.
+    /// A number above 0 whose products and quotients stay within f32; absent is `None`.
     pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
+        match value.as_f64().filter(|x| (1e-15..=1e15).contains(x)) {
             Some(x) => Ok(Some(x)),
-            None => Err(self.wrong(key, "a finite number above 0")),
+            None => Err(self.wrong(key, POSITIVE)),
         }
     }
 
     pub(crate) fn need_positive(&self, key: &str) -> Result<f64> {
-        self.positive(key)?.ok_or_else(|| self.missing(key, "a finite number above 0"))
+        self.positive(key)?.ok_or_else(|| self.missing(key, POSITIVE))
     }
 
     pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -137,13 +140,7 @@ impl Fields {
     }
 
     pub(crate) fn wrong(&self, key: &str, expected: &str) -> Error {
-        let mut value = self.map.get(key).map_or_else(String::new, Value::to_string);
-        if value.len() > 100 {
-            let cut = (0..=100).rev().find(|i| value.is_char_boundary(*i)).unwrap_or(0);
-            value.truncate(cut);
-            value.push_str("...");
-        }
-        Error::invalid(format!("{}: key {key:?} is {value}; expected {expected}", self.place))
+        Error::invalid(format!("{}: key {key:?} is {}; expected {expected}", self.place, self.shown(key)))
     }
 
     pub(crate) fn missing(&self, key: &str, expected: &str) -> Error {
@@ -151,7 +148,11 @@ impl Fields {
     }
 
     pub(crate) fn unsupported(&self, key: &str, supported: &str) -> Error {
-        let value = self.map.get(key).map_or_else(String::new, Value::to_string);
-        Error::unsupported(format!("{}: key {key:?} is {value}; this build supports {supported}", self.place))
+        let (place, value) = (&self.place, self.shown(key));
+        Error::unsupported(format!("{place}: key {key:?} is {value}; this build supports {supported}"))
+    }
+
+    fn shown(&self, key: &str) -> String {
+        clipped(&self.map.get(key).map_or_else(String::new, Value::to_string), 100).into_owned()
     }
 }

@@ -1,179 +1,197 @@
-//! The C surface: requests and calls with arbitrary values in every field; pointers lead to as much memory as is said, or
-//! nowhere.
+//! The C surface. An input is a JSON script: fields of a request with any values in them, and calls around it. Pointers lead
+//! to as much memory as is said, or nowhere.
 
-use crate::{Corpus, fuzz};
-use std::cell::Cell;
+mod events;
+mod values;
+
+use crate::corpus::Shape;
+use crate::{Target, fuzz};
+use events::Host;
+use serde_json::Value;
 use std::mem::{size_of, zeroed};
 use std::ptr::{null, null_mut};
+use values::{Values, float, word};
 use yinian::ffi::*;
 
-/// Takes values off an input.
-struct Bytes<'a>(Cell<&'a [u8]>);
+/// A yn_error as a caller might have left it.
+fn used_error() -> yn_error {
+    yn_error { status: 77, flags: 77, message: [0x55; 504] }
+}
 
-impl<'a> Bytes<'a> {
-    fn word(&self) -> u64 {
-        let (mut word, input) = ([0; 8], self.0.get());
-        let n = input.len().min(8);
-        word[..n].copy_from_slice(&input[..n]);
-        self.0.set(&input[n..]);
-        u64::from_le_bytes(word)
+/// `Err`: the message of a refusal, which must be text; a success leaves the error alone.
+fn outcome(status: yn_status, err: &yn_error) -> Result<(), String> {
+    assert!((YN_E_FORKED..=YN_OK).contains(&status), "status {status}");
+    if status == YN_OK {
+        assert!(err.status == 77 && err.message[0] == 0x55, "a success wrote an error");
+        return Ok(());
     }
+    assert_eq!(err.status, status);
+    let bytes: Vec<u8> = err.message.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
+    assert!(!bytes.is_empty() && bytes.len() < err.message.len());
+    Err(String::from_utf8(bytes).unwrap())
+}
 
-    /// Mostly small.
-    fn int(&self) -> u32 {
-        let word = self.word();
-        if word & 3 == 0 { (word >> 8) as u32 } else { (word >> 8) as u32 % 40 }
-    }
+/// A request in front of memory that is zero but for one byte, so that longer structs can be read.
+#[repr(C)]
+struct Longer {
+    request: yn_request,
+    tail: [u64; 520],
+}
 
-    fn float(&self) -> f32 {
-        let word = self.word();
-        if word & 3 == 0 { f32::from_bits((word >> 8) as u32) } else { (word >> 8) as u8 as f32 / 100.0 }
-    }
-
-    /// Some of the input as it stands, nothing, or NULL with a length.
-    fn text(&self) -> yn_bytes {
-        let (choice, input) = (self.word(), self.0.get());
-        let n = (choice >> 8) as usize % 64;
-        match choice % 5 {
-            0 => yn_bytes { data: null(), len: 0 },
-            1 => yn_bytes { data: null(), len: n },
-            _ => {
-                let (now, later) = input.split_at(n.min(input.len()));
-                self.0.set(later);
-                yn_bytes { data: now.as_ptr(), len: now.len() }
-            }
-        }
+fn set(r: &mut yn_request, host: &Host, values: &mut Values, (field, value): (&str, &Value)) {
+    let n = word(value);
+    match field {
+        "struct_size" => r.struct_size = n as u32,
+        "output" => r.output = n as u32,
+        "queue" if value.is_string() => r.queue = host.queue,
+        "queue" => r.queue.id = n,
+        "prompt_tokens" => (r.prompt_tokens, r.n_prompt_tokens) = values.ids(value),
+        "prompt_text" => r.prompt_text = values.bytes(value),
+        "chat_json" => r.chat_json = values.bytes(value),
+        "n" => r.n = n as u32,
+        "flags" => r.flags = n as u32,
+        "max_tokens" => r.max_tokens = n as u32,
+        "min_tokens" => r.min_tokens = n as u32,
+        "temperature" => r.temperature = float(value),
+        "top_p" => r.top_p = float(value),
+        "min_p" => r.min_p = float(value),
+        "top_k" => r.top_k = n as i32,
+        "repetition_penalty" => r.repetition_penalty = float(value),
+        "presence_penalty" => r.presence_penalty = float(value),
+        "frequency_penalty" => r.frequency_penalty = float(value),
+        "n_logprobs" => r.n_logprobs = n as u32,
+        "n_prompt_logprobs" => r.n_prompt_logprobs = n as u32,
+        "reserved" => r.reserved = n as u32,
+        "seed" => r.seed = n,
+        "stop_tokens" => (r.stop_tokens, r.n_stop_tokens) = values.ids(value),
+        "stop_texts" => (r.stop_texts, r.n_stop_texts) = values.texts(value),
+        "priority" => r.priority = n as i32,
+        "timeout_ms" => r.timeout_ms = n as u32,
+        "ttft_slo_ms" => r.ttft_slo_ms = n as u32,
+        "tpot_slo_ms" => r.tpot_slo_ms = n as u32,
+        "cache_salt" => r.cache_salt = values.bytes(value),
+        "extra_json" => r.extra_json = values.bytes(value),
+        _ => {}
     }
 }
 
-fn request(b: &Bytes<'_>, engine: yn_engine, (ids, texts): (&[u32], &[yn_bytes])) -> yn_request {
+fn submit(host: &mut Host, fields: &serde_json::Map<String, Value>) -> Result<(), String> {
+    let mut values = Values::default();
     // SAFETY: all zeros is a value of every field; init gets a live struct of the size it is told.
-    let mut r: yn_request = unsafe { zeroed() };
+    let mut longer: Longer = unsafe { zeroed() };
     // SAFETY: as above.
-    unsafe { yn_request_init(engine, &mut r, size_of::<yn_request>() as u32) };
-    r.prompt_text = b.text();
-    for _ in 0..b.int() % 6 {
-        match b.int() % 30 {
-            0 => r.struct_size = (b.int() & !7).min(size_of::<yn_request>() as u32),
-            1 => r.output = b.int(),
-            2 => r.queue = yn_queue { id: b.word() },
-            3 => (r.prompt_tokens, r.n_prompt_tokens) = (ids.as_ptr(), b.int() as usize % (ids.len() + 1)),
-            4 => r.chat_json = b.text(),
-            5 => r.n = b.int(),
-            6 => r.flags = b.int(),
-            7 => r.max_tokens = b.int(),
-            8 => r.min_tokens = b.int(),
-            9 => r.temperature = b.float(),
-            10 => r.top_p = b.float(),
-            11 => r.min_p = b.float(),
-            12 => r.top_k = b.int() as i32,
-            13 => r.repetition_penalty = b.float(),
-            14 => r.presence_penalty = b.float(),
-            15 => r.frequency_penalty = b.float(),
-            16 => r.n_logprobs = b.int(),
-            17 => r.n_prompt_logprobs = b.int(),
-            18 => r.reserved = b.int(),
-            19 => r.seed = b.word(),
-            20 => (r.stop_tokens, r.n_stop_tokens) = (ids.as_ptr(), b.int() as usize % (ids.len() + 1)),
-            21 => (r.stop_texts, r.n_stop_texts) = (texts.as_ptr(), b.int() as usize % (texts.len() + 1)),
-            22 => r.priority = b.int() as i32,
-            23 => r.timeout_ms = b.int(),
-            24 => r.cache_salt = b.text(),
-            25 => r.extra_json = b.text(),
-            26 => (r.stop_texts, r.n_stop_texts) = (null(), b.int() as usize),
-            27 => (r.prompt_tokens, r.n_prompt_tokens) = (null(), b.int() as usize),
-            _ => r.ttft_slo_ms = b.int() & 1,
-        }
+    unsafe { assert_eq!(yn_request_init(host.engine, &mut longer.request, size_of::<yn_request>() as u32), YN_OK) };
+    longer.request.max_tokens = 8;
+    for (field, value) in fields {
+        set(&mut longer.request, host, &mut values, (field, value));
     }
-    r
+    longer.request.user_data = host.next_user();
+    if let Some(at) = fields.get("tail") {
+        longer.tail[word(at) as usize % 520] = 1 << 40;
+    }
+    let skew = fields.get("misaligned").map_or(0, |by| word(by) as usize % 8);
+    let (mut id, mut err) = (0, used_error());
+    // SAFETY: the request lies in memory longer than any size that is read, and what it points to lives in `values`.
+    let status = unsafe {
+        let r = (&raw const longer).cast::<u8>().add(skew).cast();
+        yn_engine_submit(host.engine, if fields.contains_key("null") { null() } else { r }, &mut id, &mut err)
+    };
+    assert_eq!(status == YN_OK, id != 0);
+    if status == YN_OK {
+        host.accepted();
+    }
+    outcome(status, &err)
 }
 
-/// Reads the queue; how many requests have ended.
-fn read(engine: yn_engine, buffer: &mut [u64]) -> u64 {
-    let (mut used, mut done, mut at) = (0, 0, 0);
-    // SAFETY: the buffer is aligned and as long as said.
-    let status = unsafe { yn_engine_poll(engine, buffer.as_mut_ptr().cast(), buffer.len() * 8, 0, &mut used) };
-    assert!(status == YN_OK || status == YN_E_TIMEOUT, "poll answers {status}");
-    while at < used {
-        // SAFETY: the library wrote whole records up to `used`.
-        let event = unsafe { &*buffer.as_ptr().cast::<u8>().add(at).cast::<yn_event>() };
-        assert!(event.size as usize >= size_of::<yn_event>() && event.size % 8 == 0);
-        done += u64::from(u32::from(event.kind) == YN_EV_DONE);
-        at += event.size as usize;
-    }
-    done
-}
-
-fn calls(b: &Bytes<'_>, engine: yn_engine, tokenizer: yn_tokenizer, ids: &[u32]) {
+fn call(host: &Host, name: &str, args: &[Value]) -> Result<(), String> {
+    let mut values = Values::default();
+    let arg = |i: usize| args.get(i).unwrap_or(&Value::Null);
+    let (mut err, mut room, mut n) = (used_error(), [0_u32; 64], word(arg(2)) as usize % 65);
     // SAFETY: every pointer is NULL or leads to live memory of the size that is said.
-    unsafe {
-        let mut err: yn_error = zeroed();
+    let result = unsafe {
         let mut buf: yn_buf = zeroed();
-        let mut room = [0_u32; 64];
-        let mut n = b.int() as usize % 65;
-        match b.int() % 9 {
-            0 => drop(yn_engine_cancel(yn_engine { id: b.word() }, b.word())),
-            1 => drop(yn_engine_cancel(engine, b.word())),
-            2 => drop(yn_tokenize(tokenizer, b.text(), b.int() & 3, room.as_mut_ptr(), &mut n, &mut err)),
-            3 => drop(yn_detokenize(tokenizer, ids.as_ptr(), n.min(ids.len()), b.int() & 3, &mut buf, &mut err)),
-            4 => drop(yn_chat_render(tokenizer, b.text(), &mut buf, &mut err)),
-            5 => drop(yn_queue_free(yn_queue { id: b.word() })),
-            6 => drop(yn_engine_free(yn_engine { id: engine.id ^ (1 << (b.int() % 64)) })),
-            7 => drop(yn_plan_memory(b.text(), &mut buf, &mut err)),
-            _ => drop(yn_tokenizer_free(yn_tokenizer { id: b.word() })),
-        }
+        let e = &mut err;
+        let to = if arg(3).is_null() { &raw mut buf } else { null_mut() };
+        let tokenizer = if arg(0).is_boolean() { host.words } else { host.tokenizer };
+        let status = match name {
+            "tokenize" => {
+                yn_tokenize(tokenizer, values.bytes(arg(1)), word(arg(3)) as u32, room.as_mut_ptr(), &mut n, e)
+            }
+            "detokenize" => {
+                let (ids, n) = values.ids(arg(1));
+                yn_detokenize(tokenizer, ids, n, word(arg(2)) as u32, to, e)
+            }
+            "render" => yn_chat_render(tokenizer, values.bytes(arg(1)), to, e),
+            "plan_memory" => yn_plan_memory(values.bytes(arg(0)), to, e),
+            "tokenizer_open" => yn_tokenizer_open(values.bytes(arg(0)), null_mut(), e),
+            "info" => yn_engine_info(host.engine, to, e),
+            _ => return plain(host, name, args),
+        };
+        assert!(status == YN_OK || buf.data.is_null());
         yn_buf_free(&mut buf);
-    }
+        outcome(status, e)
+    };
+    assert!(n <= 1 << 24);
+    result
+}
+
+/// Calls that tell no more than a status.
+fn plain(host: &Host, name: &str, args: &[Value]) -> Result<(), String> {
+    let n = args.first().map_or(0, word);
+    // A handle that is never the live one.
+    let stale = host.engine.id ^ (1 << (n % 64));
+    // SAFETY: every pointer is NULL or leads to live memory of the size that is said.
+    let status = unsafe {
+        let mut stats: yn_stats = zeroed();
+        stats.struct_size = (n as u32).min(size_of::<yn_stats>() as u32);
+        let mut longer: Longer = zeroed();
+        let mut buffer = [0_u64; 600];
+        let (mut used, cap) = (7, n as usize % 4104);
+        match name {
+            "cancel" => yn_engine_cancel(host.engine, n),
+            "cancel_stale" => yn_engine_cancel(yn_engine { id: stale }, n),
+            "free" => yn_engine_free(yn_engine { id: stale }),
+            "free_queue" => yn_queue_free(yn_queue { id: stale }),
+            "free_tokenizer" => yn_tokenizer_free(yn_tokenizer { id: stale }),
+            "stats" => yn_engine_stats(host.engine, &mut stats),
+            "init" => yn_request_init(host.engine, &mut longer.request, n as u32),
+            "poll" if cap < 4096 => yn_engine_poll(host.engine, buffer.as_mut_ptr().cast(), cap, 0, &mut used),
+            "poll" => {
+                yn_engine_poll(host.engine, buffer.as_mut_ptr().cast::<u8>().add(cap % 7 + 1).cast(), cap, 0, &mut used)
+            }
+            "log" => yn_log_to_queue(host.queue, n as u32),
+            "log_callback" => yn_log_to_callback(None, null_mut(), n as u32),
+            "wake" => yn_queue_wake(host.queue),
+            _ => return Err("no such call".to_owned()),
+        }
+    };
+    assert!((YN_E_FORKED..=YN_OK).contains(&status), "{name} answers {status}");
+    if status == YN_OK { Ok(()) } else { Err(format!("{name} answers status {status}")) }
 }
 
 #[test]
 fn c_arguments() {
-    let config =
-        br#"{"model": "mock:words", "scheduling_policy": "priority", "kv_cache_bytes": 4096, "max_model_len": 200}"#;
-    let (mut engine, mut tokenizer) = (yn_engine { id: 0 }, yn_tokenizer { id: 0 });
-    // SAFETY: all pointers are to live values.
-    unsafe {
-        let config = yn_bytes { data: config.as_ptr(), len: config.len() };
-        assert_eq!(yn_engine_create(config, &mut engine, null_mut()), YN_OK);
-        assert_eq!(yn_engine_tokenizer(engine, &mut tokenizer), YN_OK);
-    }
-    let (accepted, ended) = (Cell::new(0), Cell::new(0));
-    let mut noise = yinian::base::rng::SplitMix64(1);
-    let seeds = (0..20).map(|_| (0..60).flat_map(|_| noise.next_u64().to_le_bytes()).collect()).collect();
-    let words = &[
-        "hello",
-        "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
-        "{\"logit_bias\": {\"5\": 1}}",
-        "\u{0}",
-        "\u{7f}\u{7f}",
-        "é🦊",
-    ];
-    let buffer = std::cell::RefCell::new(vec![0_u64; 2048]);
-    fuzz("C arguments", &Corpus { seeds, words }, |input| {
-        let b = Bytes(Cell::new(input));
-        let ids: Vec<u32> = (0..12).map(|i| (b.word() >> (i % 3 * 20)) as u32 % 300).collect();
-        let texts: Vec<yn_bytes> = (0..4).map(|_| b.text()).collect();
-        let r = request(&b, engine, (&ids, &texts));
-        // SAFETY: the request and what it points to live through the call.
-        let status = unsafe { yn_engine_submit(engine, &r, null_mut(), null_mut()) };
-        assert!((YN_E_FORKED..=YN_OK).contains(&status));
-        accepted.set(accepted.get() + u64::from(status == YN_OK));
-        calls(&b, engine, tokenizer, &ids);
-        ended.set(ended.get() + read(engine, &mut buffer.borrow_mut()));
-    });
-    // SAFETY: plain handles.
-    unsafe {
-        assert_eq!(yn_engine_drain(engine, 30_000), YN_OK);
-        let mut stats: yn_stats = zeroed();
-        stats.struct_size = size_of::<yn_stats>() as u32;
-        assert_eq!(yn_engine_stats(engine, &mut stats), YN_OK);
-        assert_eq!((stats.state, stats.running, stats.finished), (YN_STATE_DRAINING, 0, accepted.get()));
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        while ended.get() < accepted.get() {
-            assert!(std::time::Instant::now() < end, "{} of {} have ended", ended.get(), accepted.get());
-            ended.set(ended.get() + read(engine, &mut buffer.borrow_mut()));
+    let host = std::cell::RefCell::new(Host::new());
+    let first = host.borrow_mut().answer();
+    let run = |bytes: &[u8]| {
+        let script: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let mut host = host.borrow_mut();
+        let calls = script["calls"].as_array().into_iter().flatten().take(20);
+        let mut result = Ok(());
+        for one in calls.filter_map(Value::as_array) {
+            let name = one.first().and_then(Value::as_str).unwrap_or_default();
+            result = result.and(call(&host, name, one.get(1..).unwrap_or_default()));
         }
-        assert_eq!((ended.get(), yn_engine_free(engine)), (accepted.get(), YN_OK));
-    }
-    assert!(accepted.get() > 10, "{} requests were taken", accepted.get());
+        if let Some(fields) = script["request"].as_object() {
+            result = submit(&mut host, fields);
+        }
+        host.read();
+        result
+    };
+    let words = &["NaN", "inf", "-inf", "hello", "own", "{\"messages\": []}", "\u{7f}\u{0}", "<|end|>"];
+    // Other threads free what is submitted here.
+    let most_left = isize::MAX;
+    fuzz(&Target { name: "request", shape: Shape::WholeJson, words, run: &run, least_taken: 20, most_left });
+    assert_eq!(host.borrow_mut().answer(), first, "the engine does not serve as before");
+    host.into_inner().close();
 }

@@ -1,81 +1,153 @@
-//! Fuzzing of everything that is parsed from outside: mutated inputs must give an answer or a typed error, soon and without
-//! a panic. `FUZZ_SECONDS` per target (10 with CI=true, otherwise 1), `FUZZ_SEED` to replay a run from its printed seed.
+//! Fuzzing of everything that is parsed from outside: mutated inputs must give an answer or a typed error, soon, in bounded
+//! memory and without a panic. `FUZZ_SECONDS` for all targets together (60 with CI set, otherwise 15). `FUZZ_SEED` begins
+//! as the run that printed it; `FUZZ_INPUT` is a file that one target alone shall read: the one a crash has left behind.
 
 mod arguments;
+mod corpus;
+mod jinja;
+mod memory;
+mod mutate;
 mod targets;
+mod watch;
 
+use corpus::{Corpus, Shape};
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
-use yinian::base::rng::SplitMix64;
+use watch::Watch;
+use yinian::base::error::MAX_MESSAGE;
+use yinian::base::rng::{SplitMix64, mix};
 
-/// Longest time one input may take.
-const SLOWEST: Duration = Duration::from_secs(5);
-const MAX_INPUT: usize = 1 << 16;
+/// How many targets share the time; [`fuzz`] checks it against `tests/fuzz/corpus`.
+const TARGETS: u32 = 6;
+/// Most memory one input may have the target's thread take.
+const MOST_BYTES: isize = 256 << 20;
+/// Inputs with a new answer that are kept to be mutated further.
+const MOST_KEPT: usize = 500;
 
-/// What a target is fuzzed with: whole inputs to start from, and words to put in.
-pub(crate) struct Corpus {
-    pub(crate) seeds: Vec<Vec<u8>>,
-    pub(crate) words: &'static [&'static str],
+/// What is fuzzed.
+pub(crate) struct Target<'a> {
+    /// Also the folder of its corpus.
+    pub(crate) name: &'static str,
+    pub(crate) shape: Shape,
+    /// What mutations put in.
+    pub(crate) words: &'a [&'a str],
+    /// `Err`: why the input was refused.
+    pub(crate) run: &'a dyn Fn(&[u8]) -> Result<(), String>,
+    /// Share of generated inputs, in percent, that must be taken: else nothing behind the first check is reached.
+    pub(crate) least_taken: u64,
+    /// Bytes that all inputs together may leave allocated on the target's thread.
+    pub(crate) most_left: isize,
 }
+
+/// What caches of the parsers may keep: the tokenizer's has ten thousand words.
+pub(crate) const CACHES: isize = 16 << 20;
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|s| s.parse().expect(name))
+    std::env::var(name).ok().map(|s| s.parse().unwrap_or_else(|e| panic!("{name}={s}: {e}")))
 }
 
-fn seconds() -> u64 {
-    number("FUZZ_SECONDS").unwrap_or(if std::env::var_os("CI").is_some() { 10 } else { 1 })
+fn time() -> Duration {
+    let all = number("FUZZ_SECONDS").unwrap_or(if std::env::var_os("CI").is_some() { 60 } else { 15 });
+    Duration::from_secs(all) / TARGETS
 }
 
-/// One input: some seeds, cut, flipped, spliced and salted with words.
-fn mutate(rng: &mut SplitMix64, corpus: &Corpus) -> Vec<u8> {
-    let pick = |rng: &mut SplitMix64| corpus.seeds[rng.below(corpus.seeds.len() as u64) as usize].clone();
-    let mut input = pick(rng);
-    for _ in 0..rng.below(8) {
-        let at = rng.below(input.len() as u64 + 1) as usize;
-        let end = (at + rng.below(32) as usize).min(input.len());
-        match rng.below(8) {
-            0 if at < input.len() => input[at] ^= 1 << rng.below(8),
-            1 if at < input.len() => input[at] = rng.next_u64() as u8,
-            2 => input.truncate(at),
-            3 => drop(input.drain(at..end)),
-            4 => {
-                let other = pick(rng);
-                let from = rng.below(other.len() as u64 + 1) as usize;
-                input.truncate(at);
-                input.extend_from_slice(&other[from..]);
-            }
-            5 => {
-                let piece = input[at..end].to_vec();
-                (0..rng.below(40)).for_each(|_| drop(input.splice(at..at, piece.iter().copied())));
-            }
-            _ => {
-                let word = corpus.words[rng.below(corpus.words.len() as u64) as usize];
-                input.splice(at..end.min(at + rng.below(6) as usize), word.bytes());
+/// To standard error as it stands: what a test prints is lost when the process dies.
+pub(crate) fn say(line: &str) {
+    // There is nowhere to report that standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// What an answer is about, without the values in it: inputs with a new one are worth mutating.
+fn kind_of(answer: &Result<(), String>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    if let Err(message) = answer {
+        let (mut quoted, mut depth) = (false, 0);
+        for c in message.chars() {
+            quoted ^= c == '"';
+            depth += i32::from("[{(".contains(c)) - i32::from("]})".contains(c));
+            if !quoted && depth == 0 && c.is_ascii_lowercase() {
+                c.hash(&mut hasher);
             }
         }
-        input.truncate(MAX_INPUT);
     }
-    input
+    hasher.finish()
 }
 
-/// Runs a target until its time is over.
-pub(crate) fn fuzz(name: &str, corpus: &Corpus, target: impl Fn(&[u8])) {
-    let start = Instant::now();
-    let first = number("FUZZ_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 32);
-    let mut runs = 0;
-    for input in &corpus.seeds {
-        target(input);
+struct Answer {
+    taken: bool,
+    /// There was none of its kind before.
+    new: bool,
+}
+
+/// The run of one target.
+struct Run<'a> {
+    target: &'a Target<'a>,
+    watch: Watch,
+    taken: u64,
+    kinds: HashSet<u64>,
+    /// Bytes that inputs left allocated on this thread.
+    left: isize,
+}
+
+impl Run<'_> {
+    /// Gives one input to the target.
+    fn one(&mut self, input: &[u8]) -> Answer {
+        self.watch.begin(input);
+        let before = memory::mark();
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.target.run)(input)));
+        let used = memory::since(before);
+        self.watch.end();
+        let answer = outcome.unwrap_or_else(|_| panic!("{} panics", self.watch.which()));
+        assert!(used.peak <= MOST_BYTES, "{} takes {} bytes", self.watch.which(), used.peak);
+        if let Err(message) = &answer {
+            let text = !message.is_empty() && message.len() <= MAX_MESSAGE;
+            assert!(text, "{} has a message of {} bytes: {message}", self.watch.which(), message.len());
+        }
+        self.taken += u64::from(answer.is_ok());
+        self.left += used.left - memory::held_by(&answer);
+        Answer { taken: answer.is_ok(), new: self.kinds.insert(kind_of(&answer)) }
     }
-    while start.elapsed() < Duration::from_secs(seconds()) {
-        let seed = first + runs;
-        let input = mutate(&mut SplitMix64(seed), corpus);
-        let from = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| target(&input)));
-        let shown = String::from_utf8_lossy(&input[..input.len().min(2000)]).into_owned();
-        assert!(outcome.is_ok(), "{name}: FUZZ_SEED={seed} panics: {shown}");
-        assert!(from.elapsed() < SLOWEST, "{name}: FUZZ_SEED={seed} takes {:?}: {shown}", from.elapsed());
-        runs += 1;
+}
+
+/// Runs a target until its share of the time is over.
+pub(crate) fn fuzz(target: &Target<'_>) {
+    assert_eq!(corpus::folders(), TARGETS as usize, "TARGETS");
+    let seed = number("FUZZ_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 16);
+    let mut run = Run { target, watch: Watch::new(target.name, seed), taken: 0, kinds: HashSet::new(), left: 0 };
+    if let Ok(file) = std::env::var("FUZZ_INPUT") {
+        let input = std::fs::read(&file).unwrap_or_else(|e| panic!("FUZZ_INPUT={file}: {e}"));
+        run.one(&input);
+        return say(&format!("{}: {file} is {}", target.name, if run.taken > 0 { "taken" } else { "refused" }));
     }
-    println!("{name}: {runs} inputs, {:.0} a second, from seed {first}", runs as f64 / start.elapsed().as_secs_f64());
-    assert!(runs > 10, "{name}: {runs} inputs only");
+    let mut corpus = Corpus::read(target.name, target.shape, target.words);
+    say(&format!("{}: FUZZ_SEED={seed}, {} files of corpus", target.name, corpus.len()));
+    for (i, input) in corpus.files().iter().enumerate() {
+        if run.one(input).taken {
+            corpus.prefer(i);
+        }
+    }
+    let (of_corpus, first) = (run.taken, corpus.len());
+    // What is built on first use is built by now.
+    run.left = 0;
+    let (start, mut inputs) = (Instant::now(), 0);
+    while start.elapsed() < time() {
+        inputs += 1;
+        let input = corpus.mutated(&mut SplitMix64(mix(seed, inputs)));
+        if run.one(&input).new && corpus.len() < first + MOST_KEPT {
+            corpus.keep(&input);
+        }
+    }
+    let (taken, kinds) = (run.taken - of_corpus, run.kinds.len());
+    say(&format!(
+        "{}: {inputs} inputs, {:.0} a second, {} % taken, {kinds} kinds of answer",
+        target.name,
+        inputs as f64 / start.elapsed().as_secs_f64(),
+        taken * 100 / inputs
+    ));
+    assert!(inputs > 100, "{}: {inputs} inputs only", target.name);
+    assert!(taken * 100 >= inputs * target.least_taken, "{}: {taken} of {inputs} inputs are taken", target.name);
+    assert!(run.left <= target.most_left, "{}: {} bytes are left after {inputs} inputs", target.name, run.left);
 }
