@@ -184,6 +184,9 @@ impl EventQueue {
                 self.settle(&mut inner);
                 if !inner.ready.is_empty() {
                     self.changed.notify_one();
+                } else if inner.shut && inner.streams.is_empty() {
+                    // Other pollers wait for something that will not come any more.
+                    self.changed.notify_all();
                 }
                 let small = "not even one record fits into the buffer; use the documented minimum size";
                 return if wrote { Ok(()) } else { Err(Error::new(ErrorKind::TooSmall, small)) };

@@ -189,6 +189,31 @@ fn a_sleeping_poller_is_woken_by_output() {
 }
 
 #[test]
+fn all_pollers_of_a_shut_queue_return_once_one_has_read_the_last_record() {
+    let q = EventQueue::new(None);
+    let a = open(&q, 1, ALL);
+    q.shut();
+    let sleepers: Vec<_> = (0..3)
+        .map(|_| {
+            std::thread::spawn({
+                let q = Arc::clone(&q);
+                move || {
+                    let mut sink = Lines { room: 9, max: 99, lines: vec![] };
+                    q.poll(Some(Duration::from_secs(60)), &mut sink).map(|()| sink.lines)
+                }
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(50));
+    let from = Instant::now();
+    a.done(done(FinishReason::Cancelled));
+    let mut ends: Vec<_> = sleepers.into_iter().map(|s| s.join().unwrap().map_err(|e| e.kind)).collect();
+    assert!(from.elapsed() < Duration::from_secs(30), "a poller slept on");
+    ends.sort_by_key(|end| end.is_err());
+    assert_eq!(ends, [Ok(vec!["1.Cancelled".to_owned()]), Err(ErrorKind::Shutdown), Err(ErrorKind::Shutdown)]);
+}
+
+#[test]
 fn choices_are_read_apart_and_say_how_they_ended() {
     let q = EventQueue::new(None);
     let info =
