@@ -3,14 +3,14 @@
 use crate::base::error::panic_text;
 use crate::base::{Error, ErrorKind, SeqId, StepId};
 use crate::engine::State;
+use crate::engine::deadlines::Deadlines;
 use crate::engine::output::{Item, OutputMsg, STOP_LEAD};
 use crate::engine::shared::{Command, Live, Shared};
 use crate::exec::Executor;
 use crate::plan::{FinishReason, Request, StepOutcome};
 use crate::sched::{Event, Scheduler};
 use crossbeam_channel::Sender;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +27,7 @@ pub(crate) struct Core {
     seqs: HashMap<SeqId, Arc<Live>>,
     /// Sequences with stop strings: the scheduler holds them back until their text has been looked at.
     gated: Vec<(SeqId, Arc<Live>)>,
-    deadlines: BinaryHeap<Reverse<(u64, SeqId)>>,
+    deadlines: Deadlines,
     /// Submission times of the steps in flight, oldest first.
     inflight: VecDeque<(StepId, u64)>,
     watchdog_ns: u64,
@@ -53,7 +53,7 @@ impl Core {
             outputs,
             seqs: HashMap::new(),
             gated: Vec::new(),
-            deadlines: BinaryHeap::new(),
+            deadlines: Deadlines::default(),
             inflight: VecDeque::new(),
             watchdog_ns: u64::from(watchdog_ms) * 1_000_000,
             closing: false,
@@ -116,7 +116,8 @@ impl Core {
     fn add(&mut self, request: Request, live: Arc<Live>) {
         let seq = request.seq;
         if live.deadline_ns != u64::MAX {
-            self.deadlines.push(Reverse((live.deadline_ns, seq)));
+            let seqs = &self.seqs;
+            self.deadlines.add(live.deadline_ns, seq, seqs.len(), |seq| seqs.contains_key(&seq));
         }
         if request.lead != u32::MAX {
             self.gated.push((seq, Arc::clone(&live)));
@@ -134,11 +135,7 @@ impl Core {
             return;
         }
         let now = self.shared.clock.now_ns();
-        while let Some(&Reverse((deadline, seq))) = self.deadlines.peek() {
-            if deadline > now {
-                break;
-            }
-            self.deadlines.pop();
+        while let Some(seq) = self.deadlines.pop_late(now) {
             if self.seqs.contains_key(&seq) {
                 self.sched.abort(seq, FinishReason::Deadline, &mut self.events);
             }
@@ -228,7 +225,7 @@ impl Core {
     /// How long there is certainly nothing to do; `None` until somebody notifies.
     fn nap(&self) -> Option<Duration> {
         let now = self.shared.clock.now_ns();
-        let deadline = self.deadlines.peek().map(|d| d.0.0);
+        let deadline = self.deadlines.next_ns();
         let watchdog = self.inflight.front().filter(|_| self.watchdog_ns > 0).map(|s| s.1 + self.watchdog_ns);
         let next = deadline.into_iter().chain(watchdog).min()?;
         Some(Duration::from_nanos(next.saturating_sub(now).max(1_000_000)))

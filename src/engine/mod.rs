@@ -5,6 +5,7 @@
 
 mod build;
 mod core;
+mod deadlines;
 mod intake;
 mod logging;
 mod metrics;
