@@ -1,5 +1,8 @@
 /* Yinian: an LLM inference engine as a library. Generated from src/ffi: do not edit, BLESS=1 cargo test --test capi rewrites it.
- * Every function may be called from any thread at any time. In a child of fork every fallible call answers YN_E_FORKED. */
+ * Every function may be called from any thread at any time: with 32 KB of stack, while the thread ends, from exit handlers; not from a
+ * signal handler. None is a cancellation point. In a child of fork every fallible call answers YN_E_FORKED.
+ * Threads of the library are named yn-* and leave all signals to the host, but for those that a fault of their own raises.
+ * exit without yn_engine_free is fine. dlclose leaves the library loaded: handles and threads stay as they are. */
 
 #ifndef YINIAN_H
 #define YINIAN_H

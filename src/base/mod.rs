@@ -8,6 +8,7 @@ pub mod ids;
 pub mod metrics;
 pub mod rng;
 pub mod signal;
+pub mod threads;
 
 pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};

@@ -1,7 +1,7 @@
 //! The threads of one engine and the channels between them: started when the model is there, ended in the order that
 //! loses nothing: intake, then the engine thread, then output.
 
-use crate::base::{Error, ErrorKind, Result};
+use crate::base::{Error, ErrorKind, Result, threads};
 use crate::engine::build::Parts;
 use crate::engine::core::Core;
 use crate::engine::intake::{self, Job};
@@ -35,7 +35,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let failed = format!("the thread {name} does not start");
-    std::thread::Builder::new().name(name).spawn(body).map_err(|e| Error::io(e.to_string()).within(failed))
+    threads::named(name).spawn(body).map_err(|e| Error::io(e.to_string()).within(failed))
 }
 
 impl Threads {

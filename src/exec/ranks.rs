@@ -2,7 +2,7 @@
 
 use super::worker::StepRunner;
 use crate::base::error::panic_text;
-use crate::base::{Error, ErrorKind, Result};
+use crate::base::{Error, ErrorKind, Result, threads};
 use crate::hal::comm::LocalGroup;
 use crate::plan::{StepOutcome, StepOutput, StepPlan};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -45,8 +45,7 @@ impl RankRunner {
                     }
                 }
             };
-            let thread = std::thread::Builder::new()
-                .name(format!("yn-worker-{}", i + 1))
+            let thread = threads::named(format!("yn-worker-{}", i + 1))
                 .spawn(work)
                 .map_err(|e| Error::io(format!("the worker thread of rank {} does not start: {e}", i + 1)))?;
             Ok(Rank { orders: Some(orders), verdicts, thread: Some(thread) })

@@ -3,7 +3,7 @@
 use super::Executor;
 use crate::base::error::panic_text;
 use crate::base::signal::Signal;
-use crate::base::{Error, ErrorKind, Result, StepId};
+use crate::base::{Error, ErrorKind, Result, StepId, threads};
 use crate::plan::{StepOutcome, StepOutput, StepPlan};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,8 +49,7 @@ impl WorkerExecutor {
         let (orders, inbox) = bounded(depth);
         // One place more than can be outstanding, for the worker's last words.
         let (outbox, landed) = bounded(depth + 1);
-        let thread = std::thread::Builder::new()
-            .name("yn-worker-0".to_owned())
+        let thread = threads::named("yn-worker-0")
             .spawn(move || work(runner, &inbox, &outbox, &signal))
             .map_err(|e| Error::io(format!("the worker thread does not start: {e}")))?;
         Ok(Self { orders: Some(orders), landed, depth, epoch: 0, thread: Some(thread) })

@@ -46,6 +46,38 @@ pub(crate) unsafe fn json(name: &str, b: yn_bytes) -> Result<serde_json::Value> 
     serde_json::from_slice(raw).map_err(|e| Error::invalid(format!("{name} is not JSON: {e}")))
 }
 
+/// Whether parsing this JSON may need more stack than a thread of the host has to have.
+///
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn nests_deep(b: yn_bytes) -> bool {
+    // SAFETY: the caller vouches for `b`.
+    unsafe { bytes("", b) }.is_ok_and(|raw| nesting(raw) > SHALLOW)
+}
+
+/// Levels that are parsed on the stack of the host: at about 420 bytes each.
+const SHALLOW: usize = 24;
+
+/// How deep the arrays and objects of a JSON text nest at most; of a text that is no JSON, some number.
+fn nesting(json: &[u8]) -> usize {
+    let (mut depth, mut most) = (0usize, 0);
+    let (mut quoted, mut escaped) = (false, false);
+    for b in json {
+        match b {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => {
+                depth += 1;
+                most = most.max(depth);
+            }
+            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
+}
+
 /// A place to write a result to.
 ///
 /// # Safety
@@ -80,4 +112,23 @@ pub unsafe extern "C" fn yn_buf_free(buf: *mut yn_buf) {
         drop(unsafe { Box::from_raw(buf.opaque.cast::<Vec<u8>>()) });
     }
     *buf = yn_buf { data: std::ptr::null_mut(), len: 0, opaque: std::ptr::null_mut() };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_is_counted_outside_of_strings() {
+        for (json, depth) in [
+            ("7", 0),
+            ("[]", 1),
+            ("[[], {\"a\": [1, 2]}]", 3),
+            (r#"["[[[", "\"[[", "\\", [0]]"#, 2),
+            ("]]]][", 1),
+            ("\"[", 0),
+        ] {
+            assert_eq!(nesting(json.as_bytes()), depth, "{json}");
+        }
+    }
 }

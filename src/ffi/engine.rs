@@ -1,7 +1,7 @@
 //! Engines: create, poll, drain, free, and what they tell about themselves.
 
 use super::args::{buf, bytes, out};
-use super::guard::{SignalsBlocked, call, log_panics, own_process};
+use super::guard::{call, deep_call, own_process};
 use super::handle::Table;
 use super::queue::{HostQueue, poll_into, pollable, retire};
 use super::record::state;
@@ -34,13 +34,9 @@ pub(crate) fn monotonic_ns() -> u64 {
 
 fn create(config: EngineConfig) -> Result<u64> {
     own_process();
-    log_panics();
     let queue = Arc::new(HostQueue::new()?);
     let clock = Arc::new(MonotonicClock::starting_at(monotonic_ns()));
-    let engine = {
-        let _blocked = SignalsBlocked::new();
-        Engine::start(config, Arc::clone(&queue.events), clock)?
-    };
+    let engine = Engine::start(config, Arc::clone(&queue.events), clock)?;
     ENGINES.insert(Arc::new(HostEngine { engine, queue }))
 }
 
@@ -63,7 +59,7 @@ pub unsafe extern "C" fn yn_engine_create(
         Ok(())
     };
     // SAFETY: as documented.
-    unsafe { call(err, body) }
+    unsafe { deep_call(err, body) }
 }
 
 /// Fills `buf` with as many whole records as fit: step by yn_event.size until *used. A long payload is split over several
@@ -243,5 +239,5 @@ pub unsafe extern "C" fn yn_plan_memory(config_json: yn_bytes, out_json: *mut yn
         Ok(())
     };
     // SAFETY: as documented.
-    unsafe { call(err, body) }
+    unsafe { deep_call(err, body) }
 }

@@ -1,14 +1,15 @@
 //! Requests: defaults, checks, submit.
 
-use super::args::{bytes, json, out, slice, text};
+use super::args::{bytes, json, nests_deep, out, slice, text};
 use super::engine::{ENGINES, HostEngine};
 use super::extra::Extra;
-use super::guard::call;
+use super::guard::{call, on_own_thread};
 use super::queue::QUEUES;
 use super::types::*;
 use crate::base::{Error, Result};
 use crate::engine::{OutputMode, Prompt, SamplingDefaults, State, Submission};
 use crate::plan::{Penalties, SamplingParams};
+use std::cell::Cell;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -271,22 +272,34 @@ pub unsafe extern "C" fn yn_engine_submit(
     out_id: *mut yn_request_id,
     err: *mut yn_error,
 ) -> yn_status {
+    let unusable = Cell::new(false);
     let body = || {
         let engine = ENGINES.get(engine.id)?;
+        let rest = |request: &yn_request| {
+            // SAFETY: as documented.
+            let submission = unsafe { submission(request, &engine) }?;
+            // SAFETY: as documented.
+            let to = if out_id.is_null() { None } else { Some(unsafe { out("out_id", out_id) }?) };
+            let id = engine.engine.submit(submission)?;
+            if let Some(to) = to {
+                *to = id.0;
+            }
+            Ok(())
+        };
         // SAFETY: as documented.
-        let submission = unsafe { submission(&read(r, engine.engine.defaults())?, &engine) }?;
-        // SAFETY: as documented.
-        let to = if out_id.is_null() { None } else { Some(unsafe { out("out_id", out_id) }?) };
-        let id = engine.engine.submit(submission)?;
-        if let Some(to) = to {
-            *to = id.0;
-        }
-        Ok(())
+        let result = unsafe { read(r, engine.engine.defaults()) }.and_then(|request| {
+            // SAFETY: as documented.
+            match unsafe { nests_deep(request.chat_json) || nests_deep(request.extra_json) } {
+                true => on_own_thread(|| rest(&request)),
+                false => rest(&request),
+            }
+        });
+        unusable.set(result.is_err() && engine.engine.stats().state == State::Failed);
+        result
     };
     // SAFETY: as documented.
     let status = unsafe { call(err, body) };
-    let failed = |e: &HostEngine| e.engine.stats().state == State::Failed;
-    if status != YN_OK && !err.is_null() && err.is_aligned() && ENGINES.get(engine.id).is_ok_and(|e| failed(&e)) {
+    if unusable.get() && !err.is_null() && err.is_aligned() {
         // SAFETY: not null and aligned, and `call` has filled it.
         unsafe { (*err).flags = YN_ERROR_UNUSABLE };
     }

@@ -2,7 +2,7 @@
 
 use super::args::{buf, json, out, slice, text};
 use super::engine::ENGINES;
-use super::guard::{call, own_process};
+use super::guard::{call, deep_call, own_process};
 use super::handle::Table;
 use super::types::*;
 use crate::base::{Error, ErrorKind, Result, Token};
@@ -46,7 +46,7 @@ pub unsafe extern "C" fn yn_tokenizer_open(
         Ok(())
     };
     // SAFETY: as documented.
-    unsafe { call(err, body) }
+    unsafe { deep_call(err, body) }
 }
 
 /// The tokenizer of an engine's model; it outlives the engine. Free it with yn_tokenizer_free. Errors: BAD_HANDLE, INVALID,
@@ -161,5 +161,5 @@ pub unsafe extern "C" fn yn_chat_render(
         Ok(())
     };
     // SAFETY: as documented.
-    unsafe { call(err, body) }
+    unsafe { deep_call(err, body) }
 }

@@ -136,6 +136,16 @@ fn faults() {
 }
 
 #[test]
+fn hazards_of_hosts() {
+    Program::build("tests/capi/hazards.c").run(&[&demo_model()]);
+}
+
+#[test]
+fn small_stacks_and_destructors() {
+    Program::build("tests/capi/stacks.c").run(&[&demo_model()]);
+}
+
+#[test]
 fn the_example_streams_an_answer() {
     let program = Program::build("examples/c/stream.c");
     let text = program.run(&[&demo_model(), "Tell me a story about a \"fox\"."]);

@@ -3,7 +3,7 @@
 //! cores it took. Idle workers spin for a moment between the ops of a step and then park: an idle engine uses no CPU.
 
 use crate::base::error::panic_text;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, threads};
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -86,8 +86,7 @@ impl Pool {
         let mut pool = Self { shared, workers: Vec::with_capacity(n), turn: Mutex::new(()) };
         for index in 0..n {
             let shared = Arc::clone(&pool.shared);
-            let spawned = std::thread::Builder::new()
-                .name(format!("yn-cpu-{}", index + 1))
+            let spawned = threads::named(format!("yn-cpu-{}", index + 1))
                 .spawn(move || shared.work(index))
                 .map_err(|e| Error::no_memory(format!("cannot start compute thread {} of {n}: {e}", index + 1)))?;
             pool.workers.push(spawned);
