@@ -1,13 +1,14 @@
 //! Chat templates, rendered as Hugging Face does: Jinja with trimmed blocks, Python's methods and a few functions.
 
-use super::{date, json};
+use super::deep::on_deep_stack;
+use super::{date, json, syntax, values};
 use crate::base::config::nearest;
 use crate::base::{Error, Result};
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as Jinja};
-use minijinja::{Environment, ErrorKind as JinjaErrorKind};
+use minijinja::{Environment, ErrorKind as JinjaErrorKind, State};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::Write;
 
 /// Special tokens by the names templates use (`bos_token`, `eos_token`, ...).
 pub type SpecialMap = BTreeMap<String, String>;
@@ -43,40 +44,21 @@ impl ChatTemplate {
                 source.len()
             )));
         }
-        let mut env = Environment::new();
-        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(broken)?);
-        env.set_fuel(Some(FUEL));
-        env.set_recursion_limit(RECURSION);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_formatter(|out, state, value| match value {
-            v if v.is_none() => Ok(out.write_str("None")?),
-            v if v.kind() == minijinja::value::ValueKind::Bool => {
-                Ok(out.write_str(if v.is_true() { "True" } else { "False" })?)
-            }
-            v => minijinja::escape_formatter(out, state, v),
-        });
-        env.add_function("raise_exception", raise_exception);
-        env.add_function("strftime_now", |format: String| date::strftime_now(&format).map_err(invalid_operation));
-        env.add_filter("tojson", tojson);
-        env.add_template_owned("chat", without_generation_tags(source)).map_err(broken)?;
-        Ok(Self { env, specials })
+        on_deep_stack(|| Ok(Self { env: compile(source).map_err(broken)?, specials }))
     }
 
     /// Renders `{"messages": [...]}` with, optionally, `tools`, `documents`, `add_generation_prompt` (true unless said otherwise)
     /// and further variables under `chat_template_kwargs`.
     pub fn render(&self, chat: &Value) -> Result<String> {
-        let variables = self.variables(chat)?;
-        let template = self.env.get_template("chat").map_err(broken)?;
-        let text = template.render(Jinja::from(Serde(variables))).map_err(|e| {
-            Error::invalid(format!("the chat template does not render these messages: {}", describe(&e)))
-        })?;
-        if text.len() > MAX_OUTPUT_BYTES {
-            return Err(Error::invalid(format!(
-                "the rendered chat has {} bytes; at most {MAX_OUTPUT_BYTES} fit",
-                text.len()
-            )));
-        }
-        Ok(text)
+        on_deep_stack(|| {
+            let variables = self.variables(chat)?;
+            let template = self.env.get_template("chat").map_err(broken)?;
+            let mut text = Bounded(Vec::new());
+            template.render_captured_to(Jinja::from(Serde(variables)), &mut text).map_err(|e| {
+                Error::invalid(format!("the chat template does not render these messages: {}", describe(&e)))
+            })?;
+            String::from_utf8(text.0).map_err(|e| Error::internal(format!("the rendered chat is not UTF-8: {e}")))
+        })
     }
 
     fn variables(&self, chat: &Value) -> Result<serde_json::Map<String, Value>> {
@@ -97,7 +79,12 @@ impl ChatTemplate {
         variables.insert("documents".to_owned(), Value::Null);
         for (key, value) in chat {
             match (key.as_str(), value) {
-                ("chat_template_kwargs", Value::Object(more)) => variables.extend(more.clone()),
+                ("chat_template_kwargs", Value::Object(more)) => {
+                    if let Some(key) = more.keys().find(|k| k.starts_with(values::RESERVED)) {
+                        return Err(Error::invalid(format!("chat_template_kwargs key {key:?} is reserved")));
+                    }
+                    variables.extend(more.clone());
+                }
                 ("chat_template_kwargs", _) => return Err(Error::invalid("chat_template_kwargs is not an object")),
                 ("continue_final_message", Value::Bool(false)) => {}
                 ("continue_final_message", _) => {
@@ -110,6 +97,37 @@ impl ChatTemplate {
             }
         }
         Ok(variables)
+    }
+}
+
+fn compile(source: &str) -> std::result::Result<Environment<'static>, minijinja::Error> {
+    let mut env = Environment::new();
+    env.set_syntax(syntax::config()?);
+    env.set_fuel(Some(FUEL));
+    env.set_recursion_limit(RECURSION);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    values::install(&mut env)?;
+    env.add_function("raise_exception", raise_exception);
+    env.add_function("strftime_now", |format: String| date::strftime_now(&format).map_err(invalid_operation));
+    env.add_filter("tojson", tojson);
+    env.add_template_owned("chat", syntax::prepare(source)?)?;
+    Ok(env)
+}
+
+/// The rendered chat, as far as it may grow.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > MAX_OUTPUT_BYTES - self.0.len() {
+            return Err(std::io::Error::other(format!("the rendered chat has more than {MAX_OUTPUT_BYTES} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -134,8 +152,14 @@ fn broken(e: minijinja::Error) -> Error {
     Error::invalid(format!("the chat template does not compile: {}", describe(&e)))
 }
 
+/// What failed, the cause beneath it, and where.
 fn describe(e: &minijinja::Error) -> String {
-    let what = e.detail().map_or_else(|| e.to_string(), str::to_owned);
+    let mut what = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
+    let mut cause = std::error::Error::source(e);
+    while let Some(inner) = cause {
+        what = format!("{what}: {inner}");
+        cause = inner.source();
+    }
     e.line().map_or(what.clone(), |line| format!("{what} (line {line} of the template)"))
 }
 
@@ -147,34 +171,14 @@ fn raise_exception(message: String) -> std::result::Result<Jinja, minijinja::Err
     Err(invalid_operation(message))
 }
 
-fn tojson(value: Jinja, options: Kwargs) -> std::result::Result<Jinja, minijinja::Error> {
+fn tojson(state: &mut State, value: Jinja, options: Kwargs) -> std::result::Result<Jinja, minijinja::Error> {
+    values::walk(state, &value, None)?;
     let indent: Option<usize> = options.get("indent")?;
     // Accepted for templates that spell out Hugging Face's defaults.
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
     let value = serde_json::to_value(&value).map_err(|e| invalid_operation(e.to_string()))?;
     Ok(Jinja::from_safe_string(json::dumps(&value, indent.map(|n| n.min(16)))))
-}
-
-/// `{% generation %}` blocks mark text for training; for rendering they are what they contain.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let end = tag.find("%}").map_or(tag.len(), |e| e + 2);
-        let (tag, behind) = tag.split_at(end);
-        let word = tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']).trim();
-        match word {
-            "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = behind;
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]

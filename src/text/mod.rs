@@ -2,11 +2,14 @@
 
 mod chat;
 mod date;
+mod deep;
 mod detok;
 mod files;
 mod json;
 mod stop;
+mod syntax;
 mod tokenizer;
+mod values;
 
 pub use chat::{ChatTemplate, SpecialMap};
 pub use detok::Detokenizer;

@@ -2,6 +2,7 @@
 //! taking gigabytes; and the engine serves on.
 
 mod files;
+mod templates;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -139,7 +139,6 @@ fn chats() {
 }
 
 #[test]
-#[ignore = "lists nested a thousand deep overflow the stack of the template engine"]
 fn chat_templates() {
     let words = &[
         "{#",
@@ -168,6 +167,13 @@ fn chat_templates() {
         "caller()",
         "break",
         "continue",
+        "{% set ns.a = [ns.a] %}",
+        "{% set ns.a = {'k': ns.a, 'l': ns} %}",
+        "{% for a in [[1]] recursive %}",
+        "{{ loop([a, a]) }}",
+        "{% for i in range(9000) %}",
+        "{% with a = [a] %}",
+        "{{ ns.a == ns.a[0] }}",
     ];
     let chat = json!({"messages": [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "yes"}]});
     let run = |bytes: &[u8]| {
