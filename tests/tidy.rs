@@ -21,7 +21,7 @@ const FLOORS: &[(&str, &[&str])] = &[
 const ASSEMBLY: (&str, &[&str]) = ("src/engine/build.rs", &["model", "runner", "hal"]);
 
 /// Where `unsafe` may stand.
-const UNSAFE: &[&str] = &["src/ffi/", "src/hal/cpu/", "src/model/weights/mmap.rs"];
+const UNSAFE: &[&str] = &["src/ffi/", "src/hal/cpu/", "src/hal/cuda/", "src/model/weights/mmap.rs"];
 
 const MAX_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;

@@ -3,7 +3,7 @@
 use crate::base::config::{EngineConfig, LoadFormat, NumericMode};
 use crate::base::rng::SplitMix64;
 use crate::base::signal::Signal;
-use crate::base::{Error, ErrorKind, Result};
+use crate::base::{DType, Error, ErrorKind, Result};
 use crate::engine::SamplingDefaults;
 use crate::engine::intake::Limits;
 use crate::exec::Executor;
@@ -12,7 +12,7 @@ use crate::exec::ranks::RankRunner;
 use crate::exec::worker::{StepRunner, WorkerExecutor};
 use crate::hal::comm::LocalGroup;
 use crate::hal::registry::{self, DeviceOptions};
-use crate::hal::{Caps, Device};
+use crate::hal::{Activations, Caps, Device};
 use crate::model::{self, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
 use crate::sched::{SchedConfig, Scheduler, policy};
@@ -95,7 +95,8 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         num_blocks: 0,
         depth: config.pipeline_depth,
     };
-    let fixed_bytes = ranks * (local.weight_bytes + runner::memory_plan(&local, &options).total_bytes());
+    let act = device.caps().activations.of(info.dtype);
+    let fixed_bytes = ranks * (local.weight_bytes + runner::memory_plan(&local, &options, act).total_bytes());
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
     options.num_blocks = num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
     Ok(Sizes { dir, info, local, devices, mode, options, kv_block_bytes, fixed_bytes })
@@ -105,8 +106,20 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
 fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> {
     let all = || config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let threads = if ranks > 1 { Some((all() / ranks).max(1)) } else { config.threads };
-    let options = DeviceOptions { threads, cpu_features: config.cpu_features.clone() };
-    (0..ranks).map(|_| registry::open(&config.device, &options)).collect()
+    let options = DeviceOptions {
+        threads,
+        cpu_features: config.cpu_features.clone(),
+        library_dir: config.device_library_dir.as_deref().map(PathBuf::from),
+    };
+    let devices: Vec<_> = (0..ranks).map(|_| registry::open(&config.device, &options)).collect::<Result<_>>()?;
+    if ranks > 1 && devices[0].caps().activations != Activations::Always(DType::F32) {
+        return Err(Error::unsupported(format!(
+            "config key \"tensor_parallel_size\" is {ranks}; ranks add up F32 in host memory and device {} has none of that \
+             yet, use 1",
+            devices[0].caps().name
+        )));
+    }
+    Ok(devices)
 }
 
 fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
@@ -358,7 +371,8 @@ fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
 
 fn memory_json(sizes: &Sizes) -> Value {
     let ranks = sizes.devices.len();
-    let plan = runner::memory_plan(&sizes.local, &sizes.options);
+    let act = sizes.devices[0].caps().activations.of(sizes.info.dtype);
+    let plan = runner::memory_plan(&sizes.local, &sizes.options, act);
     let kv_bytes = sizes.kv_block_bytes * sizes.options.num_blocks as usize;
     json!({
         "ranks": ranks,

@@ -5,6 +5,7 @@
 pub mod arena;
 pub mod comm;
 pub mod cpu;
+pub mod cuda;
 pub mod ops;
 pub mod registry;
 pub mod tensor;
@@ -23,8 +24,7 @@ pub struct Caps {
     pub name: &'static str,
     /// Make and features, for people ("AMD EPYC, AVX-512, 2 threads").
     pub description: String,
-    /// Dtype of activations between ops.
-    pub activation: DType,
+    pub activations: Activations,
     /// Tokens per KV block when the config names none.
     pub block_size: u32,
     /// Weight dtypes [`Device::load_matrix`] accepts.
@@ -35,6 +35,24 @@ pub struct Caps {
     pub invariant: bool,
     /// Activations can be rounded where the reference implementation with eager attention rounds them.
     pub aligned: bool,
+}
+
+/// Dtype of activations between ops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// Whatever the model's dtype.
+    Always(DType),
+    OfModel,
+}
+
+impl Activations {
+    /// For a model whose weights are `model`.
+    pub fn of(self, model: DType) -> DType {
+        match self {
+            Self::Always(dtype) => dtype,
+            Self::OfModel => model,
+        }
+    }
 }
 
 /// Bytes of a device's memory.

@@ -1,7 +1,7 @@
 //! The fused verbs every backend speaks. Outputs are passed in, nothing allocates, work is enqueued in order.
 //!
 //! Notation: T tokens of a step, S sequences of a step, R rows of the row table, V vocabulary, D head dimension, H query
-//! heads, G key/value heads. `act` is [`crate::hal::Caps::activation`]. Shapes are the engine's own; a backend asserts
+//! heads, G key/value heads. `act` is the dtype of [`crate::hal::Caps::activations`]. Shapes are the engine's own; a backend asserts
 //! them and returns `Err` only for device trouble.
 
 use crate::base::{DType, Result};

@@ -1,7 +1,8 @@
 //! The one list of backends.
 
 use crate::base::{Error, Result};
-use crate::hal::{Device, cpu};
+use crate::hal::{Device, cpu, cuda};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How a device is opened.
@@ -11,21 +12,64 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Instruction sets a host backend may use, strongest first found; `None` allows all that the machine has.
     pub cpu_features: Option<String>,
+    /// Where vendor libraries are looked for before the loader's own path.
+    pub library_dir: Option<PathBuf>,
+}
+
+/// A device by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Auto,
+    Cpu,
+    /// With its number.
+    Cuda(usize),
+}
+
+fn parse(name: &str) -> Result<Name> {
+    match (name, name.split_once(':')) {
+        ("auto", _) => Ok(Name::Auto),
+        ("cpu", _) => Ok(Name::Cpu),
+        ("cuda", _) => Ok(Name::Cuda(0)),
+        (_, Some(("cuda", n))) if n.len() < 4 && n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty() => {
+            n.parse().map(Name::Cuda).map_err(|_| Error::invalid(format!("device {name:?} has no number")))
+        }
+        (_, Some(("ascend", _))) | ("ascend", _) => {
+            Err(Error::unsupported(format!("device {name:?} is not in this build; use \"cpu\", \"cuda\" or \"auto\"")))
+        }
+        _ => Err(Error::invalid(format!("device {name:?} is unknown; expected auto, cpu, cuda or cuda:N"))),
+    }
 }
 
 /// Whether this build has a device of this name; the error says why not.
 pub fn check(name: &str) -> Result<()> {
-    match (name, name.split(':').next()) {
-        ("auto" | "cpu", _) => Ok(()),
-        (_, Some("cuda" | "ascend")) => {
-            Err(Error::unsupported(format!("device {name:?} is not in this build; use \"cpu\" or \"auto\"")))
-        }
-        _ => Err(Error::invalid(format!("device {name:?} is unknown; expected auto or cpu"))),
+    match parse(name)? {
+        Name::Cuda(_) => cuda::check_build(),
+        Name::Auto | Name::Cpu => Ok(()),
     }
 }
 
-/// Opens `name`: `auto` takes the best device there is.
+/// Opens `name`: `auto` takes the first GPU where there is one and this build can use it, else the host processor.
 pub fn open(name: &str, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
-    check(name)?;
-    cpu::open(options)
+    match parse(name)? {
+        Name::Cpu => cpu::open(options),
+        Name::Cuda(ordinal) => cuda::open(ordinal, options),
+        Name::Auto => match cuda::open(0, options) {
+            Ok(device) => Ok(device),
+            Err(_) => cpu::open(options),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_and_others_are_refused() {
+        assert_eq!(parse("cuda").unwrap(), Name::Cuda(0));
+        assert_eq!(parse("cuda:12").unwrap(), Name::Cuda(12));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:9999", "ascend", "ascend:1", "CPU"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
 }

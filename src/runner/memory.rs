@@ -90,9 +90,9 @@ pub(super) fn arena_plan(info: &ModelInfo, options: &RunnerOptions, act: DType) 
     (plan, buffers)
 }
 
-/// What [`super::ModelRunner`] allocates for `options` (the blocks apart), on a device whose activations are F32.
-pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions) -> RunnerMemory {
-    let (arena, _) = arena_plan(info, options, DType::F32);
+/// What [`super::ModelRunner`] allocates for `options` (the blocks apart), on a device with activations of dtype `act`.
+pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, act: DType) -> RunnerMemory {
+    let (arena, _) = arena_plan(info, options, act);
     let shape = InputShape::of(options);
     let ring = options.depth + 1;
     let (counts, biases) = row_extra_bytes(info.spec.vocab_size);
@@ -178,7 +178,7 @@ mod tests {
         let cpu = open("cpu", &DeviceOptions { threads: Some(1), ..DeviceOptions::default() }).unwrap();
         let info = inspect(dir.path()).unwrap();
         let model = load(&info, dir.path(), LoadFormat::Dummy, cpu.as_ref(), (100, &mut |_| Ok(()))).unwrap();
-        let plan = memory_plan(&info, options);
+        let plan = memory_plan(&info, options, DType::F32);
         assert_eq!(model.ropes.iter().map(Tensor::bytes).sum::<usize>(), plan.rope_bytes, "{config}");
         let device = Arc::new(Counting(Arc::clone(&cpu), AtomicUsize::new(0)));
         let _runner = ModelRunner::new(model, Arc::<Counting>::clone(&device), options.clone()).unwrap();

@@ -117,7 +117,7 @@ impl ModelRunner {
         let (blocks, block_bytes) = (options.num_blocks as usize, kv.block_bytes(0));
         let shape = InputShape::of(&options);
         let samples = options.max_samples();
-        let (arena, buffers) = arena_plan(&model.info, &options, device.caps().activation);
+        let (arena, buffers) = arena_plan(&model.info, &options, device.caps().activations.of(model.info.dtype));
         let pool = device.alloc(blocks * block_bytes).map_err(|e| e.within(format!("{blocks} KV blocks")))?;
         let vocab_size = model.info.spec.vocab_size;
         let mut idle = Vec::with_capacity(options.depth + 1);

@@ -43,7 +43,8 @@ struct Bench {
 
 impl Bench {
     fn new(threads: usize, features: Option<&String>) -> Self {
-        let options = DeviceOptions { threads: Some(threads), cpu_features: features.cloned() };
+        let options =
+            DeviceOptions { threads: Some(threads), cpu_features: features.cloned(), ..DeviceOptions::default() };
         let device = registry::open("cpu", &options).expect("a CPU device");
         let mut rng = SplitMix64(1);
         let mut matrix = |rows: usize, cols: usize| {

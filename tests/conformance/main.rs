@@ -17,7 +17,11 @@ fn devices() -> Vec<Kit> {
     let mut kits = Vec::new();
     for features in ["portable", "avx2", "avx512"] {
         for threads in [1, 2, 3] {
-            let options = DeviceOptions { threads: Some(threads), cpu_features: Some(features.to_owned()) };
+            let options = DeviceOptions {
+                threads: Some(threads),
+                cpu_features: Some(features.to_owned()),
+                ..DeviceOptions::default()
+            };
             match registry::open("cpu", &options) {
                 Ok(device) => kits.push(Kit::new(device)),
                 Err(e) if threads == 1 => {
@@ -81,7 +85,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn wrong_options_and_matrices_are_typed_errors() {
     let kind = |threads, features: Option<&str>| {
-        let options = DeviceOptions { threads, cpu_features: features.map(str::to_owned) };
+        let options = DeviceOptions { threads, cpu_features: features.map(str::to_owned), ..DeviceOptions::default() };
         registry::open("cpu", &options).map(|_| ()).map_err(|e| e.kind)
     };
     assert_eq!(kind(Some(0), None), Err(ErrorKind::Invalid));

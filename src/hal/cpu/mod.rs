@@ -19,7 +19,7 @@ mod stream;
 
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
-use crate::hal::{Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream};
+use crate::hal::{Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream};
 use mem::HostMemory;
 use pack::PackedMatrix;
 use pool::Pool;
@@ -52,7 +52,7 @@ pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
     let caps = Caps {
         name: "cpu",
         description: format!("{}, {}, {threads} threads", processor_name(), isa.name()),
-        activation: DType::F32,
+        activations: Activations::Always(DType::F32),
         block_size: 16,
         weight_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],

@@ -1,0 +1,203 @@
+//! A stream of a device: copies, launches, and the ops in order.
+
+use super::CudaDevice;
+use super::blas::{Blas, Product};
+use super::driver::{Kernel, check};
+use super::event::CudaEvent;
+use super::memory::{CudaMatrix, DeviceMemory};
+use super::ops::{self, Kernels};
+use crate::base::{DType, Result};
+use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
+use crate::hal::{Allocation, Event, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
+use cudarc::driver::sys;
+use std::cell::RefCell;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+/// Scratch memory of a stream: partial results of attention, of sampling, of products.
+const WORKSPACE_BYTES: usize = 64 << 20;
+
+#[derive(Debug)]
+pub(super) struct CudaStream {
+    raw: sys::CUstream,
+    blas: RefCell<Blas>,
+    workspace: DeviceMemory,
+    /// Biases in the dtype of a product's output.
+    bias: DeviceMemory,
+    device: Arc<CudaDevice>,
+}
+
+// SAFETY: the driver takes calls on a stream from any thread; this one has one user at a time.
+unsafe impl Send for CudaStream {}
+
+/// Columns of the widest product with a bias.
+const MAX_BIAS: usize = 1 << 20;
+
+impl CudaStream {
+    pub(super) fn new(device: Arc<CudaDevice>) -> Result<Self> {
+        let workspace = DeviceMemory::new(&device.context, WORKSPACE_BYTES)?;
+        let bias = DeviceMemory::new(&device.context, MAX_BIAS * DType::F32.size())?;
+        let entered = device.context.enter()?;
+        let mut raw = null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: `raw` is writable.
+        check(unsafe { sys::cuStreamCreate(&raw mut raw, flags) }, "cuStreamCreate")?;
+        let blas = Blas::new();
+        drop(entered);
+        match blas {
+            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, device }),
+            Err(e) => {
+                // SAFETY: created above, destroyed once.
+                let _ = unsafe { sys::cuStreamDestroy_v2(raw) };
+                Err(e)
+            }
+        }
+    }
+
+    /// Enqueues a kernel whose one parameter is `params`.
+    pub(super) fn launch<P: Copy>(
+        &self,
+        kernel: &Kernel,
+        [x, y, z]: [u32; 3],
+        block: u32,
+        shared_bytes: u32,
+        params: &P,
+    ) -> Result<()> {
+        self.device.context.bind()?;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: self.raw,
+            attrs: null_mut(),
+            numAttrs: 0,
+        };
+        let mut values = [(&raw const *params).cast_mut().cast()];
+        // SAFETY: a live kernel and stream of one context; the kernel takes one parameter of this type, which the driver
+        // copies during the call; what it points to is device memory of the tensors it was made from.
+        let result = unsafe { sys::cuLaunchKernelEx(&raw const config, kernel.raw, values.as_mut_ptr(), null_mut()) };
+        check(result, "launching a kernel")
+    }
+
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.device.kernels
+    }
+
+    pub(super) fn sm_count(&self) -> u32 {
+        self.device.sm_count
+    }
+
+    /// Address and bytes of the scratch memory. Ops run one after the other, so each has it whole.
+    pub(super) fn workspace(&self) -> (u64, usize) {
+        (self.workspace.addr(), self.workspace.bytes())
+    }
+}
+
+impl Drop for CudaStream {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.device.context.enter() {
+            // SAFETY: created in `new`, destroyed once; work under way ends before its memory is freed.
+            let _ = unsafe { (sys::cuStreamSynchronize(self.raw), sys::cuStreamDestroy_v2(self.raw)) };
+        }
+    }
+}
+
+impl Ops for CudaStream {
+    fn embed(&self, out: &Tensor, table: &Matrix, ids: &Tensor, state: &Tensor, scale: f32) -> Result<()> {
+        ops::embed(self, out, table, ids, state, scale)
+    }
+
+    fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        ops::rms_norm(self, out, x, weight, eps)
+    }
+
+    fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        ops::add_rms_norm(self, out, residual, x, weight, eps)
+    }
+
+    fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
+        let matrix = CudaMatrix::of(w);
+        assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
+        assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
+        let bias = match bias {
+            None => None,
+            Some(bias) => {
+                assert_eq!((bias.rows(), bias.cols(), bias.dtype()), (1, matrix.rows(), DType::F32), "bias of linear");
+                Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? })
+            }
+        };
+        let product = Product {
+            shape: (x.rows(), matrix.rows(), x.cols()),
+            dtypes: (x.dtype(), out.dtype()),
+            out: out.addr(),
+            x: x.addr(),
+            w: matrix.addr(),
+            bias,
+        };
+        self.device.context.bind()?;
+        self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast())
+    }
+
+    fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()> {
+        ops::rope_write_kv(self, args)
+    }
+
+    fn paged_attention(&self, args: &PagedAttention<'_>) -> Result<()> {
+        ops::paged_attention(self, args)
+    }
+
+    fn act_mul(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
+        ops::act_mul(self, out, gate_up, activation)
+    }
+
+    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()> {
+        ops::soft_cap(self, x, cap)
+    }
+
+    fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
+        ops::gather_rows(self, out, x, index)
+    }
+
+    fn sample(&self, args: &Sample<'_>) -> Result<()> {
+        ops::sample(self, args)
+    }
+
+    fn logprobs(&self, args: &Logprobs<'_>) -> Result<()> {
+        ops::logprobs(self, args)
+    }
+}
+
+impl CudaStream {
+    /// A bias as numbers of `dtype`: cuBLASLt adds biases of the output's dtype only.
+    fn narrowed(&self, bias: &Tensor, dtype: DType) -> Result<u64> {
+        assert!(bias.cols() <= MAX_BIAS, "a bias of {} columns", bias.cols());
+        self.device.convert.run(self, (self.bias.addr(), dtype), bias)?;
+        Ok(self.bias.addr())
+    }
+}
+
+impl Stream for CudaStream {
+    fn upload(&self, dst: &Tensor, src: &dyn HostBuffer) -> Result<()> {
+        self.device.context.bind()?;
+        let src = &src.bytes()[..dst.bytes()];
+        // SAFETY: `Tensor::new` checked the window; the buffer stays unchanged until an event behind the copy is done.
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(dst.addr(), src.as_ptr().cast(), src.len(), self.raw) };
+        check(result, "copying to the device")
+    }
+
+    fn download(&self, dst: &mut dyn HostBuffer, src: &Tensor) -> Result<()> {
+        self.device.context.bind()?;
+        let dst = &mut dst.bytes_mut()[..src.bytes()];
+        // SAFETY: as in `upload`; nobody reads the buffer before an event behind the copy is done.
+        let result = unsafe { sys::cuMemcpyDtoHAsync_v2(dst.as_mut_ptr().cast(), src.addr(), dst.len(), self.raw) };
+        check(result, "copying from the device")
+    }
+
+    fn record(&self) -> Result<Box<dyn Event>> {
+        Ok(Box::new(CudaEvent::record(&self.device.context, self.raw)?))
+    }
+}
