@@ -39,7 +39,7 @@ pub const KEYS: &[Key] = &[
     key("served_model_name", "string", "last part of model", "name reported by info and metrics"),
     key(
         "device",
-        "string: auto \\| cpu \\| cuda \\| cuda:N",
+        "string: auto | cpu | cuda | cuda:N",
         "\"auto\"",
         "where the model runs; auto is the first GPU, else the CPU",
     ),
@@ -74,7 +74,7 @@ pub const KEYS: &[Key] = &[
     later("kv_tiers", "array", "null", "host and disk tiers of the KV cache"),
     key(
         "scheduling_policy",
-        "string: fcfs \\| priority \\| shortest_prompt",
+        "string: fcfs | priority | shortest_prompt",
         "\"fcfs\"",
         "who starts first, and who gives way when blocks are short; priority looks at the requests' priority",
     ),

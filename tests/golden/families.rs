@@ -43,8 +43,8 @@ fn baichuan2_agrees() {
     agrees_with_the_reference("tiny-baichuan2");
 }
 
-/// A runner of a golden model whose config.json has other values for some keys.
-fn changed(name: &str, changes: &Value, format: LoadFormat) -> ModelRunner {
+/// A golden model whose config.json has other values for some keys.
+pub(crate) fn changed_dir(name: &str, changes: &Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let read = |file: &str| std::fs::read(folder(name).join(file)).unwrap();
     let mut config: Value = serde_json::from_slice(&read("config.json")).unwrap();
@@ -54,7 +54,11 @@ fn changed(name: &str, changes: &Value, format: LoadFormat) -> ModelRunner {
     let write = |file: &str, bytes: &[u8]| std::fs::write(Path::new(dir.path()).join(file), bytes).unwrap();
     write("config.json", config.to_string().as_bytes());
     write("model.safetensors", &read("model.safetensors"));
-    runner(dir.path(), format)
+    dir
+}
+
+fn changed(name: &str, changes: &Value, format: LoadFormat) -> ModelRunner {
+    runner(changed_dir(name, changes).path(), format)
 }
 
 /// Were one of these read wrongly, the golden tests would see it.

@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 use yinian::base::config::LoadFormat;
 use yinian::base::{BlockId, Row, SeqId, StepId, Token};
+use yinian::hal::Device;
 use yinian::hal::comm::LocalGroup;
 use yinian::hal::registry::{DeviceOptions, open};
 use yinian::model::{Shard, inspect, load, load_shard};
@@ -18,7 +20,10 @@ pub(crate) const CHUNK_MOST: usize = 128;
 /// A runner for up to eight sequences of 256 tokens.
 pub(crate) fn runner(dir: &Path, format: LoadFormat) -> ModelRunner {
     let options = DeviceOptions { threads: Some(2), ..DeviceOptions::default() };
-    let device = open("cpu", &options).expect("device");
+    runner_on(&open("cpu", &options).expect("device"), dir, format)
+}
+
+pub(crate) fn runner_on(device: &Arc<dyn Device>, dir: &Path, format: LoadFormat) -> ModelRunner {
     let info = inspect(dir).expect("inspect");
     let max_model_len = (BLOCK * BLOCKS) as usize;
     let mut done = 0;
@@ -29,7 +34,7 @@ pub(crate) fn runner(dir: &Path, format: LoadFormat) -> ModelRunner {
     };
     let model = load(&info, dir, format, device.as_ref(), (max_model_len, &mut progress)).expect("load");
     assert_eq!(done, info.weight_bytes, "progress ends at the total");
-    ModelRunner::new(model, device, sizes()).expect("runner")
+    ModelRunner::new(model, Arc::clone(device), sizes()).expect("runner")
 }
 
 fn sizes() -> RunnerOptions {
