@@ -61,7 +61,7 @@
 #define YN_FINISH_DEADLINE 5
 
 /*
- The host did not read, and max_unread_bytes were reached.
+ The host did not read, and max_unread_bytes of a choice were reached.
  */
 #define YN_FINISH_OVERRUN 6
 
@@ -80,7 +80,8 @@
 #define YN_OUT_LOGPROBS 4
 
 /*
- Output arrives at the end, right before DONE, instead of as it is made.
+ Output arrives at the end, right before DONE, instead of as it is made; but half of max_unread_bytes is the most that is
+ held back of a choice.
  */
 #define YN_OUT_FINAL_ONLY 8
 
@@ -239,7 +240,7 @@ typedef struct yn_request {
    */
   struct yn_queue queue;
   /*
-   Exactly one of prompt_tokens, prompt_text and chat_json is given.
+   Exactly one of prompt_tokens, prompt_text and chat_json is given; none is longer than 2^24 tokens or bytes.
    */
   const uint32_t *prompt_tokens;
   size_t n_prompt_tokens;
@@ -328,7 +329,7 @@ typedef struct yn_request {
   uint32_t ttft_slo_ms;
   uint32_t tpot_slo_ms;
   /*
-   Cached prefixes are shared only between equal salts.
+   Cached prefixes are shared only between equal salts. Any bytes, at most 1024.
    */
   struct yn_bytes cache_salt;
   /*
@@ -426,7 +427,7 @@ typedef struct yn_logprob {
 #define YN_E_UNSUPPORTED -3
 
 /*
- Too many requests wait, or the model still loads: retry later or shed load.
+ Too many requests wait or have ended unread, or the model still loads: poll, retry later or shed load.
  */
 #define YN_E_BUSY -4
 

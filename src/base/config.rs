@@ -1,6 +1,6 @@
 //! The engine's configuration: one JSON object, every key known, typed and bounded.
 
-use crate::base::{Error, ErrorKind, Result};
+use crate::base::{Error, ErrorKind, Result, json};
 use serde::Deserialize;
 
 /// Where a key stands in this build.
@@ -82,13 +82,13 @@ pub const KEYS: &[Key] = &[
         "max_waiting",
         "integer, requests, >= 1",
         "4096",
-        "accepted requests that are not yet running; above it submit answers BUSY",
+        "accepted requests that do not run yet, and requests that have ended unread; above it submit answers BUSY",
     ),
     key(
         "max_unread_bytes",
         "integer, bytes, >= 4096",
         "1048576",
-        "unread output of one request before it ends with OVERRUN",
+        "unread output of one choice of a request before the request ends with OVERRUN",
     ),
     key("default_timeout_ms", "integer, milliseconds", "0", "deadline of requests that name none; 0 is none"),
     key("watchdog_ms", "integer, milliseconds", "60000", "a step that takes longer fails the engine; 0 is off"),
@@ -209,7 +209,7 @@ impl Default for EngineConfig {
 }
 
 /// Bytes of JSON a configuration may have.
-const MAX_JSON_BYTES: usize = 1 << 20;
+pub const MAX_JSON_BYTES: usize = 1 << 20;
 
 impl EngineConfig {
     /// Parses and checks a JSON object. Errors name the key, what was expected and, for a typo, the nearest key.
@@ -220,8 +220,7 @@ impl EngineConfig {
                 text.len()
             )));
         }
-        let value: serde_json::Value =
-            serde_json::from_slice(text).map_err(|e| Error::invalid(format!("the config is not JSON: {e}")))?;
+        let value = json::parse(text).map_err(|e| Error::invalid(format!("the config is not JSON: {e}")))?;
         let serde_json::Value::Object(mut map) = value else {
             return Err(Error::invalid("the config is not a JSON object; expected {\"model\": ...}"));
         };

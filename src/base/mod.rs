@@ -5,6 +5,7 @@ pub mod config;
 pub mod dtype;
 pub mod error;
 pub mod ids;
+pub mod json;
 pub mod metrics;
 pub mod rng;
 pub mod signal;

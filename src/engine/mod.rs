@@ -164,7 +164,8 @@ impl Engine {
         &self.queue
     }
 
-    /// Accepts a request: on `Ok` exactly one Done event follows on its queue. `Busy` when `max_waiting` requests wait.
+    /// Accepts a request: on `Ok` exactly one Done event follows on its queue. `Busy` when `max_waiting` requests wait, or have
+    /// ended and are not read.
     pub fn submit(&self, submission: Submission) -> Result<RequestId> {
         check_ranges(&submission)?;
         if submission.priority != 0 && self.config.scheduling_policy != "priority" {
@@ -201,10 +202,10 @@ impl Engine {
             t_submit_ns,
         };
         let cancel: Weak<dyn Cancel> = self.this.clone();
-        let Some(stream) = submission.queue.open(stream_info, cancel) else {
-            self.shared.unregister(&live);
-            return Err(Error::new(ErrorKind::Shutdown, "the request's queue has been freed"));
-        };
+        let stream = submission
+            .queue
+            .open(stream_info, cancel, self.config.max_waiting)
+            .inspect_err(|e| self.shared.unregister(&live, e.kind))?;
         let seats = place::seats(stream, &self.shared, &live);
         self.threads.send(Job { submission, seats });
         Ok(id)

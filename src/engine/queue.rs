@@ -69,6 +69,8 @@ enum Entry {
 pub(super) struct Inner {
     ready: VecDeque<Entry>,
     streams: HashMap<u64, Stream>,
+    /// Of `streams`, those that are done.
+    ended: usize,
     next_key: u64,
     logs: usize,
     lost_logs: u64,
@@ -91,17 +93,29 @@ impl EventQueue {
         Arc::new(Self { inner, changed: Condvar::new() })
     }
 
-    /// Reserves a request's place. `None` once the queue is shut.
-    pub fn open(self: &Arc<Self>, info: StreamInfo, cancel: Weak<dyn Cancel>) -> Option<OutputStream> {
+    /// Reserves a request's place. `Shutdown` once the queue is shut, `Busy` while `most_ended` requests have ended and not
+    /// been read.
+    pub fn open(
+        self: &Arc<Self>,
+        info: StreamInfo,
+        cancel: Weak<dyn Cancel>,
+        most_ended: usize,
+    ) -> Result<OutputStream> {
         let mut inner = self.lock();
         if inner.shut {
-            return None;
+            return Err(Error::new(ErrorKind::Shutdown, "the request's queue has been freed"));
+        }
+        if inner.ended >= most_ended {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{} requests have ended and are not read (max_waiting); poll their queue", inner.ended),
+            ));
         }
         let key = inner.next_key;
         inner.next_key += 1;
         let stream = Stream::new(info, cancel);
         inner.streams.insert(key, stream);
-        Some(OutputStream::new(Arc::clone(self), key))
+        Ok(OutputStream::new(Arc::clone(self), key))
     }
 
     /// Reports load progress (0..=1) or a change of state. Unread progress is replaced by newer progress.
@@ -282,6 +296,7 @@ impl Inner {
             }
             *wrote = true;
             self.streams.remove(&key);
+            self.ended -= 1;
             return true;
         }
         stream.listed = false;
@@ -290,6 +305,13 @@ impl Inner {
 
     pub(super) fn stream(&mut self, key: u64) -> Option<&mut Stream> {
         self.streams.get_mut(&key)
+    }
+
+    pub(super) fn end(&mut self, key: u64, done: Done) {
+        if let Some(stream) = self.streams.get_mut(&key) {
+            self.ended += usize::from(stream.done.is_none());
+            stream.done = Some(done);
+        }
     }
 
     /// Puts a stream in line; false when it already stands there.

@@ -174,8 +174,9 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Undoes `register` for a request whose stream could not be opened.
-    pub(crate) fn unregister(&self, live: &Live) {
+    /// Undoes `register` for a request whose stream could not be opened for a reason of `kind`.
+    pub(crate) fn unregister(&self, live: &Live, kind: ErrorKind) {
+        self.counters.rejected.add(u64::from(kind == ErrorKind::Busy));
         self.left_waiting(live);
         lock(&self.life).live.remove(&live.id);
         self.changed.notify_all();

@@ -14,8 +14,8 @@ pub struct StreamInfo {
     pub output: OutputMode,
     /// At least 1.
     pub choices: u32,
-    /// Unread bytes of one choice before the stream is overrun. Streams read only at the end are not counted, nor is what is
-    /// reported of the prompt.
+    /// Unread bytes of one choice before the stream is overrun; what is reported of the prompt does not count. With
+    /// `final_only` half of them are held back, then they can be read.
     pub max_unread_bytes: usize,
     pub t_submit_ns: u64,
 }
@@ -132,7 +132,7 @@ impl Choice {
     }
 
     fn unread_bytes(&self) -> usize {
-        size_of_val(&*self.tokens) + self.text.len() + size_of_val(&*self.logprobs)
+        size_of_val(&*self.tokens) + self.text.len() + size_of_val(&*self.logprobs) + size_of_val(&*self.text_ends)
     }
 
     /// Writes what is unread; false when the sink is full.
@@ -190,6 +190,11 @@ impl Stream {
         let choices = (0..info.choices).map(|_| Choice::default()).collect();
         Self { info, cancel, prompt: PromptPart::default(), choices, done: None, listed: false }
     }
+
+    /// Whether a poll shall see what is unread, `unread_bytes` of it in one part.
+    fn shows(&self, unread_bytes: usize) -> bool {
+        !self.info.output.final_only || unread_bytes > self.info.max_unread_bytes / 2
+    }
 }
 
 /// What a request streams into: its place in a queue. Any thread may push; `done` comes once.
@@ -212,7 +217,8 @@ impl OutputStream {
         stream.prompt.tokens.extend_from_slice(tokens);
         stream.prompt.logprobs.extend_from_slice(logprobs);
         stream.prompt.t_event_ns = t_event_ns;
-        if !stream.info.output.final_only && inner.list(self.key) {
+        let unread_bytes = size_of_val(&*stream.prompt.tokens) + size_of_val(&*stream.prompt.logprobs);
+        if stream.shows(unread_bytes) && inner.list(self.key) {
             self.queue.announce(&mut inner);
         }
     }
@@ -228,7 +234,7 @@ impl OutputStream {
         let text = if mode.text { piece.text } else { "" };
         let logprobs = if mode.logprobs { piece.logprobs } else { &[] };
         let more = size_of_val(tokens) + text.len() + size_of_val(logprobs);
-        if c.unread_bytes() + more > most && !mode.final_only {
+        if c.unread_bytes() + more > most {
             return Err(Overrun);
         }
         c.tokens.extend_from_slice(tokens);
@@ -239,7 +245,8 @@ impl OutputStream {
             c.text_ends.extend(tokens.iter().map(|_| end));
         }
         (c.t_first_ns, c.t_event_ns) = (piece.t_first_ns, piece.t_event_ns);
-        if c.has_output() && !mode.final_only && inner.list(self.key) {
+        let (has_output, unread_bytes) = (c.has_output(), c.unread_bytes());
+        if has_output && stream.shows(unread_bytes) && inner.list(self.key) {
             self.queue.announce(&mut inner);
         }
         Ok(())
@@ -249,11 +256,10 @@ impl OutputStream {
     pub fn finish(&self, choice: u32, reason: FinishReason, t_event_ns: u64) {
         let mut inner = self.queue.lock();
         let Some(stream) = inner.stream(self.key) else { return };
-        let final_only = stream.info.output.final_only;
         let Some(c) = stream.choices.get_mut(choice as usize) else { return };
         c.finish = Some(reason);
         c.t_event_ns = t_event_ns;
-        if !final_only && inner.list(self.key) {
+        if stream.shows(0) && inner.list(self.key) {
             self.queue.announce(&mut inner);
         }
     }
@@ -266,9 +272,7 @@ impl OutputStream {
     fn end(&mut self, done: Done) {
         self.ended = true;
         let mut inner = self.queue.lock();
-        if let Some(stream) = inner.stream(self.key) {
-            stream.done = Some(done);
-        }
+        inner.end(self.key, done);
         if inner.list(self.key) {
             self.queue.announce(&mut inner);
         }

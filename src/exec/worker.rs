@@ -50,7 +50,12 @@ impl WorkerExecutor {
         // One place more than can be outstanding, for the worker's last words.
         let (outbox, landed) = bounded(depth + 1);
         let thread = threads::named("yn-worker-0")
-            .spawn(move || work(runner, &inbox, &outbox, &signal))
+            .spawn(move || {
+                work(runner, &inbox, &outbox, &signal);
+                // Who waits shall see that nothing comes any more.
+                drop(outbox);
+                signal.notify();
+            })
             .map_err(|e| Error::io(format!("the worker thread does not start: {e}")))?;
         Ok(Self { orders: Some(orders), landed, depth, epoch: 0, thread: Some(thread) })
     }

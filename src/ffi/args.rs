@@ -1,8 +1,12 @@
 //! Pointers of the caller, checked as far as they can be.
 
 use super::types::{yn_buf, yn_bytes};
+use crate::base::json::parse;
 use crate::base::{Error, Result};
 use std::ffi::c_void;
+
+/// Longest text, chat or list of tokens.
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 
 /// Borrowed elements; null is fine when there are none.
 ///
@@ -15,35 +19,40 @@ pub(crate) unsafe fn slice<'a, T>(name: &str, data: *const T, len: usize) -> Res
     if data.is_null() || !data.is_aligned() {
         return Err(Error::invalid(format!("{name} is NULL or misaligned, but its length is {len}")));
     }
-    if len.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
-        return Err(Error::invalid(format!("the length of {name} is {len}, more than memory can hold")));
+    if len > MAX_BYTES {
+        return Err(Error::invalid(format!("the length of {name} is {len}; at most {MAX_BYTES} are taken")));
     }
     // SAFETY: not null, aligned, a possible length; the caller vouches for the rest.
     Ok(unsafe { std::slice::from_raw_parts(data, len) })
 }
 
+/// At most `most` bytes: a longer text is refused before it is looked at, let alone copied.
+///
 /// # Safety
 /// As [`slice`].
-pub(crate) unsafe fn bytes<'a>(name: &str, b: yn_bytes) -> Result<&'a [u8]> {
+pub(crate) unsafe fn bytes<'a>(name: &str, b: yn_bytes, most: usize) -> Result<&'a [u8]> {
+    if b.len > most {
+        return Err(Error::invalid(format!("{name} has {} bytes; at most {most} are taken", b.len)));
+    }
     // SAFETY: the caller vouches for `b`.
     unsafe { slice(name, b.data, b.len) }
 }
 
 /// # Safety
 /// As [`slice`].
-pub(crate) unsafe fn text<'a>(name: &str, b: yn_bytes) -> Result<&'a str> {
+pub(crate) unsafe fn text<'a>(name: &str, b: yn_bytes, most: usize) -> Result<&'a str> {
     // SAFETY: the caller vouches for `b`.
-    let raw = unsafe { bytes(name, b) }?;
+    let raw = unsafe { bytes(name, b, most) }?;
     std::str::from_utf8(raw)
         .map_err(|e| Error::invalid(format!("{name} is not UTF-8: the byte at {} is wrong", e.valid_up_to())))
 }
 
 /// # Safety
 /// As [`slice`].
-pub(crate) unsafe fn json(name: &str, b: yn_bytes) -> Result<serde_json::Value> {
+pub(crate) unsafe fn json(name: &str, b: yn_bytes, most: usize) -> Result<serde_json::Value> {
     // SAFETY: the caller vouches for `b`.
-    let raw = unsafe { bytes(name, b) }?;
-    serde_json::from_slice(raw).map_err(|e| Error::invalid(format!("{name} is not JSON: {e}")))
+    let raw = unsafe { bytes(name, b, most) }?;
+    parse(raw).map_err(|e| Error::invalid(format!("{name} is not JSON: {e}")))
 }
 
 /// Whether parsing this JSON may need more stack than a thread of the host has to have.
@@ -52,7 +61,7 @@ pub(crate) unsafe fn json(name: &str, b: yn_bytes) -> Result<serde_json::Value> 
 /// As [`slice`].
 pub(crate) unsafe fn nests_deep(b: yn_bytes) -> bool {
     // SAFETY: the caller vouches for `b`.
-    unsafe { bytes("", b) }.is_ok_and(|raw| nesting(raw) > SHALLOW)
+    unsafe { bytes("", b, MAX_BYTES) }.is_ok_and(|raw| nesting(raw) > SHALLOW)
 }
 
 /// Levels that are parsed on the stack of the host: at about 420 bytes each.

@@ -7,7 +7,7 @@ use super::queue::{HostQueue, poll_into, pollable, retire};
 use super::record::state;
 use super::types::*;
 use crate::base::clock::MonotonicClock;
-use crate::base::config::EngineConfig;
+use crate::base::config::{EngineConfig, MAX_JSON_BYTES};
 use crate::base::{Error, RequestId, Result};
 use crate::engine::{self, Engine};
 use std::ffi::c_void;
@@ -54,7 +54,8 @@ pub unsafe extern "C" fn yn_engine_create(
 ) -> yn_status {
     let body = || {
         // SAFETY: as documented.
-        let (config, to) = unsafe { (bytes("config_json", config_json)?, out("out_engine", out_engine)?) };
+        let (config, to) =
+            unsafe { (bytes("config_json", config_json, MAX_JSON_BYTES)?, out("out_engine", out_engine)?) };
         to.id = create(EngineConfig::from_json(config)?)?;
         Ok(())
     };
@@ -234,7 +235,7 @@ pub unsafe extern "C" fn yn_engine_metrics(engine: yn_engine, out_text: *mut yn_
 pub unsafe extern "C" fn yn_plan_memory(config_json: yn_bytes, out_json: *mut yn_buf, err: *mut yn_error) -> yn_status {
     let body = || {
         // SAFETY: as documented.
-        let (config, to) = unsafe { (bytes("config_json", config_json)?, out("out_json", out_json)?) };
+        let (config, to) = unsafe { (bytes("config_json", config_json, MAX_JSON_BYTES)?, out("out_json", out_json)?) };
         *to = buf(engine::plan_memory(&EngineConfig::from_json(config)?)?.to_string().into_bytes());
         Ok(())
     };

@@ -1,13 +1,15 @@
 //! Requests: defaults, checks, submit.
 
-use super::args::{bytes, json, nests_deep, out, slice, text};
+use super::args::{MAX_BYTES, bytes, json, nests_deep, out, slice, text};
 use super::engine::{ENGINES, HostEngine};
 use super::extra::Extra;
 use super::guard::{call, on_own_thread};
 use super::queue::QUEUES;
 use super::types::*;
+use crate::base::config::MAX_JSON_BYTES;
 use crate::base::{Error, Result};
 use crate::engine::{OutputMode, Prompt, SamplingDefaults, State, Submission};
+use crate::plan::params::MAX_STOP_TOKENS;
 use crate::plan::{Penalties, SamplingParams};
 use std::cell::Cell;
 use std::ptr::{null, null_mut};
@@ -20,6 +22,7 @@ const MAX_TOKENS: u32 = 1 << 30;
 /// Every token's text is compared with every stop text.
 const MAX_STOP_TEXTS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
+const MAX_SALT_BYTES: usize = 1024;
 
 const OUT_KNOWN: u32 = YN_OUT_TEXT | YN_OUT_TOKENS | YN_OUT_LOGPROBS | YN_OUT_FINAL_ONLY | YN_OUT_PROMPT_LOGPROBS;
 const FLAGS_KNOWN: u32 = YN_REQ_IGNORE_EOS | YN_REQ_SEEDED | YN_REQ_NO_SPECIAL_TOKENS;
@@ -119,7 +122,7 @@ unsafe fn sampling(r: &yn_request) -> Result<SamplingParams> {
     let extra = match r.extra_json.len {
         0 => Extra::default(),
         // SAFETY: the caller vouches for what `r` points to.
-        _ => Extra::parse(&unsafe { json("extra_json", r.extra_json) }?)?,
+        _ => Extra::parse(&unsafe { json("extra_json", r.extra_json, MAX_JSON_BYTES) }?)?,
     };
     let penalties =
         Penalties { repetition: r.repetition_penalty, presence: r.presence_penalty, frequency: r.frequency_penalty };
@@ -151,8 +154,8 @@ unsafe fn prompt(r: &yn_request) -> Result<Prompt> {
             (true, false, false) => {
                 Ok(Prompt::Tokens(slice("prompt_tokens", r.prompt_tokens, r.n_prompt_tokens)?.to_vec()))
             }
-            (false, true, false) => Ok(Prompt::Text(text("prompt_text", r.prompt_text)?.to_owned())),
-            (false, false, true) => Ok(Prompt::Chat(json("chat_json", r.chat_json)?)),
+            (false, true, false) => Ok(Prompt::Text(text("prompt_text", r.prompt_text, MAX_BYTES)?.to_owned())),
+            (false, false, true) => Ok(Prompt::Chat(json("chat_json", r.chat_json, MAX_BYTES)?)),
             _ => Err(Error::invalid("expected exactly one of prompt_tokens, prompt_text and chat_json")),
         }
     }
@@ -168,12 +171,8 @@ unsafe fn stop_texts(r: &yn_request) -> Result<Vec<String>> {
     let stops = unsafe { slice("stop_texts", r.stop_texts, r.n_stop_texts) }?;
     let one = |(i, b): (usize, &yn_bytes)| {
         // SAFETY: as above.
-        match unsafe { text(&format!("stop_texts[{i}]"), *b) }? {
+        match unsafe { text(&format!("stop_texts[{i}]"), *b, MAX_STOP_BYTES) }? {
             "" => Err(Error::invalid(format!("stop_texts[{i}] is empty; expected at least one character"))),
-            s if s.len() > MAX_STOP_BYTES => Err(Error::invalid(format!(
-                "stop_texts[{i}] has {} bytes; at most {MAX_STOP_BYTES} are taken",
-                s.len()
-            ))),
             s => Ok(s.to_owned()),
         }
     };
@@ -198,8 +197,12 @@ unsafe fn submission(r: &yn_request, engine: &HostEngine) -> Result<Submission> 
     };
     // SAFETY: the caller vouches for what `r` points to.
     let (prompt, sampling, stop_tokens, stop_texts, salt) = unsafe {
+        if r.n_stop_tokens > MAX_STOP_TOKENS {
+            let n = r.n_stop_tokens;
+            return Err(Error::invalid(format!("n_stop_tokens is {n}; at most {MAX_STOP_TOKENS} are taken")));
+        }
         let stop_tokens = slice("stop_tokens", r.stop_tokens, r.n_stop_tokens)?;
-        (prompt(r)?, sampling(r)?, stop_tokens, stop_texts(r)?, bytes("cache_salt", r.cache_salt)?)
+        (prompt(r)?, sampling(r)?, stop_tokens, stop_texts(r)?, bytes("cache_salt", r.cache_salt, MAX_SALT_BYTES)?)
     };
     Ok(Submission {
         prompt,

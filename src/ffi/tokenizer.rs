@@ -1,6 +1,6 @@
 //! Tokenizers and chat templates: CPU only, no engine needed.
 
-use super::args::{buf, json, out, slice, text};
+use super::args::{MAX_BYTES, buf, json, out, slice, text};
 use super::engine::ENGINES;
 use super::guard::{call, deep_call, own_process};
 use super::handle::Table;
@@ -10,6 +10,9 @@ use crate::text::{ShowSpecial, SpecialTokens, TextModel};
 use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Arc;
+
+/// What Linux takes.
+const MAX_PATH_BYTES: usize = 4096;
 
 static TOKENIZERS: Table<TextModel> = Table::new(3, "tokenizer");
 
@@ -40,7 +43,7 @@ pub unsafe extern "C" fn yn_tokenizer_open(
 ) -> yn_status {
     let body = || {
         // SAFETY: as documented.
-        let (path, to) = unsafe { (text("path", path)?, out("out_tokenizer", out_tokenizer)?) };
+        let (path, to) = unsafe { (text("path", path, MAX_PATH_BYTES)?, out("out_tokenizer", out_tokenizer)?) };
         own_process();
         to.id = TOKENIZERS.insert(Arc::new(open(Path::new(path))?))?;
         Ok(())
@@ -95,7 +98,7 @@ pub unsafe extern "C" fn yn_tokenize(
         let model = TOKENIZERS.get(tokenizer.id)?;
         known_flags(flags, YN_TOKENIZE_NO_SPECIAL)?;
         // SAFETY: as documented.
-        let (input, n) = unsafe { (text("input", input)?, out("n_out", n_out)?) };
+        let (input, n) = unsafe { (text("input", input, MAX_BYTES)?, out("n_out", n_out)?) };
         let special = if flags & YN_TOKENIZE_NO_SPECIAL != 0 { SpecialTokens::Omit } else { SpecialTokens::Add };
         let tokens = model.tokenizer.encode(input, special)?;
         let room = std::mem::replace(n, tokens.len());
@@ -156,7 +159,7 @@ pub unsafe extern "C" fn yn_chat_render(
     let body = || {
         let model = TOKENIZERS.get(tokenizer.id)?;
         // SAFETY: as documented.
-        let (chat, to) = unsafe { (json("chat_json", chat_json)?, out("out_text", out_text)?) };
+        let (chat, to) = unsafe { (json("chat_json", chat_json, MAX_BYTES)?, out("out_text", out_text)?) };
         *to = buf(model.render(&chat)?.into_bytes());
         Ok(())
     };

@@ -11,7 +11,7 @@ pub const YN_E_INVALID: yn_status = -1;
 pub const YN_E_BAD_HANDLE: yn_status = -2;
 /// Well-formed, but this build lacks the feature.
 pub const YN_E_UNSUPPORTED: yn_status = -3;
-/// Too many requests wait, or the model still loads: retry later or shed load.
+/// Too many requests wait or have ended unread, or the model still loads: poll, retry later or shed load.
 pub const YN_E_BUSY: yn_status = -4;
 /// Nothing happened before the timeout.
 pub const YN_E_TIMEOUT: yn_status = -5;
@@ -54,7 +54,7 @@ pub const YN_FINISH_LENGTH: u32 = 3;
 pub const YN_FINISH_CANCELLED: u32 = 4;
 /// timeout_ms has passed.
 pub const YN_FINISH_DEADLINE: u32 = 5;
-/// The host did not read, and max_unread_bytes were reached.
+/// The host did not read, and max_unread_bytes of a choice were reached.
 pub const YN_FINISH_OVERRUN: u32 = 6;
 /// `status` and the text say why.
 pub const YN_FINISH_ERROR: u32 = 7;
@@ -63,7 +63,8 @@ pub const YN_OUT_TEXT: u32 = 1;
 pub const YN_OUT_TOKENS: u32 = 2;
 /// Tokens with their logprobs; see n_logprobs.
 pub const YN_OUT_LOGPROBS: u32 = 4;
-/// Output arrives at the end, right before DONE, instead of as it is made.
+/// Output arrives at the end, right before DONE, instead of as it is made; but half of max_unread_bytes is the most that is
+/// held back of a choice.
 pub const YN_OUT_FINAL_ONLY: u32 = 8;
 /// YN_EV_PROMPT records; see n_prompt_logprobs. The prompt is then computed whole, whatever the prefix cache holds of it.
 pub const YN_OUT_PROMPT_LOGPROBS: u32 = 16;
@@ -160,7 +161,7 @@ pub struct yn_request {
     pub user_data: u64,
     /// Where events go; {0} is the engine's own queue.
     pub queue: yn_queue,
-    /// Exactly one of prompt_tokens, prompt_text and chat_json is given.
+    /// Exactly one of prompt_tokens, prompt_text and chat_json is given; none is longer than 2^24 tokens or bytes.
     pub prompt_tokens: *const u32,
     pub n_prompt_tokens: usize,
     pub prompt_text: yn_bytes,
@@ -209,7 +210,7 @@ pub struct yn_request {
     pub timeout_ms: u32,
     pub ttft_slo_ms: u32,
     pub tpot_slo_ms: u32,
-    /// Cached prefixes are shared only between equal salts.
+    /// Cached prefixes are shared only between equal salts. Any bytes, at most 1024.
     pub cache_salt: yn_bytes,
     /// A JSON object of rare parameters: {"logit_bias": {"token id": -100 to 100, ...}}, at most 300 ids. An unknown key is
     /// an error.

@@ -138,8 +138,8 @@ fn call(host: &Host, name: &str, args: &[Value]) -> Result<(), String> {
 /// Calls that tell no more than a status.
 fn plain(host: &Host, name: &str, args: &[Value]) -> Result<(), String> {
     let n = args.first().map_or(0, word);
-    // A handle that is never the live one.
-    let stale = host.engine.id ^ (1 << (n % 64));
+    // A handle that is none: another slot or generation of the same kind.
+    let stale = |live: u64| live ^ (2 << (n % 55));
     // SAFETY: every pointer is NULL or leads to live memory of the size that is said.
     let status = unsafe {
         let mut stats: yn_stats = zeroed();
@@ -149,10 +149,10 @@ fn plain(host: &Host, name: &str, args: &[Value]) -> Result<(), String> {
         let (mut used, cap) = (7, n as usize % 4104);
         match name {
             "cancel" => yn_engine_cancel(host.engine, n),
-            "cancel_stale" => yn_engine_cancel(yn_engine { id: stale }, n),
-            "free" => yn_engine_free(yn_engine { id: stale }),
-            "free_queue" => yn_queue_free(yn_queue { id: stale }),
-            "free_tokenizer" => yn_tokenizer_free(yn_tokenizer { id: stale }),
+            "cancel_stale" => yn_engine_cancel(yn_engine { id: stale(host.engine.id) }, n),
+            "free" => yn_engine_free(yn_engine { id: stale(host.engine.id) }),
+            "free_queue" => yn_queue_free(yn_queue { id: stale(host.queue.id) }),
+            "free_tokenizer" => yn_tokenizer_free(yn_tokenizer { id: stale(host.words.id) }),
             "stats" => yn_engine_stats(host.engine, &mut stats),
             "init" => yn_request_init(host.engine, &mut longer.request, n as u32),
             "poll" if cap < 4096 => yn_engine_poll(host.engine, buffer.as_mut_ptr().cast(), cap, 0, &mut used),

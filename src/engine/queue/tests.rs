@@ -64,7 +64,7 @@ const ALL: OutputMode =
 fn open(queue: &Arc<EventQueue>, n: u64, output: OutputMode) -> OutputStream {
     let info = StreamInfo { id: RequestId(n), user_data: n, output, choices: 1, max_unread_bytes: 64, t_submit_ns: 0 };
     let nobody: Weak<dyn Cancel> = Weak::<Seen>::new();
-    queue.open(info, nobody).unwrap()
+    queue.open(info, nobody, 9).unwrap()
 }
 
 fn piece<'a>(tokens: &'a [Token], text: &'a str) -> Piece<'a> {
@@ -115,11 +115,45 @@ fn a_full_stream_is_overrun_and_its_done_has_a_place() {
     assert_eq!(a.push(0, &piece(&[1], "")), Err(Overrun));
     a.done(done(FinishReason::Overrun));
     assert_eq!(poll(&q, 9, 99).unwrap().last().unwrap(), "1.Overrun");
+}
+
+#[test]
+fn output_for_the_end_is_held_back_up_to_half_the_limit() {
+    let q = EventQueue::new(None);
     let whole = open(&q, 2, OutputMode { final_only: true, ..ALL });
-    whole.push(0, &piece(&[1; 100], "t")).unwrap();
+    whole.push(0, &piece(&[1; 8], "")).unwrap();
     assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
-    whole.done(done(FinishReason::Stop));
-    assert_eq!(poll(&q, 9, 99).unwrap().len(), 2);
+    whole.push(0, &piece(&[2], "")).unwrap();
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["2:[1, 1, 1, 1, 1, 1, 1, 1, 2]"]);
+    whole.push(0, &piece(&[3], "t")).unwrap();
+    assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
+    assert_eq!(whole.push(0, &piece(&[4; 15], "")), Err(Overrun));
+    whole.done(done(FinishReason::Overrun));
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["2:[3]t", "2.Overrun"]);
+}
+
+#[test]
+fn requests_that_ended_unread_are_bounded() {
+    let q = EventQueue::new(None);
+    let info = |n| StreamInfo {
+        id: RequestId(n),
+        user_data: n,
+        output: ALL,
+        choices: 1,
+        max_unread_bytes: 64,
+        t_submit_ns: 0,
+    };
+    let at_most_two = |n| q.open(info(n), Weak::<Seen>::new(), 2);
+    let streams: Vec<_> = (0..4).map(|n| at_most_two(n).unwrap()).collect();
+    streams.into_iter().for_each(|s| s.done(done(FinishReason::Eos)));
+    let e = at_most_two(4).unwrap_err();
+    assert!(e.kind == ErrorKind::Busy && e.message.contains("4 requests"), "{e}");
+    assert_eq!(poll(&q, 2, 99).unwrap().len(), 2);
+    assert_eq!(at_most_two(4).unwrap_err().kind, ErrorKind::Busy);
+    assert_eq!(poll(&q, 1, 99).unwrap().len(), 1);
+    drop(at_most_two(4).unwrap());
+    assert_eq!(poll(&q, 9, 99).unwrap(), ["3.Eos", "4.Error"]);
+    drop(at_most_two(5).unwrap());
 }
 
 #[test]
@@ -129,12 +163,12 @@ fn a_shut_queue_cancels_drains_and_ends() {
     let weak: Weak<Seen> = Arc::downgrade(&engine);
     let info =
         StreamInfo { id: RequestId(7), user_data: 7, output: ALL, choices: 1, max_unread_bytes: 64, t_submit_ns: 0 };
-    let a = q.open(info, weak.clone()).unwrap();
+    let a = q.open(info, weak.clone(), 9).unwrap();
     q.shut();
     assert_eq!(engine.0.load(Ordering::SeqCst), 7);
     let late =
         StreamInfo { id: RequestId(8), user_data: 8, output: ALL, choices: 1, max_unread_bytes: 64, t_submit_ns: 0 };
-    assert!(q.open(late, weak).is_none());
+    assert_eq!(q.open(late, weak, 9).unwrap_err().kind, ErrorKind::Shutdown);
     assert_eq!(poll(&q, 9, 99).unwrap_err().kind, ErrorKind::Timeout);
     a.done(done(FinishReason::Cancelled));
     assert!(!q.is_drained());
@@ -218,7 +252,7 @@ fn choices_are_read_apart_and_say_how_they_ended() {
     let q = EventQueue::new(None);
     let info =
         StreamInfo { id: RequestId(5), user_data: 5, output: ALL, choices: 2, max_unread_bytes: 64, t_submit_ns: 0 };
-    let a = q.open(info, Weak::<Seen>::new()).unwrap();
+    let a = q.open(info, Weak::<Seen>::new(), 9).unwrap();
     a.push(1, &piece(&[7], "x")).unwrap();
     a.push(0, &piece(&[8], "y")).unwrap();
     a.push(1, &piece(&[9], "z")).unwrap();

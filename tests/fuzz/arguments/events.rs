@@ -101,7 +101,7 @@ impl Host {
             assert!(std::str::from_utf8(text).is_ok(), "text is not UTF-8");
             let payload = size_of::<yn_event>() as u32 + 4 * event.n_tokens;
             match u32::from(event.kind) {
-                YN_EV_OUTPUT => {
+                YN_EV_OUTPUT | YN_EV_PROMPT => {
                     assert!(payload + 16 * event.n_logprobs + event.text_len <= event.size);
                     assert!(self.open[event.user_data as usize], "output behind a DONE");
                 }
