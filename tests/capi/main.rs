@@ -141,6 +141,13 @@ fn hazards_of_hosts() {
 }
 
 #[test]
+fn a_soak() {
+    let program = Program::build("tests/capi/soak.c");
+    program.run(&["mock:words,delay_us=200", "8"]);
+    program.run(&[&demo_model(), "4"]);
+}
+
+#[test]
 fn small_stacks_and_destructors() {
     Program::build("tests/capi/stacks.c").run(&[&demo_model()]);
 }
