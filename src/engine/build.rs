@@ -7,19 +7,18 @@ use crate::base::{DType, Error, ErrorKind, Result};
 use crate::engine::SamplingDefaults;
 use crate::engine::intake::Limits;
 use crate::exec::Executor;
-use crate::exec::mock::{MOCK_EOS, MockRunner, MockSpec};
-use crate::exec::ranks::RankRunner;
+use crate::exec::mock::{MOCK_EOS, MockRank, MockRunner, MockSpec};
+use crate::exec::ranks::{RankRunner, StartRank};
 use crate::exec::worker::{StepRunner, WorkerExecutor};
 use crate::hal::comm::LocalGroup;
 use crate::hal::registry::{self, DeviceOptions};
-use crate::hal::{Activations, Caps, Device};
+use crate::hal::{Activations, Caps, Device, Tensor};
 use crate::model::{self, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
 use crate::sched::{SchedConfig, Scheduler, policy};
 use crate::text::TextModel;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, Hasher};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,11 +58,14 @@ struct Sizes {
     info: ModelInfo,
     /// What a rank holds of it.
     local: ModelInfo,
+    /// Of all ranks, as everything of memory here.
+    weight_bytes: usize,
+    /// What ranks meet in.
+    meeting_bytes: usize,
     /// One of each rank.
     devices: Vec<Arc<dyn Device>>,
     mode: NumericMode,
     options: RunnerOptions,
-    /// Of all ranks, as everything of memory here.
     kv_block_bytes: usize,
     fixed_bytes: usize,
 }
@@ -96,10 +98,17 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         depth: config.pipeline_depth,
     };
     let act = device.caps().activations.of(info.dtype);
-    let fixed_bytes = ranks * (local.weight_bytes + runner::memory_plan(&local, &options, act).total_bytes());
+    let weight_bytes = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
+    let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
+    let fixed_bytes = weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, act).total_bytes();
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
     options.num_blocks = num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
-    Ok(Sizes { dir, info, local, devices, mode, options, kv_block_bytes, fixed_bytes })
+    Ok(Sizes { dir, info, local, weight_bytes, meeting_bytes, devices, mode, options, kv_block_bytes, fixed_bytes })
+}
+
+/// Most elements that ranks add up at once.
+fn meeting_elements(info: &ModelInfo, options: &RunnerOptions) -> usize {
+    options.max_num_batched_tokens * info.spec.hidden_size
 }
 
 /// A device for each rank, with its share of the compute threads.
@@ -210,25 +219,18 @@ fn rank_runner(mut models: Vec<Model>, sizes: &Sizes) -> Result<Box<dyn StepRunn
         let device = Arc::clone(&sizes.devices[0]);
         return Ok(Box::new(ModelRunner::new(models.swap_remove(0), device, options.clone())?));
     }
-    let group = LocalGroup::new(ranks, options.max_num_batched_tokens * sizes.info.spec.hidden_size);
+    let group = LocalGroup::new(ranks, meeting_elements(&sizes.info, options));
     let start = |rank: usize, model: Model| -> Result<Box<dyn StepRunner>> {
         let device = &sizes.devices[rank];
         let place = group.join(rank, device.as_ref())?;
         Ok(Box::new(ModelRunner::of_rank(model, Arc::clone(device), options.clone(), Some(place))?))
     };
-    let mut runners = std::thread::scope(|scope| {
-        let panicked = |_| Err(Error::internal("a rank panicked in its warm-up"));
-        let one = |(rank, model)| {
-            let (start, group) = (&start, &group);
-            let run = move || catch_unwind(AssertUnwindSafe(|| start(rank, model))).unwrap_or_else(panicked);
-            // Whoever waits for this rank must hear of it.
-            scope.spawn(move || run().inspect_err(|e| group.fail(e)))
-        };
-        let threads: Vec<_> = models.into_iter().enumerate().map(one).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<_>>>()
-    })?;
-    let others = runners.split_off(1);
-    Ok(Box::new(RankRunner::spawn(runners.swap_remove(0), others, group)?))
+    let start = |(rank, model): (usize, Model)| -> StartRank<'_> {
+        let start = &start;
+        Box::new(move || start(rank, model))
+    };
+    let starts = models.into_iter().enumerate().map(start).collect();
+    Ok(Box::new(RankRunner::start(starts, group.clone())?))
 }
 
 fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler> {
@@ -253,8 +255,11 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
 
 fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     let spec = MockSpec::parse(&config.model)?;
-    if config.tensor_parallel_size > 1 {
-        return Err(Error::unsupported("config key \"tensor_parallel_size\" is above 1; a mock model has one rank"));
+    if spec.fault_rank >= config.tensor_parallel_size {
+        return Err(Error::invalid(format!(
+            "fault_rank is {} in model {:?}; expected less than tensor_parallel_size, {}",
+            spec.fault_rank, config.model, config.tensor_parallel_size
+        )));
     }
     if config.numeric_mode == NumericMode::Aligned {
         return Err(Error::unsupported(
@@ -282,8 +287,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
         num_blocks: (config.kv_cache_bytes.unwrap_or(1 << 20) / block_size as usize).clamp(1, 1 << 20) as u32,
         depth: config.pipeline_depth,
     };
-    let runner: Box<dyn StepRunner> = Box::new(MockRunner::new(spec, config.max_num_seqs));
-    let exec = WorkerExecutor::spawn(runner, config.pipeline_depth, Arc::clone(signal))?;
+    let exec = WorkerExecutor::spawn(mock_runner(spec, config)?, config.pipeline_depth, Arc::clone(signal))?;
     Ok(Parts {
         sched: scheduler(config, &options)?,
         exec: Box::new(exec),
@@ -304,6 +308,25 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
             "kv_cache": {"block_size": block_size, "num_blocks": options.num_blocks},
         }),
     })
+}
+
+fn mock_runner(spec: MockSpec, config: &EngineConfig) -> Result<Box<dyn StepRunner>> {
+    let (ranks, rows) = (config.tensor_parallel_size, config.max_num_seqs);
+    if ranks == 1 {
+        return Ok(Box::new(MockRunner::new(spec, rows)));
+    }
+    let group = LocalGroup::new(ranks, 1);
+    let start = |rank: usize| -> StartRank<'_> {
+        let group = &group;
+        Box::new(move || {
+            let options = DeviceOptions { threads: Some(1), ..DeviceOptions::default() };
+            let device = registry::open_host(&options)?;
+            let x = Tensor::new(device.alloc(DType::F32.size())?, 0, 1, 1, DType::F32);
+            let (place, stream) = (group.join(rank, device.as_ref())?, device.stream()?);
+            Ok(Box::new(MockRunner::new(spec, rows).with_rank(MockRank { rank, place, stream, x })))
+        })
+    };
+    Ok(Box::new(RankRunner::start((0..ranks).map(start).collect(), group.clone())?))
 }
 
 pub(crate) fn served_name(config: &EngineConfig) -> String {
@@ -376,7 +399,8 @@ fn memory_json(sizes: &Sizes) -> Value {
     let kv_bytes = sizes.kv_block_bytes * sizes.options.num_blocks as usize;
     json!({
         "ranks": ranks,
-        "weights_bytes": ranks * sizes.local.weight_bytes,
+        "weights_bytes": sizes.weight_bytes,
+        "rank_meeting_bytes": sizes.meeting_bytes,
         "arena_bytes": ranks * plan.arena_bytes,
         "row_state_bytes": ranks * plan.row_state_bytes,
         "step_input_bytes": ranks * plan.inputs_bytes,

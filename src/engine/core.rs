@@ -237,10 +237,11 @@ impl Core {
         if self.watchdog_ns == 0 || waited < self.watchdog_ns {
             return Ok(());
         }
-        Err(Error::new(
-            ErrorKind::Device,
-            format!("step {} has not ended after {} ms (watchdog_ms)", step.0, waited / 1_000_000),
-        ))
+        let late: Vec<_> = self.exec.late().iter().map(usize::to_string).collect();
+        let who =
+            if late.is_empty() { String::new() } else { format!("; the others wait for rank {}", late.join(", ")) };
+        let text = format!("step {} has not ended after {} ms (watchdog_ms){who}", step.0, waited / 1_000_000);
+        Err(Error::new(ErrorKind::Device, text))
     }
 
     /// Ends every sequence, and every one that still arrives, with the engine's error.
@@ -252,7 +253,9 @@ impl Core {
             // An output thread ends only after this one.
             let _ = output.send(OutputMsg::Fail(error.clone()));
         }
-        self.shared.counters.running.set(0);
+        let counters = &self.shared.counters;
+        counters.running.set(0);
+        counters.blocks_free.set(counters.blocks_total.get());
         let mut commands = std::mem::take(&mut self.commands);
         loop {
             self.shared.receive(&mut commands);

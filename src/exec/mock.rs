@@ -3,6 +3,8 @@
 use super::worker::StepRunner;
 use crate::base::rng::mix;
 use crate::base::{Error, ErrorKind, Result, Token};
+use crate::hal::comm::Communicator;
+use crate::hal::{Stream, Tensor};
 use crate::plan::{Logprob, RowInit, Sampled, Scored, StepOutcome, StepOutput, StepPlan, StepResults};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,10 +19,14 @@ pub struct MockSpec {
     delay: Duration,
     /// The step with this number fails once.
     fail_step: Option<u64>,
+    /// Steps from this number on fail.
+    fail_from: Option<u64>,
     /// The step with this number panics.
     panic_step: Option<u64>,
     /// The step with this number never ends.
     hang_step: Option<u64>,
+    /// The rank that does so.
+    pub fault_rank: usize,
     /// The tokenizer panics when it meets this byte.
     pub panic_byte: Option<u8>,
     /// Time loading takes.
@@ -28,11 +34,11 @@ pub struct MockSpec {
 }
 
 impl MockSpec {
-    /// Parses `mock:words[,delay_us=N][,fail_step=N][,panic_step=N][,hang_step=N][,panic_byte=N]
-    /// [,load_ms=N]`.
+    /// Parses `mock:words[,delay_us=N][,fail_step=N][,fail_from=N][,panic_step=N][,hang_step=N][,fault_rank=N]
+    /// [,panic_byte=N][,load_ms=N]`.
     pub fn parse(model: &str) -> Result<Self> {
-        let usage = "expected mock:words, with options delay_us, fail_step, panic_step, hang_step, panic_byte, \
-                     load_ms as name=number";
+        let usage = "expected mock:words, with options delay_us, fail_step, fail_from, panic_step, hang_step, fault_rank, \
+                     panic_byte, load_ms as name=number";
         let mut parts = model.strip_prefix("mock:").unwrap_or_default().split(',');
         if parts.next() != Some("words") {
             return Err(Error::invalid(format!("model {model:?} is no mock model; {usage}")));
@@ -43,8 +49,10 @@ impl MockSpec {
             match parsed {
                 Some(("delay_us", n)) => spec.delay = Duration::from_micros(n),
                 Some(("fail_step", n)) => spec.fail_step = Some(n),
+                Some(("fail_from", n)) => spec.fail_from = Some(n),
                 Some(("panic_step", n)) => spec.panic_step = Some(n),
                 Some(("hang_step", n)) => spec.hang_step = Some(n),
+                Some(("fault_rank", n @ 0..64)) => spec.fault_rank = n as usize,
                 Some(("panic_byte", n @ 0..=255)) => spec.panic_byte = Some(n as u8),
                 Some(("load_ms", n @ 0..=60_000)) => spec.load = Duration::from_millis(n),
                 _ => return Err(Error::invalid(format!("option {part:?} of model {model:?} is unknown; {usage}"))),
@@ -60,7 +68,18 @@ impl MockSpec {
 pub struct MockRunner {
     spec: MockSpec,
     rows: Vec<MockRow>,
+    rank: Option<MockRank>,
     done: VecDeque<StepOutput>,
+}
+
+/// One of several ranks of a mock model: all of them run everything, and meet in every step.
+#[derive(Debug)]
+pub struct MockRank {
+    pub rank: usize,
+    pub place: Box<dyn Communicator>,
+    pub stream: Box<dyn Stream>,
+    /// F32, of one element.
+    pub x: Tensor,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -74,7 +93,14 @@ struct MockRow {
 
 impl MockRunner {
     pub fn new(spec: MockSpec, max_num_seqs: usize) -> Self {
-        Self { spec, rows: vec![MockRow::default(); max_num_seqs], done: VecDeque::new() }
+        Self { spec, rows: vec![MockRow::default(); max_num_seqs], rank: None, done: VecDeque::new() }
+    }
+
+    /// The same as one of several ranks.
+    #[must_use]
+    pub fn with_rank(mut self, rank: MockRank) -> Self {
+        self.rank = Some(rank);
+        self
     }
 
     fn init_row(&mut self, init: &RowInit) {
@@ -90,7 +116,8 @@ impl MockRunner {
 
 impl StepRunner for MockRunner {
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {
-        let at = |step: Option<u64>| step == Some(plan.id.0);
+        let rank = self.rank.as_ref().map_or(0, |r| r.rank);
+        let at = |step: Option<u64>| step == Some(plan.id.0) && rank == self.spec.fault_rank;
         if !self.spec.delay.is_zero() {
             std::thread::sleep(self.spec.delay);
         }
@@ -98,8 +125,12 @@ impl StepRunner for MockRunner {
         while at(self.spec.hang_step) {
             std::thread::park();
         }
-        if at(self.spec.fail_step) {
+        let from = self.spec.fail_from.is_some_and(|from| rank == self.spec.fault_rank && from <= plan.id.0);
+        if at(self.spec.fail_step) || from {
             return Err(Error::new(ErrorKind::Device, format!("the mock model was told to fail step {}", plan.id.0)));
+        }
+        if let Some(MockRank { place, stream, x, .. }) = &self.rank {
+            place.all_reduce(stream.as_ref(), x)?;
         }
         for init in &plan.row_inits {
             self.init_row(init);

@@ -17,6 +17,10 @@ pub trait Executor: Send + std::fmt::Debug {
     /// The next landed step in submission order, or `None` when none has landed yet. After a step that failed, every
     /// step submitted before that failure was polled lands as failed as well. `Err` means the executor itself is lost.
     fn poll(&mut self) -> Result<Option<StepOutput>>;
+    /// The ranks that keep the oldest step from ending while others wait for them, as far as can be told.
+    fn late(&self) -> Vec<usize> {
+        Vec::new()
+    }
     /// Gives the device up without waiting for it: what runs there may never end.
     fn abandon(&mut self) {}
 }

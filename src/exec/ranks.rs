@@ -1,8 +1,9 @@
-//! The ranks of one model as one runner: every rank runs each step on its own thread, and rank 0 tells what was drawn.
+//! The ranks of one model as one runner: every rank runs each step on its own thread, all must come to the same, and rank 0
+//! tells what it was.
 
 use super::worker::StepRunner;
 use crate::base::error::panic_text;
-use crate::base::{Error, ErrorKind, Result, threads};
+use crate::base::{Error, Result, threads};
 use crate::hal::comm::LocalGroup;
 use crate::plan::{StepOutcome, StepOutput, StepPlan};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -13,6 +14,25 @@ use std::thread::JoinHandle;
 
 /// `Err` is the text of a panic.
 type Verdict = std::result::Result<Result<StepOutput>, String>;
+
+/// Makes one rank's runner.
+pub type StartRank<'a> = Box<dyn FnOnce() -> Result<Box<dyn StepRunner>> + Send + 'a>;
+
+/// Bugs a fan-out could have; `tests/sim` shows that each is caught.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    /// Every seventh step does not reach the last rank, and its silence counts as success.
+    NotSent,
+    /// Every seventh step reaches the last rank as the one before it.
+    StalePlan,
+    /// Rank 0's answer counts although another rank failed.
+    FailureIgnored,
+    /// A failure is not forgotten with its step.
+    FailureKept,
+    /// A panic counts as an error of the step.
+    PanicForgiven,
+}
 
 /// A rank above 0: its thread owns its runner.
 #[derive(Debug)]
@@ -29,34 +49,87 @@ pub struct RankRunner {
     others: Vec<Rank>,
     group: LocalGroup,
     done: VecDeque<StepOutput>,
+    planted: Option<Planted>,
+    /// For [`Planted::StalePlan`].
+    before: Option<Arc<StepPlan>>,
 }
 
 impl RankRunner {
+    /// Makes the ranks side by side, as each may wait for the others in its warm-up, and one runner of them. The error is
+    /// that of the rank which failed first.
+    pub fn start(ranks: Vec<StartRank<'_>>, group: LocalGroup) -> Result<Self> {
+        let make = &|(rank, start): (usize, StartRank<'_>)| {
+            let panicked = |payload: Box<dyn std::any::Any + Send>| {
+                Err(Error::internal(format!("panicked while it started: {}", panic_text(&*payload))))
+            };
+            let made = catch_unwind(AssertUnwindSafe(start)).unwrap_or_else(panicked);
+            // Whoever waits for this rank must hear of it.
+            made.inspect_err(|e| group.fail(&e.clone().within(format!("rank {rank}"))))
+        };
+        let made = std::thread::scope(|scope| {
+            let each = ranks.into_iter().enumerate().map(|(rank, start)| {
+                let thread = threads::named(format!("yn-worker-{rank}"));
+                let spawned = thread.spawn_scoped(scope, move || make((rank, start)));
+                spawned.map_err(|e| {
+                    let error = Error::io(format!("the worker thread of rank {rank} does not start: {e}"));
+                    group.fail(&error);
+                    error
+                })
+            });
+            let threads: Vec<_> = each.collect();
+            let lost = || Err(Error::internal("a rank's thread was lost while it started"));
+            threads.into_iter().map(|t| t?.join().unwrap_or_else(|_| lost())).collect::<Result<Vec<_>>>()
+        });
+        // What a rank says that waited for another is not the cause.
+        let mut made = group.reset().map_or(made, Err)?;
+        let others = made.split_off(1);
+        Self::spawn(made.swap_remove(0), others, group)
+    }
+
     /// Starts `yn-worker-1` and up, one for each of `others`, which are the ranks behind `first`.
     pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: LocalGroup) -> Result<Self> {
         let start = |(i, mut runner): (usize, Box<dyn StepRunner>)| {
+            let rank = i + 1;
             let (orders, inbox) = bounded::<Arc<StepPlan>>(1);
             let (outbox, verdicts) = bounded(1);
             let group = group.clone();
             let work = move || {
                 while let Ok(plan) = inbox.recv() {
-                    if outbox.send(step(runner.as_mut(), &plan, &group)).is_err() {
+                    if outbox.send(step((rank, runner.as_mut()), &plan, &group)).is_err() {
                         break;
                     }
                 }
             };
-            let thread = threads::named(format!("yn-worker-{}", i + 1))
+            let thread = threads::named(format!("yn-worker-{rank}"))
                 .spawn(work)
-                .map_err(|e| Error::io(format!("the worker thread of rank {} does not start: {e}", i + 1)))?;
+                .map_err(|e| Error::io(format!("the worker thread of rank {rank} does not start: {e}")))?;
             Ok(Rank { orders: Some(orders), verdicts, thread: Some(thread) })
         };
         let others = others.into_iter().enumerate().map(start).collect::<Result<_>>()?;
-        Ok(Self { first, others, group, done: VecDeque::new() })
+        Ok(Self { first, others, group, done: VecDeque::new(), planted: None, before: None })
+    }
+
+    /// The same with a known bug, for the simulator to find.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_planted(mut self, bug: Option<Planted>) -> Self {
+        self.planted = bug;
+        self
+    }
+
+    /// What `rank` is sent for `plan`.
+    fn order(&self, rank: usize, plan: &Arc<StepPlan>) -> Option<Arc<StepPlan>> {
+        let odd = rank == self.others.len() && plan.id.0 % 7 == 3;
+        match self.planted {
+            Some(Planted::NotSent) if odd => None,
+            Some(Planted::StalePlan) if odd => Some(Arc::clone(self.before.as_ref().unwrap_or(plan))),
+            _ => Some(Arc::clone(plan)),
+        }
     }
 }
 
-/// Runs a step of one rank. When it fails, the others are not left waiting for it.
-fn step(runner: &mut dyn StepRunner, plan: &StepPlan, group: &LocalGroup) -> Verdict {
+/// Runs a step of one rank. When it fails or ends otherwise than the others, those are not left waiting for it.
+fn step((rank, runner): (usize, &mut dyn StepRunner), plan: &StepPlan, group: &LocalGroup) -> Verdict {
     let run = || {
         let output = runner.launch(plan).and_then(|()| runner.finish())?;
         match output.outcome {
@@ -66,42 +139,75 @@ fn step(runner: &mut dyn StepRunner, plan: &StepPlan, group: &LocalGroup) -> Ver
     };
     let verdict = catch_unwind(AssertUnwindSafe(run)).map_err(|payload| panic_text(&*payload).to_string());
     match &verdict {
-        Ok(Ok(_)) => {}
-        Ok(Err(e)) => group.fail(e),
-        Err(text) => group.fail(&Error::internal(format!("it panicked: {text}"))),
+        Ok(Ok(_)) => group.leave(rank),
+        Ok(Err(e)) => group.fail(&e.clone().within(format!("rank {rank}"))),
+        Err(text) => group.fail(&Error::internal(format!("rank {rank} panicked: {text}"))),
     }
     verdict
+}
+
+/// Whether every rank ran the step that was due and drew what rank 0 drew: from there on each has its own copy of it.
+fn agree(plan: &StepPlan, outputs: &[StepOutput]) -> Result<()> {
+    if let Some((rank, wrong)) = outputs.iter().enumerate().find(|(_, output)| output.id != plan.id) {
+        let (found, due) = (wrong.id.0, plan.id.0);
+        return Err(Error::internal(format!("rank {rank} answered step {found} where step {due} was due")));
+    }
+    let drawn = |output: &StepOutput| match &output.outcome {
+        StepOutcome::Done(results) => results.sampled.iter().map(|s| (s.seq, s.token)).collect(),
+        StepOutcome::Failed(_) => Vec::new(),
+    };
+    let first = outputs.first().map(drawn);
+    match outputs.iter().position(|output| Some(drawn(output)) != first) {
+        None => Ok(()),
+        Some(rank) => Err(Error::internal(format!("ranks 0 and {rank} drew different tokens in step {}", plan.id.0))),
+    }
 }
 
 impl StepRunner for RankRunner {
     /// Runs the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {
         let plan = Arc::new(plan.clone());
-        for rank in &self.others {
-            let sent = rank.orders.as_ref().is_some_and(|orders| orders.send(Arc::clone(&plan)).is_ok());
+        let mut silent = None;
+        for (rank, other) in (1..).zip(&self.others) {
+            let Some(order) = self.order(rank, &plan) else {
+                silent = Some(rank);
+                continue;
+            };
+            let sent = other.orders.as_ref().is_some_and(|orders| orders.send(order).is_ok());
             if !sent {
-                self.group.fail(&Error::internal("a rank's thread has ended"));
+                self.group.fail(&Error::internal(format!("the thread of rank {rank} has ended")));
             }
         }
-        let mut verdicts = vec![step(self.first.as_mut(), &plan, &self.group)];
+        if self.planted == Some(Planted::StalePlan) {
+            self.before = Some(Arc::clone(&plan));
+        }
+        let mut verdicts = vec![step((0, self.first.as_mut()), &plan, &self.group)];
         let gone = || Err("its thread has ended".to_owned());
-        verdicts.extend(self.others.iter().map(|rank| rank.verdicts.recv().unwrap_or_else(|_| gone())));
+        let others = (1..).zip(&self.others).filter(|(rank, _)| silent != Some(*rank));
+        verdicts.extend(others.map(|(_, other)| other.verdicts.recv().unwrap_or_else(|_| gone())));
         let failure = self.group.reset();
-        if let Some((rank, Err(text))) = verdicts.iter().enumerate().find(|(_, v)| v.is_err()) {
+        if let Some(kept) = failure.as_ref().filter(|_| self.planted == Some(Planted::FailureKept)) {
+            self.group.fail(kept);
+        }
+        let panic = verdicts.iter().enumerate().find_map(|(rank, v)| Some((rank, v.as_ref().err()?)));
+        if let Some((rank, text)) = panic.filter(|_| self.planted != Some(Planted::PanicForgiven)) {
             resume_unwind(Box::new(format!("rank {rank}: {text}")));
         }
-        match (failure, verdicts.swap_remove(0)) {
-            (Some(e), _) => Err(Error::new(ErrorKind::Device, format!("a rank failed: {e}"))),
-            (None, Ok(first)) => {
-                self.done.push_back(first?);
-                Ok(())
-            }
-            (None, Err(text)) => Err(Error::internal(text)),
+        if let Some(e) = failure.filter(|_| self.planted != Some(Planted::FailureIgnored)) {
+            return Err(e);
         }
+        let outputs: Vec<_> = verdicts.into_iter().filter_map(|v| v.ok()?.ok()).collect();
+        agree(&plan, &outputs)?;
+        self.done.extend(outputs.into_iter().next());
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<StepOutput> {
         self.done.pop_front().ok_or_else(|| Error::internal("no step was launched"))
+    }
+
+    fn group(&self) -> Option<LocalGroup> {
+        Some(self.group.clone())
     }
 }
 
@@ -119,7 +225,7 @@ impl Drop for RankRunner {
 mod tests {
     use super::*;
     use crate::base::signal::Signal;
-    use crate::base::{DType, StepId};
+    use crate::base::{DType, ErrorKind, StepId};
     use crate::exec::Executor;
     use crate::exec::worker::WorkerExecutor;
     use crate::hal::comm::Communicator;
@@ -127,61 +233,74 @@ mod tests {
     use crate::hal::{Stream, Tensor};
     use crate::plan::StepResults;
 
-    /// Meets the other ranks in every step, unless told otherwise.
+    /// What a rank does in step 1 instead of meeting the others.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Odd {
+        Fails,
+        Panics,
+        /// Ends the step without meeting them.
+        Absent,
+        /// Brings fewer values.
+        Short,
+        /// Meets them and answers the step before.
+        Stale,
+    }
+
     #[derive(Debug)]
     struct Meets {
         stream: Box<dyn Stream>,
         x: Tensor,
         place: Box<dyn Communicator>,
-        fails: Option<u64>,
-        panics: Option<u64>,
+        odd: Option<Odd>,
         last: StepId,
     }
 
     impl StepRunner for Meets {
         fn launch(&mut self, plan: &StepPlan) -> Result<()> {
-            self.last = plan.id;
-            assert!(self.panics != Some(plan.id.0), "told to panic");
-            if self.fails == Some(plan.id.0) {
-                return Err(Error::new(ErrorKind::Device, "told to fail"));
+            let odd = self.odd.filter(|_| plan.id.0 == 1);
+            let x = if odd == Some(Odd::Short) { self.x.reshape(1, 2) } else { self.x.clone() };
+            self.last = if odd == Some(Odd::Stale) { StepId(0) } else { plan.id };
+            match odd {
+                Some(Odd::Panics) => panic!("told to panic"),
+                Some(Odd::Fails) => Err(Error::no_memory("told to fail")),
+                Some(Odd::Absent) => Ok(()),
+                _ => self.place.all_reduce(self.stream.as_ref(), &x),
             }
-            self.place.all_reduce(self.stream.as_ref(), &self.x)
         }
         fn finish(&mut self) -> Result<StepOutput> {
             Ok(StepOutput { id: self.last, outcome: StepOutcome::Done(StepResults::default()) })
         }
     }
 
-    /// Three ranks, of which `odd` fails or panics at a step.
-    fn worker(odd: usize, (fails, panics): (Option<u64>, Option<u64>)) -> (WorkerExecutor, Arc<Signal>) {
+    fn meets(group: &LocalGroup, rank: usize, odd: Option<Odd>) -> Result<Meets> {
+        let device = open("cpu", &DeviceOptions { threads: Some(1), ..DeviceOptions::default() })?;
+        Ok(Meets {
+            stream: device.stream()?,
+            x: Tensor::new(device.alloc(16)?, 0, 1, 4, DType::F32),
+            place: group.join(rank, device.as_ref())?,
+            odd,
+            last: StepId(0),
+        })
+    }
+
+    fn plan(id: u64) -> StepPlan {
+        StepPlan { id: StepId(id), entries: vec![], tokens: vec![], blocks: vec![], targets: vec![], row_inits: vec![] }
+    }
+
+    /// Three ranks, of which one is odd.
+    fn worker(rank: usize, odd: Odd) -> (WorkerExecutor, Arc<Signal>) {
         let group = LocalGroup::new(3, 4);
-        let rank = |rank: usize| -> Box<dyn StepRunner> {
-            let device = open("cpu", &DeviceOptions { threads: Some(1), ..DeviceOptions::default() }).unwrap();
-            let only = |step: Option<u64>| step.filter(|_| rank == odd);
-            Box::new(Meets {
-                stream: device.stream().unwrap(),
-                x: Tensor::new(device.alloc(16).unwrap(), 0, 1, 4, DType::F32),
-                place: group.join(rank, device.as_ref()).unwrap(),
-                fails: only(fails),
-                panics: only(panics),
-                last: StepId(0),
-            })
+        let start = |i: usize| -> StartRank<'_> {
+            let group = &group;
+            Box::new(move || Ok(Box::new(meets(group, i, (i == rank).then_some(odd))?)))
         };
-        let ranks = RankRunner::spawn(rank(0), vec![rank(1), rank(2)], group.clone()).unwrap();
+        let ranks = RankRunner::start((0..3).map(start).collect(), group.clone()).unwrap();
         let signal = Arc::new(Signal::default());
         (WorkerExecutor::spawn(Box::new(ranks), 2, Arc::clone(&signal)).unwrap(), signal)
     }
 
     fn run(worker: &mut WorkerExecutor, signal: &Signal, id: u64) -> Result<StepOutcome> {
-        let (entries, row_inits) = (vec![], vec![]);
-        worker.submit(StepPlan {
-            id: StepId(id),
-            entries,
-            tokens: vec![],
-            blocks: vec![],
-            targets: vec![],
-            row_inits,
-        })?;
+        worker.submit(plan(id))?;
         loop {
             if let Some(output) = worker.poll()? {
                 return Ok(output.outcome);
@@ -191,23 +310,51 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_rank_fails_the_step_and_the_next_one_runs() {
-        for odd in 0..3 {
-            let (mut w, signal) = worker(odd, (Some(1), None));
-            assert_eq!(run(&mut w, &signal, 0).unwrap(), StepOutcome::Done(StepResults::default()));
-            let StepOutcome::Failed(e) = run(&mut w, &signal, 1).unwrap() else { panic!("rank {odd} did not fail") };
-            assert!(e.message.contains("told to fail"), "{e}");
-            assert_eq!(run(&mut w, &signal, 2).unwrap(), StepOutcome::Done(StepResults::default()));
+    fn an_odd_rank_fails_the_step_and_the_next_one_runs() {
+        for rank in 0..3 {
+            let short = if rank == 0 { "rank 1 adds 4 values to the 2 of rank 0" } else { "adds 2 values to the 4 of" };
+            for (odd, kind, says) in [
+                (Odd::Fails, ErrorKind::NoMemory, format!("rank {rank}: told to fail")),
+                (Odd::Absent, ErrorKind::Internal, format!("rank {rank} has ended the step where rank ")),
+                (Odd::Short, ErrorKind::Internal, short.to_owned()),
+                (Odd::Stale, ErrorKind::Internal, format!("rank {rank} answered step 0 where step 1 was due")),
+            ] {
+                let (mut w, signal) = worker(rank, odd);
+                assert_eq!(run(&mut w, &signal, 0).unwrap(), StepOutcome::Done(StepResults::default()));
+                let StepOutcome::Failed(e) = run(&mut w, &signal, 1).unwrap() else { panic!("{odd:?} did not fail") };
+                assert!(e.kind == kind && e.message.contains(&says), "{odd:?} of rank {rank}: {e}");
+                assert_eq!(run(&mut w, &signal, 2).unwrap(), StepOutcome::Done(StepResults::default()));
+            }
         }
     }
 
     #[test]
     fn a_panicking_rank_ends_the_executor() {
-        for odd in 0..3 {
-            let (mut w, signal) = worker(odd, (None, Some(1)));
+        for rank in 0..3 {
+            let (mut w, signal) = worker(rank, Odd::Panics);
             run(&mut w, &signal, 0).unwrap();
             let e = run(&mut w, &signal, 1).unwrap_err();
-            assert!(e.message.contains(&format!("rank {odd}")) && e.message.contains("told to panic"), "{e}");
+            assert!(e.message.contains(&format!("rank {rank}: told to panic")), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_rank_that_does_not_start_frees_the_others_and_is_named() {
+        for rank in 0..3 {
+            for (odd, kind) in [(Odd::Fails, ErrorKind::NoMemory), (Odd::Panics, ErrorKind::Internal)] {
+                let group = LocalGroup::new(3, 4);
+                let start = |i: usize| -> StartRank<'_> {
+                    let group = &group;
+                    Box::new(move || {
+                        let mut runner = meets(group, i, (i == rank).then_some(odd))?;
+                        runner.launch(&plan(1))?;
+                        Ok(Box::new(runner))
+                    })
+                };
+                let e = RankRunner::start((0..3).map(start).collect(), group.clone()).unwrap_err();
+                let says = e.message.contains(&format!("rank {rank}:")) && e.message.contains("told to");
+                assert!(e.kind == kind && says, "{e}");
+            }
         }
     }
 }

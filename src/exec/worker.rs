@@ -4,6 +4,7 @@ use super::Executor;
 use crate::base::error::panic_text;
 use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, Result, StepId, threads};
+use crate::hal::comm::LocalGroup;
 use crate::plan::{StepOutcome, StepOutput, StepPlan};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +15,10 @@ use std::thread::JoinHandle;
 pub trait StepRunner: Send + std::fmt::Debug {
     fn launch(&mut self, plan: &StepPlan) -> Result<()>;
     fn finish(&mut self) -> Result<StepOutput>;
+    /// Where its ranks meet, if it has several.
+    fn group(&self) -> Option<LocalGroup> {
+        None
+    }
 }
 
 impl StepRunner for crate::runner::ModelRunner {
@@ -40,24 +45,22 @@ pub struct WorkerExecutor {
     landed: Receiver<Result<StepOutput>>,
     depth: usize,
     epoch: u64,
+    group: Option<LocalGroup>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl WorkerExecutor {
     /// Starts the thread `yn-worker-0`. `signal` is notified whenever a step has landed.
     pub fn spawn(runner: Box<dyn StepRunner>, depth: usize, signal: Arc<Signal>) -> Result<Self> {
+        let group = runner.group();
         let (orders, inbox) = bounded(depth);
         // One place more than can be outstanding, for the worker's last words.
         let (outbox, landed) = bounded(depth + 1);
+        let outbox = Outbox { landed: Some(outbox), signal };
         let thread = threads::named("yn-worker-0")
-            .spawn(move || {
-                work(runner, &inbox, &outbox, &signal);
-                // Who waits shall see that nothing comes any more.
-                drop(outbox);
-                signal.notify();
-            })
+            .spawn(move || work(runner, &inbox, &outbox))
             .map_err(|e| Error::io(format!("the worker thread does not start: {e}")))?;
-        Ok(Self { orders: Some(orders), landed, depth, epoch: 0, thread: Some(thread) })
+        Ok(Self { orders: Some(orders), landed, depth, epoch: 0, group, thread: Some(thread) })
     }
 }
 
@@ -88,7 +91,14 @@ impl Executor for WorkerExecutor {
         }
     }
 
+    fn late(&self) -> Vec<usize> {
+        self.group.as_ref().map_or(Vec::new(), LocalGroup::late)
+    }
+
     fn abandon(&mut self) {
+        if let Some(group) = &self.group {
+            group.fail(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
+        }
         self.orders = None;
         self.thread = None;
     }
@@ -112,12 +122,30 @@ impl Drop for WorkerExecutor {
     }
 }
 
-fn work(
-    mut runner: Box<dyn StepRunner>,
-    inbox: &Receiver<Order>,
-    outbox: &Sender<Result<StepOutput>>,
-    signal: &Signal,
-) {
+/// The worker's end of `landed`. However the thread ends, whoever waits is told after the channel has closed.
+#[derive(Debug)]
+struct Outbox {
+    landed: Option<Sender<Result<StepOutput>>>,
+    signal: Arc<Signal>,
+}
+
+impl Outbox {
+    /// False when nobody listens any more.
+    fn send(&self, landed: Result<StepOutput>) -> bool {
+        let sent = self.landed.as_ref().is_some_and(|channel| channel.send(landed).is_ok());
+        self.signal.notify();
+        sent
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.landed = None;
+        self.signal.notify();
+    }
+}
+
+fn work(mut runner: Box<dyn StepRunner>, inbox: &Receiver<Order>, outbox: &Outbox) {
     let mut failed_epoch = None;
     while let Ok(Order { plan, epoch }) = inbox.recv() {
         let landed = if failed_epoch.is_some_and(|failed| epoch <= failed) {
@@ -130,8 +158,7 @@ fn work(
         }
         let over = landed.is_err();
         let sent = outbox.send(landed);
-        signal.notify();
-        if over || sent.is_err() {
+        if over || !sent {
             break;
         }
     }

@@ -1,9 +1,9 @@
 //! How the ranks of one model add up what each of them computed.
 
-use crate::base::{DType, Error, ErrorKind, Result};
+use crate::base::{DType, Error, Result};
 use crate::hal::{Device, HostBuffer, Stream, Tensor};
 use std::fmt::Debug;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 /// One rank's place in a group. Used by the thread that owns the rank's stream.
 pub trait Communicator: Send + Debug {
@@ -12,11 +12,23 @@ pub trait Communicator: Send + Debug {
     fn all_reduce(&self, stream: &dyn Stream, x: &Tensor) -> Result<()>;
 }
 
+/// Ranks as bits.
+type Ranks = u64;
+
 #[derive(Debug, Default)]
 struct Meeting {
-    arrived: usize,
+    /// Who waits for the others.
+    present: Ranks,
+    /// Who has ended its step.
+    left: Ranks,
     round: u64,
     failed: Option<Error>,
+}
+
+impl Meeting {
+    fn fail(&mut self, error: &Error) {
+        self.failed.get_or_insert_with(|| error.clone());
+    }
 }
 
 #[derive(Debug)]
@@ -35,32 +47,74 @@ pub struct LocalGroup {
 }
 
 impl LocalGroup {
+    /// Most ranks of a group.
+    pub const MAX_RANKS: usize = Ranks::BITS as usize;
+
     /// For `ranks` ranks that reduce up to `elements` elements at once.
     pub fn new(ranks: usize, elements: usize) -> Self {
-        let parts = (0..ranks).map(|_| RwLock::new(Vec::with_capacity(elements))).collect();
+        assert!((1..=Self::MAX_RANKS).contains(&ranks), "{ranks} ranks");
+        let parts = (0..ranks).map(|_| RwLock::default()).collect();
         let shared = Shared { meeting: Mutex::default(), changed: Condvar::new(), parts };
         Self { shared: Arc::new(shared), elements }
+    }
+
+    /// Host bytes that each rank takes to meet the others.
+    pub fn rank_bytes(elements: usize) -> usize {
+        2 * elements * DType::F32.size()
     }
 
     /// The place of `rank`, whose tensors are on `device`.
     pub fn join(&self, rank: usize, device: &dyn Device) -> Result<Box<dyn Communicator>> {
         let host = Mutex::new(device.host_buffer(self.elements * DType::F32.size())?);
+        let mut part = self.shared.parts[rank].write().unwrap_or_else(PoisonError::into_inner);
+        part.try_reserve_exact(self.elements).map_err(|_| {
+            Error::no_memory(format!(
+                "cannot allocate {} elements in which rank {rank} meets the others",
+                self.elements
+            ))
+        })?;
+        drop(part);
         Ok(Box::new(LocalRank { shared: Arc::clone(&self.shared), rank, host }))
     }
 
-    /// Wakes and fails every rank that waits or will wait, until [`Self::reset`].
+    /// Wakes and fails every rank that waits or will wait, until [`Self::reset`]. The first failure counts.
     pub fn fail(&self, error: &Error) {
-        let mut meeting = self.shared.lock();
-        meeting.failed.get_or_insert_with(|| error.clone());
+        self.shared.lock().fail(error);
         self.shared.changed.notify_all();
     }
 
-    /// Takes the first failure since the last reset. No rank may be inside a call.
+    /// `rank` meets nobody any more until [`Self::reset`]. It is a failure of all when somebody waits for it, now or later.
+    pub fn leave(&self, rank: usize) {
+        let mut meeting = self.shared.lock();
+        meeting.left |= 1 << rank;
+        if meeting.present != 0 {
+            let error = parted(rank, meeting.present);
+            meeting.fail(&error);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Begins anew and takes the first failure since the last time. No rank may be inside a call.
     pub fn reset(&self) -> Option<Error> {
         let mut meeting = self.shared.lock();
-        meeting.arrived = 0;
+        (meeting.present, meeting.left) = (0, 0);
         meeting.failed.take()
     }
+
+    /// The ranks that others wait for: they neither wait themselves nor have left. Empty when nobody waits or has left.
+    pub fn late(&self) -> Vec<usize> {
+        let meeting = self.shared.lock();
+        let known = meeting.present | meeting.left;
+        let all = 0..self.shared.parts.len();
+        if known == 0 { Vec::new() } else { all.filter(|rank| known & 1 << rank == 0).collect() }
+    }
+}
+
+fn parted(left: usize, waiting: Ranks) -> Error {
+    Error::internal(format!(
+        "rank {left} has ended the step where rank {} waits for it: they do not run the same step",
+        waiting.trailing_zeros()
+    ))
 }
 
 impl Shared {
@@ -69,21 +123,38 @@ impl Shared {
     }
 
     /// Returns once all ranks are here, or an error once one has failed.
-    fn meet(&self) -> Result<()> {
+    fn meet(&self, rank: usize) -> Result<()> {
         let mut meeting = self.lock();
         let round = meeting.round;
-        meeting.arrived += 1;
-        if meeting.arrived == self.parts.len() {
-            meeting.arrived = 0;
+        meeting.present |= 1 << rank;
+        if meeting.left != 0 {
+            let error = parted(meeting.left.trailing_zeros() as usize, 1 << rank);
+            meeting.fail(&error);
+            self.changed.notify_all();
+        } else if meeting.present.count_ones() as usize == self.parts.len() {
+            meeting.present = 0;
             meeting.round += 1;
             self.changed.notify_all();
         }
         let waits = |m: &mut Meeting| m.round == round && m.failed.is_none();
         let meeting = self.changed.wait_while(meeting, waits).unwrap_or_else(PoisonError::into_inner);
         match &meeting.failed {
-            Some(e) => Err(Error::new(ErrorKind::Device, format!("another rank failed: {e}"))),
+            Some(e) => Err(e.clone().within("another rank failed")),
             None => Ok(()),
         }
+    }
+
+    /// Whether all ranks have brought equally much; if not it is a failure of all.
+    fn check_parts(&self, parts: &[RwLockReadGuard<'_, Vec<f32>>]) -> Result<()> {
+        let first = parts[0].len();
+        let Some(odd) = parts.iter().position(|part| part.len() != first) else { return Ok(()) };
+        let error = Error::internal(format!(
+            "rank {odd} adds {} values to the {first} of rank 0: they do not run the same step",
+            parts[odd].len()
+        ));
+        self.lock().fail(&error);
+        self.changed.notify_all();
+        Err(error)
     }
 }
 
@@ -106,9 +177,10 @@ impl Communicator for LocalRank {
             let words = host.bytes()[..x.bytes()].chunks_exact(4);
             part.extend(words.map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
         }
-        self.shared.meet()?;
+        self.shared.meet(self.rank)?;
         let parts = self.shared.parts.iter().map(|p| p.read().unwrap_or_else(PoisonError::into_inner));
         let parts: Vec<_> = parts.collect();
+        self.shared.check_parts(&parts)?;
         for (i, place) in host.bytes_mut()[..x.bytes()].chunks_exact_mut(4).enumerate() {
             let sum = parts[1..].iter().fold(parts[0][i], |sum, part| sum + part[i]);
             place.copy_from_slice(&sum.to_ne_bytes());
@@ -117,6 +189,6 @@ impl Communicator for LocalRank {
         stream.upload(x, host.as_ref())?;
         stream.record()?.wait()?;
         // Nobody may bring the next part before all have read this one.
-        self.shared.meet()
+        self.shared.meet(self.rank)
     }
 }

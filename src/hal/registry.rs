@@ -60,6 +60,11 @@ pub fn open(name: &str, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
     }
 }
 
+/// Opens the host processor, which is always there.
+pub fn open_host(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
+    cpu::open(options)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -214,7 +214,6 @@ impl Loader<'_> {
         }
         if cols.take.start > 0 {
             // The ranks' products are added up; the first brings the bias.
-            self.advance(weight.rows() * DType::F32.size())?;
             return Ok(Linear { weight, bias: None });
         }
         let biases: Vec<_> = parts.iter().map(|part| Part { name: bias_name(&part.name), ..part.clone() }).collect();

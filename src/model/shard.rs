@@ -63,7 +63,10 @@ impl Shard {
         info.spec.heads /= self.ranks;
         info.spec.kv_heads = (info.spec.kv_heads / self.ranks).max(1);
         info.spec.intermediate_size /= self.ranks;
-        let (matrices, vectors) = info.spec.weight_elements();
+        let (matrices, mut vectors) = info.spec.weight_elements();
+        if self.rank > 0 {
+            vectors -= info.spec.summed_bias_elements();
+        }
         info.weight_bytes = matrices * info.dtype.size() + vectors * DType::F32.size();
         info
     }

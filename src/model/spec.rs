@@ -104,6 +104,12 @@ impl DecoderSpec {
             + when(self.biases.mlp, 2 * inner + hidden);
         (matrices, self.layers.len() * (2 * hidden + vectors) + hidden)
     }
+
+    /// Elements of the biases behind products whose columns ranks share: one rank brings them for all.
+    pub fn summed_bias_elements(&self) -> usize {
+        let there = usize::from(self.biases.output) + usize::from(self.biases.mlp);
+        self.layers.len() * there * self.hidden_size
+    }
 }
 
 /// Where a family keeps its weights. Names of a layer's parts follow `layer` (with `{}` for the index). The parts of a

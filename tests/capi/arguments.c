@@ -45,7 +45,7 @@ static void configs(void) {
       {"{\"model\": \"mock:words\", \"block_size\": 17}", YN_E_INVALID, "block_size"},
       {"{\"model\": \"mock:words\", \"pipeline_depth\": 9}", YN_E_INVALID, "pipeline_depth"},
       {"{\"model\": \"mock:words\", \"device\": \"toaster\"}", YN_E_INVALID, "device"},
-      {"{\"model\": \"mock:words\", \"tensor_parallel_size\": 2}", YN_E_UNSUPPORTED, "tensor_parallel_size"},
+      {"{\"model\": \"mock:words,fault_rank=2\", \"tensor_parallel_size\": 2}", YN_E_INVALID, "fault_rank"},
       {"{\"model\": \"mock:words\", \"kv_tiers\": []}", YN_E_UNSUPPORTED, "kv_tiers"},
       {"{\"model\": \"mock:words\", \"device\": \"cpu:1\"}", YN_E_INVALID, "device"},
   };

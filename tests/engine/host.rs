@@ -32,6 +32,7 @@ pub(crate) struct Answer {
     pub(crate) tokens: Vec<Token>,
     pub(crate) finish: Option<FinishReason>,
     pub(crate) error: Option<ErrorKind>,
+    pub(crate) cause: String,
     pub(crate) cached_tokens: u32,
     pub(crate) completion_tokens: u32,
 }
@@ -79,6 +80,7 @@ impl RecordSink for Reader {
                 assert_eq!(answer.finish, None, "a second Done");
                 answer.finish = Some(done.finish);
                 answer.error = done.error.as_ref().map(|e| e.kind);
+                answer.cause = done.error.as_ref().map_or(String::new(), |e| e.message.clone());
                 answer.cached_tokens = done.cached_tokens;
                 answer.completion_tokens = done.completion_tokens;
                 self.done += 1;

@@ -3,6 +3,7 @@
 mod host;
 mod logprobs;
 mod modes;
+mod ranks;
 
 use host::{Answer, Host};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use yinian::plan::FinishReason;
 const PROMPTS: [&str; 4] =
     ["one", "the quick brown fox jumps over the lazy dog", "the quick brown fox walks home", "x"];
 
-fn requests(host: &Host, n: usize, max_tokens: u32) -> Vec<Submission> {
+pub(crate) fn requests(host: &Host, n: usize, max_tokens: u32) -> Vec<Submission> {
     (0..n).map(|i| host.request(&format!("{} {}", PROMPTS[i % 4], i / 4), max_tokens)).collect()
 }
 
@@ -22,7 +23,7 @@ fn without_cache_hits(mut answers: Vec<Answer>) -> Vec<Answer> {
     answers
 }
 
-fn answers_of(config: &str) -> Vec<Answer> {
+pub(crate) fn answers_of(config: &str) -> Vec<Answer> {
     let mut host = Host::new(config);
     let requests = requests(&host, 40, 50);
     let answers = host.serve(requests);
@@ -156,7 +157,8 @@ fn an_unread_request_is_overrun_and_hurts_nobody() {
     host.assert_idle();
 }
 
-fn assert_fails(config: &str, kind: ErrorKind, says: &str) {
+/// A fault that no step can be run after: every request ends with its cause, the engine is freed at once, the host lives.
+pub(crate) fn assert_fails(config: &str, kind: ErrorKind, says: &str) {
     let mut host = Host::new(config);
     let own = std::sync::Arc::clone(&host.queue);
     for request in requests(&host, 8, 1000) {
@@ -171,15 +173,19 @@ fn assert_fails(config: &str, kind: ErrorKind, says: &str) {
     let refused = host.engine.submit(host.request("late", 1)).unwrap_err();
     assert!(refused.kind == kind && refused.message.contains(says), "{refused}");
     assert!(host.engine.info()["error"].as_str().unwrap().contains(says));
+    let from = Instant::now();
     host.engine.close();
+    assert!(from.elapsed() < Duration::from_secs(5), "{config}: close took {:?}", from.elapsed());
     while own.poll(Some(Duration::from_secs(20)), &mut host.reader).is_ok() {}
     assert!(host.reader.done > 0);
     for answer in host.reader.answers.values() {
         assert_eq!((answer.finish, answer.error), (Some(FinishReason::Error), Some(kind)), "{config}");
+        assert!(answer.cause.contains(says), "{config}: {:?}", answer.cause);
     }
     let (state, _, error) = *host.reader.states.last().unwrap();
     assert_eq!((state, error), (State::Failed, Some(kind)));
-    assert_eq!(host.engine.stats().waiting + host.engine.stats().running, 0);
+    let s = host.engine.stats();
+    assert_eq!((s.waiting, s.running, s.blocks_free), (0, 0, s.blocks_total), "{config}");
 }
 
 #[test]
