@@ -3,6 +3,7 @@
 use super::deep::on_deep_stack;
 use super::{date, json, syntax, values};
 use crate::base::config::nearest;
+use crate::base::error::clipped;
 use crate::base::{Error, Result};
 use minijinja::value::{Kwargs, Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind as JinjaErrorKind, State};
@@ -83,6 +84,12 @@ impl ChatTemplate {
                     if let Some(key) = more.keys().find(|k| k.starts_with(values::RESERVED)) {
                         return Err(Error::invalid(format!("chat_template_kwargs key {key:?} is reserved")));
                     }
+                    // Else it would replace what was checked, or not, by the order of the keys.
+                    if let Some(key) = more.keys().find(|k| KEYS.contains(&k.as_str())) {
+                        return Err(Error::invalid(format!(
+                            "chat_template_kwargs key {key:?} is a key of the chat itself; put it beside \"messages\""
+                        )));
+                    }
                     variables.extend(more.clone());
                 }
                 ("chat_template_kwargs", _) => return Err(Error::invalid("chat_template_kwargs is not an object")),
@@ -90,10 +97,19 @@ impl ChatTemplate {
                 ("continue_final_message", _) => {
                     return Err(Error::unsupported("chat key \"continue_final_message\" is not supported"));
                 }
-                ("add_generation_prompt", Value::Bool(_)) | ("messages" | "tools" | "documents" | "date_string", _) => {
-                    variables.insert(key.clone(), value.clone());
+                ("add_generation_prompt", Value::Bool(_))
+                | ("messages", _)
+                | ("tools" | "documents", Value::Array(_) | Value::Null)
+                | ("date_string", Value::String(_)) => drop(variables.insert(key.clone(), value.clone())),
+                _ => {
+                    let expected = match key.as_str() {
+                        "add_generation_prompt" => "true or false",
+                        "date_string" => "a string",
+                        _ => "an array or null",
+                    };
+                    let value = clipped(&value.to_string(), 100).into_owned();
+                    return Err(Error::invalid(format!("chat key {key:?} is {value}; expected {expected}")));
                 }
-                _ => return Err(Error::invalid(format!("chat key {key:?} is {value}; expected true or false"))),
             }
         }
         Ok(variables)
@@ -229,6 +245,9 @@ mod tests {
             ("x", json!({"messages": [{"content": "a"}]}), "messages[0]"),
             ("x", json!([]), "object"),
             ("x", json!({"messages": [{"role": "user"}], "add_generation_prompt": 1}), "add_generation_prompt"),
+            ("x", json!({"messages": [{"role": "user"}], "tools": {"a": 1}}), "expected an array or null"),
+            ("x", json!({"messages": [{"role": "user"}], "date_string": null}), "expected a string"),
+            ("x", json!({"messages": [{"role": "user"}], "chat_template_kwargs": {"messages": []}}), "beside"),
         ] {
             let e = render(source, &chat).unwrap_err().message;
             assert!(e.contains(part), "{source}: {e}");
