@@ -34,6 +34,10 @@ struct Program {
 
 impl Program {
     fn build(source: &str) -> Self {
+        Self::compile(source, &["-lyinian"])
+    }
+
+    fn compile(source: &str, libraries: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in ["libyinian.so", "libyinian.so.0.1"] {
             std::os::unix::fs::symlink(library(), dir.path().join(name)).unwrap();
@@ -56,7 +60,8 @@ impl Program {
             .arg(root().join("include"))
             .arg("-L")
             .arg(dir.path())
-            .args(["-Wl,-rpath,$ORIGIN", "-lyinian"]));
+            .arg("-Wl,-rpath,$ORIGIN")
+            .args(libraries));
         Self { dir }
     }
 
@@ -138,6 +143,27 @@ fn faults() {
 #[test]
 fn hazards_of_hosts() {
     Program::build("tests/capi/hazards.c").run(&[&demo_model()]);
+}
+
+#[test]
+fn loading_and_endings() {
+    let program = Program::compile("tests/capi/loader.c", &["-ldl"]);
+    let library = library().display().to_string();
+    for (ending, said) in [
+        ("close", "stays\nclosed\nturns\n"),
+        ("early handler", "freed\n"),
+        ("late handler", "freed\n"),
+        ("used", "used\n"),
+        ("destructor", "destroyed\n"),
+        ("return", "returned\n"),
+        ("exit", "exited\n"),
+        ("_exit", "exited\n"),
+        ("thread", "exited\n"),
+        ("main ends", "outlived main\n"),
+        ("fork", "forked\n"),
+    ] {
+        assert_eq!(program.run(&[&library, ending]), said, "{ending}");
+    }
 }
 
 #[test]
