@@ -1,0 +1,108 @@
+// rms_norm and add_rms_norm: `out = x / sqrt(mean(x^2) + eps) * weight` for each row; with a residual, `residual += x`
+// comes first and the sum, as the residual keeps it, is normed.
+// out, x, residual: act [rows, cols]; weight: f32 [cols]; sums in f32. Bound by memory: each number is read and written once.
+//
+// A block has a row, a thread up to 4 vectors of 8 numbers in registers. The order of a sum depends on `cols` alone, so a
+// row's bits do not depend on the rows beside it. Rows that are not whole vectors, or longer than 32768, are read twice.
+// Instances: 3 act dtypes x with and without a residual.
+#include "common.cuh"
+
+struct NormParams {
+  uint64_t out;
+  uint64_t x;
+  uint64_t residual;
+  uint64_t weight;
+  uint32_t cols;
+  uint32_t vectors;  // cols / 8, or 0 for the plain path
+  float eps;
+  uint32_t unused;
+};
+static_assert(sizeof(NormParams) == 48, "mirrored in src/hal/cuda/ops/norm.rs");
+
+constexpr int VECTORS = 4;
+
+template <typename T, bool ADD>
+__device__ __forceinline__ void norm_vectors(const NormParams& p, float* scratch) {
+  const uint64_t row = uint64_t(blockIdx.x) * p.cols;
+  T* out = at<T>(p.out) + row;
+  const T* x = at<T>(p.x) + row;
+  T* residual = ADD ? at<T>(p.residual) + row : nullptr;
+  const float* weight = at<float>(p.weight);
+  float v[VECTORS][8];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    const uint32_t n = threadIdx.x + i * blockDim.x;
+    if (n >= p.vectors) break;
+    load8(x + 8 * n, v[i]);
+    if (ADD) {
+      float r[8];
+      load8(residual + 8 * n, r);
+#pragma unroll
+      for (int j = 0; j < 8; j++) v[i][j] = widen(narrowed<T>(r[j] + v[i][j]));
+      store8(residual + 8 * n, v[i]);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++) sum = fmaf(v[i][j], v[i][j], sum);
+  }
+  sum = reduce_block(sum, 0.0f, scratch, Add());
+  const float scale = 1.0f / sqrtf(sum / float(p.cols) + p.eps);
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    const uint32_t n = threadIdx.x + i * blockDim.x;
+    if (n >= p.vectors) break;
+    float w[8];
+    load8(weight + 8 * n, w);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[i][j] = v[i][j] * scale * w[j];
+    store8(out + 8 * n, v[i]);
+  }
+}
+
+template <typename T, bool ADD>
+__device__ __forceinline__ void norm_plain(const NormParams& p, float* scratch) {
+  const uint64_t row = uint64_t(blockIdx.x) * p.cols;
+  T* out = at<T>(p.out) + row;
+  const T* x = at<T>(p.x) + row;
+  T* residual = ADD ? at<T>(p.residual) + row : nullptr;
+  const float* weight = at<float>(p.weight);
+  float sum = 0;
+  for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
+    float v = widen(x[i]);
+    if (ADD) {
+      residual[i] = narrowed<T>(widen(residual[i]) + v);
+      v = widen(residual[i]);
+    }
+    sum = fmaf(v, v, sum);
+  }
+  sum = reduce_block(sum, 0.0f, scratch, Add());
+  const float scale = 1.0f / sqrtf(sum / float(p.cols) + p.eps);
+  const T* from = ADD ? residual : x;
+  for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
+    out[i] = narrowed<T>(widen(from[i]) * scale * weight[i]);
+  }
+}
+
+template <typename T, bool ADD>
+__device__ __forceinline__ void norm(const NormParams& p) {
+  __shared__ float scratch[32];
+  if (p.vectors != 0) {
+    norm_vectors<T, ADD>(p, scratch);
+  } else {
+    norm_plain<T, ADD>(p, scratch);
+  }
+}
+
+#define YN_NORM(NAME, T)                                                                          \
+  extern "C" __global__ void __launch_bounds__(1024)                                              \
+      yn_rms_norm_##NAME(const __grid_constant__ NormParams p) {                                  \
+    norm<T, false>(p);                                                                            \
+  }                                                                                               \
+  extern "C" __global__ void __launch_bounds__(1024)                                              \
+      yn_add_rms_norm_##NAME(const __grid_constant__ NormParams p) {                              \
+    norm<T, true>(p);                                                                             \
+  }
+
+YN_NORM(f32, float)
+YN_NORM(f16, f16)
+YN_NORM(bf16, bf16)

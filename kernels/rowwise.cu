@@ -1,0 +1,162 @@
+// Ops that treat each number or row alone, all bound by memory:
+// embed:       out[t] = table[ids[t]] * scale; an id below 0 is the last token of sampler row -id - 1.
+//              out: act [T, cols]; table: any weight dtype [rows, cols]; ids: i32 [T]; state: i32 [R, state_cols].
+// act_mul:     out = activation(gate) * up; out: act [T, cols]; gate_up: act [T, 2 cols], gate first.
+// soft_cap:    x = cap * tanh(x / cap), in place; x: f32 [n].
+// gather_rows: out[s] = x[index[s]]; rows of `row_bytes`.
+//
+// A thread has eight numbers (sixteen bytes of a gather), or as many single ones where rows are not whole vectors. Exact to
+// the last bits of f32: no fast exponentials here.
+// Instances: embed 3 act x 3 table dtypes, act_mul 3 act dtypes x 2 activations, gather_rows by 16 and by 2 bytes.
+#include "common.cuh"
+
+constexpr uint32_t BLOCK = 128;
+
+struct EmbedParams {
+  uint64_t out;
+  uint64_t table;
+  uint64_t ids;
+  uint64_t state;
+  uint64_t fault;
+  uint32_t cols;
+  uint32_t table_rows;
+  uint32_t state_rows;
+  uint32_t state_cols;
+  uint32_t last_token;  // column of `state`
+  float scale;
+  uint32_t vectors;  // rows are whole vectors
+  uint32_t unused;
+};
+static_assert(sizeof(EmbedParams) == 72, "mirrored in src/hal/cuda/ops/rowwise.rs");
+
+// Grid: a row of blocks for each token, 8 * BLOCK columns a block.
+template <typename T, typename W>
+__device__ __forceinline__ void embed(const EmbedParams& p) {
+  const uint32_t t = blockIdx.x;
+  int id = at<int>(p.ids)[t];
+  if (id < 0) {
+    const uint32_t row = uint32_t(-(id + 1));
+    id = row < p.state_rows ? at<int>(p.state)[uint64_t(row) * p.state_cols + p.last_token] : -1;
+  }
+  const bool known = uint32_t(id) < p.table_rows;
+  if (!known && blockIdx.y == 0 && threadIdx.x == 0) fault(p.fault, EMBED_ID, t, uint32_t(id));
+  const W* from = at<W>(p.table) + uint64_t(known ? id : 0) * p.cols;
+  T* out = at<T>(p.out) + uint64_t(t) * p.cols;
+  const float scale = known ? p.scale : 0.0f;
+  if (p.vectors) {
+    const uint32_t i = 8 * (blockIdx.y * BLOCK + threadIdx.x);
+    if (i >= p.cols) return;
+    float x[8];
+    load8(from + i, x);
+#pragma unroll
+    for (int j = 0; j < 8; j++) x[j] *= scale;
+    store8(out + i, x);
+  } else {
+    const uint32_t first = 8 * blockIdx.y * BLOCK;
+    for (uint32_t i = first + threadIdx.x; i < min(first + 8 * BLOCK, p.cols); i += BLOCK) {
+      out[i] = narrowed<T>(widen(from[i]) * scale);
+    }
+  }
+}
+
+struct ActMulParams {
+  uint64_t out;
+  uint64_t gate_up;
+  uint32_t cols;
+  uint32_t vectors;
+};
+static_assert(sizeof(ActMulParams) == 24, "mirrored in src/hal/cuda/ops/rowwise.rs");
+
+struct Silu {
+  __device__ __forceinline__ float operator()(float g) const { return g / (1.0f + expf(-g)); }
+};
+struct GeluTanh {
+  // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) with u = sqrt(2 / pi) * (g + 0.044715 g^3).
+  __device__ __forceinline__ float operator()(float g) const {
+    return g / (1.0f + expf(-1.5957691216057308f * (g + 0.044715f * (g * g * g))));
+  }
+};
+
+template <typename T, typename Act>
+__device__ __forceinline__ void act_mul(const ActMulParams& p) {
+  const Act act;
+  const T* gate = at<T>(p.gate_up) + 2 * uint64_t(blockIdx.x) * p.cols;
+  const T* up = gate + p.cols;
+  T* out = at<T>(p.out) + uint64_t(blockIdx.x) * p.cols;
+  if (p.vectors) {
+    const uint32_t i = 8 * (blockIdx.y * BLOCK + threadIdx.x);
+    if (i >= p.cols) return;
+    float g[8], u[8];
+    load8(gate + i, g);
+    load8(up + i, u);
+#pragma unroll
+    for (int j = 0; j < 8; j++) g[j] = act(g[j]) * u[j];
+    store8(out + i, g);
+  } else {
+    const uint32_t first = 8 * blockIdx.y * BLOCK;
+    for (uint32_t i = first + threadIdx.x; i < min(first + 8 * BLOCK, p.cols); i += BLOCK) {
+      out[i] = narrowed<T>(act(widen(gate[i])) * widen(up[i]));
+    }
+  }
+}
+
+struct SoftCapParams {
+  uint64_t x;
+  uint64_t n;
+  float cap;
+  uint32_t unused;
+};
+static_assert(sizeof(SoftCapParams) == 24, "mirrored in src/hal/cuda/ops/rowwise.rs");
+
+extern "C" __global__ void yn_soft_cap(const __grid_constant__ SoftCapParams p) {
+  const uint64_t first = 8 * uint64_t(BLOCK) * blockIdx.x;
+  float* x = at<float>(p.x);
+#pragma unroll
+  for (uint32_t j = 0; j < 8; j++) {
+    const uint64_t i = first + j * BLOCK + threadIdx.x;
+    if (i < p.n) x[i] = p.cap * tanhf(x[i] / p.cap);
+  }
+}
+
+struct GatherParams {
+  uint64_t out;
+  uint64_t x;
+  uint64_t index;
+  uint64_t fault;
+  uint32_t row_units;  // of 16 or 2 bytes
+  uint32_t rows;       // of x
+};
+static_assert(sizeof(GatherParams) == 40, "mirrored in src/hal/cuda/ops/rowwise.rs");
+
+template <typename Unit>
+__device__ __forceinline__ void gather(const GatherParams& p) {
+  const uint32_t s = blockIdx.x;
+  const int from = at<int>(p.index)[s];
+  if (uint32_t(from) >= p.rows) {
+    if (blockIdx.y == 0 && threadIdx.x == 0) fault(p.fault, GATHER_INDEX, s, uint32_t(from));
+    return;
+  }
+  const Unit* x = at<Unit>(p.x) + uint64_t(from) * p.row_units;
+  Unit* out = at<Unit>(p.out) + uint64_t(s) * p.row_units;
+  for (uint32_t i = blockIdx.y * BLOCK + threadIdx.x; i < p.row_units; i += gridDim.y * BLOCK) out[i] = x[i];
+}
+
+extern "C" __global__ void yn_gather_rows_16(const __grid_constant__ GatherParams p) { gather<uint4>(p); }
+extern "C" __global__ void yn_gather_rows_2(const __grid_constant__ GatherParams p) { gather<uint16_t>(p); }
+
+#define YN_EMBED(A, TA, W, TW) \
+  extern "C" __global__ void yn_embed_##A##_##W(const __grid_constant__ EmbedParams p) { embed<TA, TW>(p); }
+#define YN_ROWWISE(A, TA)                                                                               \
+  YN_EMBED(A, TA, f32, float)                                                                           \
+  YN_EMBED(A, TA, f16, f16)                                                                             \
+  YN_EMBED(A, TA, bf16, bf16)                                                                           \
+  extern "C" __global__ void yn_silu_mul_##A(const __grid_constant__ ActMulParams p) {                  \
+    act_mul<TA, Silu>(p);                                                                               \
+  }                                                                                                     \
+  extern "C" __global__ void yn_gelu_mul_##A(const __grid_constant__ ActMulParams p) {                  \
+    act_mul<TA, GeluTanh>(p);                                                                           \
+  }
+
+YN_ROWWISE(f32, float)
+YN_ROWWISE(f16, f16)
+YN_ROWWISE(bf16, bf16)
