@@ -145,7 +145,7 @@ extern "C" __global__ void yn_gather_rows_16(const __grid_constant__ GatherParam
 extern "C" __global__ void yn_gather_rows_2(const __grid_constant__ GatherParams p) { gather<uint16_t>(p); }
 
 #define YN_EMBED(A, TA, W, TW) \
-  extern "C" __global__ void yn_embed_##A##_##W(const __grid_constant__ EmbedParams p) { embed<TA, TW>(p); }
+  extern "C" __global__ void yn_embed_##W##_##A(const __grid_constant__ EmbedParams p) { embed<TA, TW>(p); }
 #define YN_ROWWISE(A, TA)                                                                               \
   YN_EMBED(A, TA, f32, float)                                                                           \
   YN_EMBED(A, TA, f16, f16)                                                                             \

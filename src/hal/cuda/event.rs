@@ -1,6 +1,7 @@
 //! Points on a stream.
 
 use super::driver::{Context, check};
+use super::ops::fault::Faults;
 use crate::base::Result;
 use crate::hal::Event;
 use cudarc::driver::sys::{self, CUresult};
@@ -11,6 +12,8 @@ use std::sync::Arc;
 pub(super) struct CudaEvent {
     raw: sys::CUevent,
     context: Arc<Context>,
+    /// Of the stream.
+    faults: Arc<Faults>,
 }
 
 // SAFETY: the driver's events may be used from any thread.
@@ -18,14 +21,14 @@ unsafe impl Send for CudaEvent {}
 
 impl CudaEvent {
     /// Records a new event on `stream`.
-    pub(super) fn record(context: &Arc<Context>, stream: sys::CUstream) -> Result<Self> {
+    pub(super) fn record(context: &Arc<Context>, stream: sys::CUstream, faults: &Arc<Faults>) -> Result<Self> {
         use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
         context.bind()?;
         let mut raw = null_mut();
         let flags = CU_EVENT_BLOCKING_SYNC as u32 | CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: `raw` is writable.
         check(unsafe { sys::cuEventCreate(&raw mut raw, flags) }, "cuEventCreate")?;
-        let event = Self { raw, context: Arc::clone(context) };
+        let event = Self { raw, context: Arc::clone(context), faults: Arc::clone(faults) };
         // SAFETY: a live event and a live stream of one context.
         check(unsafe { sys::cuEventRecord(raw, stream) }, "cuEventRecord")?;
         Ok(event)
@@ -45,7 +48,8 @@ impl Event for CudaEvent {
     fn wait(&self) -> Result<()> {
         self.context.bind()?;
         // SAFETY: a live event.
-        check(unsafe { sys::cuEventSynchronize(self.raw) }, "a step on the device")
+        check(unsafe { sys::cuEventSynchronize(self.raw) }, "a step on the device")?;
+        self.faults.check()
     }
 }
 

@@ -5,6 +5,7 @@ use super::blas::{Blas, Product};
 use super::driver::{Kernel, check};
 use super::event::CudaEvent;
 use super::memory::{CudaMatrix, DeviceMemory};
+use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
@@ -24,6 +25,7 @@ pub(super) struct CudaStream {
     workspace: DeviceMemory,
     /// Biases in the dtype of a product's output.
     bias: DeviceMemory,
+    faults: Arc<Faults>,
     device: Arc<CudaDevice>,
 }
 
@@ -37,6 +39,7 @@ impl CudaStream {
     pub(super) fn new(device: Arc<CudaDevice>) -> Result<Self> {
         let workspace = DeviceMemory::new(&device.context, WORKSPACE_BYTES)?;
         let bias = DeviceMemory::new(&device.context, MAX_BIAS * DType::F32.size())?;
+        let faults = Arc::new(Faults::new(&device.context)?);
         let entered = device.context.enter()?;
         let mut raw = null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -45,7 +48,7 @@ impl CudaStream {
         let blas = Blas::new();
         drop(entered);
         match blas {
-            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, device }),
+            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, device }),
             Err(e) => {
                 // SAFETY: created above, destroyed once.
                 let _ = unsafe { sys::cuStreamDestroy_v2(raw) };
@@ -89,6 +92,11 @@ impl CudaStream {
 
     pub(super) fn sm_count(&self) -> u32 {
         self.device.sm_count
+    }
+
+    /// Where kernels say what is wrong with their inputs.
+    pub(super) fn fault_word(&self) -> u64 {
+        self.faults.addr()
     }
 
     /// Address and bytes of the scratch memory. Ops run one after the other, so each has it whole.
@@ -198,6 +206,6 @@ impl Stream for CudaStream {
     }
 
     fn record(&self) -> Result<Box<dyn Event>> {
-        Ok(Box::new(CudaEvent::record(&self.device.context, self.raw)?))
+        Ok(Box::new(CudaEvent::record(&self.device.context, self.raw, &self.faults)?))
     }
 }

@@ -1,52 +1,127 @@
-//! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`] but `linear`.
+//! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`] but `linear`. Shapes are asserted
+//! here; what only the device can see (an id beyond its table, a NaN) comes back through [`fault`].
 
-use super::driver::Modules;
+pub(super) mod fault;
+mod norm;
+mod rope;
+mod rowwise;
+mod sample;
+
+pub(super) use norm::{add_rms_norm, rms_norm};
+pub(super) use rope::rope_write_kv;
+pub(super) use rowwise::{act_mul, embed, gather_rows, soft_cap};
+pub(super) use sample::{logprobs, sample};
+
+use super::driver::{Kernel, Modules};
 use super::stream::CudaStream;
-use crate::base::{Error, Result};
-use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
-use crate::hal::{Matrix, Tensor};
+use crate::base::{DType, Error, Result};
+use crate::hal::Tensor;
+use crate::hal::ops::PagedAttention;
+
+/// Numbers that a thread loads at once.
+const VECTOR: usize = 8;
 
 /// Handles of all kernels.
 #[derive(Debug)]
-pub(super) struct Kernels {}
+pub(super) struct Kernels {
+    norm: norm::Kernels,
+    rowwise: rowwise::Kernels,
+    rope: rope::Kernels,
+    sample: sample::Kernels,
+}
 
 impl Kernels {
-    pub(super) fn load(_: &Modules) -> Result<Self> {
-        Err(unbuilt())
+    pub(super) fn load(modules: &Modules) -> Result<Self> {
+        Ok(Self {
+            norm: norm::Kernels::load(modules)?,
+            rowwise: rowwise::Kernels::load(modules)?,
+            rope: rope::Kernels::load(modules)?,
+            sample: sample::Kernels::load(modules)?,
+        })
     }
 }
 
-fn unbuilt() -> Error {
-    Error::unsupported("the CUDA backend of this build has no decoder kernels; use \"cpu\" or \"auto\"")
+/// Dtypes of activations, in the order of [`Family`].
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+
+fn short_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::F16 => "f16",
+        DType::Bf16 => "bf16",
+        DType::I32 | DType::U8 => panic!("{dtype} is no dtype of activations"),
+    }
 }
 
-pub(super) fn embed(_: &CudaStream, _: &Tensor, _: &Matrix, _: &Tensor, _: &Tensor, _: f32) -> Result<()> {
-    Err(unbuilt())
+fn index_of(dtype: DType) -> usize {
+    FLOATS.iter().position(|d| *d == dtype).unwrap_or_else(|| panic!("{dtype} is no dtype of activations"))
 }
-pub(super) fn rms_norm(_: &CudaStream, _: &Tensor, _: &Tensor, _: &Tensor, _: f32) -> Result<()> {
-    Err(unbuilt())
+
+/// One kernel for each dtype of activations.
+#[derive(Debug)]
+struct Family([Kernel; 3]);
+
+impl Family {
+    /// The kernels `{name}_f32` and so on of an image.
+    fn load(modules: &Modules, image: &str, name: &str) -> Result<Self> {
+        let kernel = |dtype| modules.kernel(image, &format!("{name}_{}", short_name(dtype)));
+        Ok(Self([kernel(FLOATS[0])?, kernel(FLOATS[1])?, kernel(FLOATS[2])?]))
+    }
+
+    fn of(&self, dtype: DType) -> &Kernel {
+        &self.0[index_of(dtype)]
+    }
 }
-pub(super) fn add_rms_norm(_: &CudaStream, _: &Tensor, _: &Tensor, _: &Tensor, _: &Tensor, _: f32) -> Result<()> {
-    Err(unbuilt())
+
+/// One kernel for each pair of dtypes of activations and of the cache: equal ones, and any cache under F32 activations.
+#[derive(Debug)]
+struct KvFamily([Kernel; 5]);
+
+const KV_PAIRS: [(DType, DType); 5] = [
+    (DType::F32, DType::F32),
+    (DType::F32, DType::F16),
+    (DType::F32, DType::Bf16),
+    (DType::F16, DType::F16),
+    (DType::Bf16, DType::Bf16),
+];
+
+impl KvFamily {
+    /// The kernels `{name}_{act}_{kv}` of an image, launched with up to `shared_bytes` of dynamic shared memory.
+    fn load(modules: &Modules, image: &str, name: &str, shared_bytes: u32) -> Result<Self> {
+        let kernel = |(act, kv)| {
+            let name = format!("{name}_{}_{}", short_name(act), short_name(kv));
+            modules.kernel_with_shared(image, &name, shared_bytes)
+        };
+        let [a, b, c, d, e] = KV_PAIRS.map(kernel);
+        Ok(Self([a?, b?, c?, d?, e?]))
+    }
+
+    fn of(&self, act: DType, kv: DType) -> Result<&Kernel> {
+        let index = KV_PAIRS.iter().position(|pair| *pair == (act, kv));
+        index.map(|i| &self.0[i]).ok_or_else(|| {
+            Error::unsupported(format!("a KV cache of {kv} under activations of {act}; on CUDA it is {act} as well"))
+        })
+    }
 }
-pub(super) fn rope_write_kv(_: &CudaStream, _: &RopeWriteKv<'_>) -> Result<()> {
-    Err(unbuilt())
+
+/// Whether rows of `cols` numbers are whole vectors, in all of these tensors.
+fn whole_vectors(cols: usize, tensors: &[&Tensor]) -> bool {
+    cols.is_multiple_of(VECTOR) && tensors.iter().all(|t| t.addr().is_multiple_of(16))
 }
+
+fn shape(tensor: &Tensor) -> (usize, usize) {
+    (tensor.rows(), tensor.cols())
+}
+
+/// Sizes of tensors are far below this; what overflows is a mistake of the engine.
+fn small(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or_else(|_| panic!("a size of {n} on the device"))
+}
+
+fn assert_ints(what: &str, tensors: &[&Tensor]) {
+    assert!(tensors.iter().all(|t| t.dtype() == DType::I32), "dtypes of {what}");
+}
+
 pub(super) fn paged_attention(_: &CudaStream, _: &PagedAttention<'_>) -> Result<()> {
-    Err(unbuilt())
-}
-pub(super) fn act_mul(_: &CudaStream, _: &Tensor, _: &Tensor, _: Activation) -> Result<()> {
-    Err(unbuilt())
-}
-pub(super) fn soft_cap(_: &CudaStream, _: &Tensor, _: f32) -> Result<()> {
-    Err(unbuilt())
-}
-pub(super) fn gather_rows(_: &CudaStream, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<()> {
-    Err(unbuilt())
-}
-pub(super) fn sample(_: &CudaStream, _: &Sample<'_>) -> Result<()> {
-    Err(unbuilt())
-}
-pub(super) fn logprobs(_: &CudaStream, _: &Logprobs<'_>) -> Result<()> {
-    Err(unbuilt())
+    Err(Error::unsupported("attention on CUDA is not in this build; use \"cpu\""))
 }

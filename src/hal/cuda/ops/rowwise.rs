@@ -1,0 +1,188 @@
+//! `embed`, `act_mul`, `soft_cap` and `gather_rows`.
+
+use super::{FLOATS, Family, VECTOR, assert_ints, index_of, shape, short_name, small, whole_vectors};
+use crate::base::{DType, Result};
+use crate::hal::cuda::driver::{Kernel, Modules};
+use crate::hal::cuda::memory::CudaMatrix;
+use crate::hal::cuda::stream::CudaStream;
+use crate::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};
+use crate::hal::{Matrix, MatrixStorage, Tensor};
+
+/// Threads of a block, as in the kernels.
+const BLOCK: u32 = 128;
+/// Columns of a block.
+const COLUMNS: usize = VECTOR * BLOCK as usize;
+
+#[derive(Debug)]
+pub(super) struct Kernels {
+    /// By the dtype of the table.
+    embed: [Family; 3],
+    silu: Family,
+    gelu: Family,
+    soft_cap: Kernel,
+    gather_16: Kernel,
+    gather_2: Kernel,
+}
+
+impl Kernels {
+    pub(super) fn load(modules: &Modules) -> Result<Self> {
+        let family = |name: &str| Family::load(modules, "rowwise", name);
+        let kernel = |name| modules.kernel("rowwise", name);
+        let [a, b, c] = FLOATS.map(|table| family(&format!("yn_embed_{}", short_name(table))));
+        Ok(Self {
+            embed: [a?, b?, c?],
+            silu: family("yn_silu_mul")?,
+            gelu: family("yn_gelu_mul")?,
+            soft_cap: kernel("yn_soft_cap")?,
+            gather_16: kernel("yn_gather_rows_16")?,
+            gather_2: kernel("yn_gather_rows_2")?,
+        })
+    }
+}
+
+/// Mirrors kernels/rowwise.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct EmbedParams {
+    out: u64,
+    table: u64,
+    ids: u64,
+    state: u64,
+    fault: u64,
+    cols: u32,
+    table_rows: u32,
+    state_rows: u32,
+    state_cols: u32,
+    last_token: u32,
+    scale: f32,
+    vectors: u32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<EmbedParams>() == 72);
+
+pub(in crate::hal::cuda) fn embed(
+    s: &CudaStream,
+    out: &Tensor,
+    table: &Matrix,
+    ids: &Tensor,
+    state: &Tensor,
+    scale: f32,
+) -> Result<()> {
+    let matrix = CudaMatrix::of(table);
+    assert_eq!(shape(out), (ids.rows(), matrix.cols()), "output of embed");
+    assert_eq!((ids.cols(), state.cols()), (1, SAMPLER_WORDS), "columns of ids and sampler state");
+    assert_ints("ids and sampler state", &[ids, state]);
+    if ids.rows() == 0 {
+        return Ok(());
+    }
+    let params = EmbedParams {
+        out: out.addr(),
+        table: matrix.addr(),
+        ids: ids.addr(),
+        state: state.addr(),
+        fault: s.fault_word(),
+        cols: small(out.cols()),
+        table_rows: small(matrix.rows()),
+        state_rows: small(state.rows()),
+        state_cols: small(state.cols()),
+        last_token: SamplerWord::LastToken as u32,
+        scale,
+        vectors: u32::from(whole_vectors(out.cols(), &[out]) && matrix.addr().is_multiple_of(16)),
+        unused: 0,
+    };
+    let kernel = s.kernels().rowwise.embed[index_of(matrix.dtype())].of(out.dtype());
+    s.launch(kernel, [small(out.rows()), small(out.cols().div_ceil(COLUMNS)), 1], BLOCK, 0, &params)
+}
+
+/// Mirrors kernels/rowwise.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct ActMulParams {
+    out: u64,
+    gate_up: u64,
+    cols: u32,
+    vectors: u32,
+}
+const _: () = assert!(size_of::<ActMulParams>() == 24);
+
+pub(in crate::hal::cuda) fn act_mul(
+    s: &CudaStream,
+    out: &Tensor,
+    gate_up: &Tensor,
+    activation: Activation,
+) -> Result<()> {
+    assert_eq!(shape(gate_up), (out.rows(), 2 * out.cols()), "input of act_mul");
+    assert_eq!(gate_up.dtype(), out.dtype(), "dtypes of act_mul");
+    if out.rows() == 0 {
+        return Ok(());
+    }
+    let params = ActMulParams {
+        out: out.addr(),
+        gate_up: gate_up.addr(),
+        cols: small(out.cols()),
+        vectors: u32::from(whole_vectors(out.cols(), &[out, gate_up])),
+    };
+    let kernels = &s.kernels().rowwise;
+    let family = match activation {
+        Activation::Silu => &kernels.silu,
+        Activation::GeluTanh => &kernels.gelu,
+    };
+    let grid = [small(out.rows()), small(out.cols().div_ceil(COLUMNS)), 1];
+    s.launch(family.of(out.dtype()), grid, BLOCK, 0, &params)
+}
+
+/// Mirrors kernels/rowwise.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct SoftCapParams {
+    x: u64,
+    n: u64,
+    cap: f32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<SoftCapParams>() == 24);
+
+pub(in crate::hal::cuda) fn soft_cap(s: &CudaStream, x: &Tensor, cap: f32) -> Result<()> {
+    assert_eq!(x.dtype(), DType::F32, "dtype of soft_cap");
+    let n = x.rows() * x.cols();
+    if n == 0 {
+        return Ok(());
+    }
+    let params = SoftCapParams { x: x.addr(), n: n as u64, cap, unused: 0 };
+    s.launch(&s.kernels().rowwise.soft_cap, [small(n.div_ceil(COLUMNS)), 1, 1], BLOCK, 0, &params)
+}
+
+/// Mirrors kernels/rowwise.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct GatherParams {
+    out: u64,
+    x: u64,
+    index: u64,
+    fault: u64,
+    row_units: u32,
+    rows: u32,
+}
+const _: () = assert!(size_of::<GatherParams>() == 40);
+
+pub(in crate::hal::cuda) fn gather_rows(s: &CudaStream, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
+    assert_eq!((shape(out), out.dtype()), ((index.rows(), x.cols()), x.dtype()), "output of gather_rows");
+    assert_ints("the index of gather_rows", &[index]);
+    if out.rows() == 0 {
+        return Ok(());
+    }
+    let wide = x.row_bytes().is_multiple_of(16) && [out, x].iter().all(|t| t.addr().is_multiple_of(16));
+    let units = x.row_bytes() / if wide { 16 } else { 2 };
+    let params = GatherParams {
+        out: out.addr(),
+        x: x.addr(),
+        index: index.addr(),
+        fault: s.fault_word(),
+        row_units: small(units),
+        rows: small(x.rows()),
+    };
+    let kernels = &s.kernels().rowwise;
+    let kernel = if wide { &kernels.gather_16 } else { &kernels.gather_2 };
+    let columns = small(units).div_ceil(BLOCK).min(16);
+    s.launch(kernel, [small(out.rows()), columns, 1], BLOCK, 0, &params)
+}
