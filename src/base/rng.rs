@@ -26,8 +26,11 @@ pub fn uniform(seed: u64, choice: u32, index: u32) -> f32 {
 pub struct SplitMix64(pub u64);
 
 impl SplitMix64 {
+    /// What one number adds to the state, so that the n-th number of a stream needs none before it.
+    pub const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.0 = self.0.wrapping_add(Self::STEP);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -11,7 +11,7 @@ pub mod registry;
 pub mod tensor;
 
 pub use ops::Ops;
-pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, Tensor};
+pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, RandomRows, Tensor};
 
 use crate::base::{DType, Result};
 use std::fmt::Debug;
@@ -74,6 +74,12 @@ pub trait Device: Send + Sync + Debug {
     /// Puts a matrix on the device in the layout its [`Ops::linear`] and [`Ops::embed`] like best. `parts` have equal
     /// columns and dtype and stand below each other (query, key and value rows of one fused product, say).
     fn load_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix>;
+    /// The same for a matrix of random numbers, for benches: equal ones on every device.
+    fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        let data = parts.iter().map(|part| part.bytes(cols, dtype)).collect::<Result<Vec<_>>>()?;
+        let host = parts.iter().zip(&data).map(|(part, data)| HostMatrix { rows: part.rows, cols, dtype, data });
+        self.load_matrix(&host.collect::<Vec<_>>())
+    }
     fn stream(&self) -> Result<Box<dyn Stream>>;
 }
 

@@ -1,6 +1,8 @@
 //! Typed windows into device memory, and weight matrices whose layout is the backend's own.
 
-use crate::base::DType;
+use crate::base::rng::SplitMix64;
+use crate::base::{DType, Error, Result};
+use half::{bf16, f16};
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -75,6 +77,36 @@ pub struct HostMatrix<'a> {
     pub dtype: DType,
     /// `rows * cols * dtype.size()` bytes, of any alignment.
     pub data: &'a [u8],
+}
+
+/// Rows of a matrix of random numbers, uniform in `-width / 2..width / 2`: element `i` in row-major order is
+/// `(unit(i) - 1/2) * width`, where `unit(i)` is the i-th number of [`SplitMix64`] from `seed` on.
+#[derive(Debug, Clone, Copy)]
+pub struct RandomRows {
+    pub rows: usize,
+    pub seed: u64,
+    pub width: f32,
+}
+
+impl RandomRows {
+    /// The numbers as a device keeps them in `dtype`, little-endian.
+    pub fn bytes(&self, cols: usize, dtype: DType) -> Result<Vec<u8>> {
+        let elements = self.rows * cols;
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(elements * dtype.size())
+            .map_err(|_| Error::no_memory(format!("cannot allocate {elements} random numbers")))?;
+        let mut rng = SplitMix64(self.seed);
+        for _ in 0..elements {
+            let x = (rng.unit() - 0.5) * self.width;
+            match dtype {
+                DType::Bf16 => bytes.extend_from_slice(&bf16::from_f32(x).to_le_bytes()),
+                DType::F16 => bytes.extend_from_slice(&f16::from_f32(x).to_le_bytes()),
+                _ => bytes.extend_from_slice(&x.to_le_bytes()),
+            }
+        }
+        Ok(bytes)
+    }
 }
 
 /// A weight matrix on a device, in the backend's layout.

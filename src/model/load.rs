@@ -222,6 +222,9 @@ impl Loader<'_> {
 
     /// One product of parts below each other.
     fn matrix(&mut self, parts: &[Part], cols: &Cols, rows: Rows) -> Result<Matrix> {
+        if let Some(matrix) = self.random(parts, cols, rows)? {
+            return Ok(matrix);
+        }
         let source = self.source;
         let mut data = Vec::with_capacity(parts.len());
         for part in parts {
@@ -244,6 +247,21 @@ impl Loader<'_> {
         parts.iter().for_each(|part| source.release(&part.name));
         self.advance(matrix.rows() * width * self.info.dtype.size())?;
         Ok(matrix)
+    }
+
+    /// A whole matrix that the source makes up, made on the device.
+    fn random(&mut self, parts: &[Part], cols: &Cols, rows: Rows) -> Result<Option<Matrix>> {
+        let whole = cols.take.len() == cols.all && parts.iter().all(|p| p.taken() == p.rows);
+        if !whole || rows != Rows::AsTheyAre {
+            return Ok(None);
+        }
+        let recipe = |p: &Part| self.source.random(&p.name, [p.rows, cols.all]);
+        let Some(recipes) = parts.iter().map(recipe).collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let parts_of: Vec<_> = recipes.iter().map(|r| r.0).collect();
+        let matrix =
+            self.device.random_matrix(&parts_of, cols.all, recipes[0].1).map_err(|e| e.within(&parts[0].name))?;
+        self.advance(matrix.rows() * cols.all * self.info.dtype.size())?;
+        Ok(Some(matrix))
     }
 
     fn norm(&mut self, name: String, size: usize) -> Result<Tensor> {

@@ -169,6 +169,12 @@ impl Context {
         Ok(Entered(self, PhantomData))
     }
 
+    /// Waits for the default stream of the entered context.
+    pub(super) fn finish(&self) -> Result<()> {
+        // SAFETY: the null stream always exists.
+        check(unsafe { sys::cuStreamSynchronize(null_mut()) }, "work on the device")
+    }
+
     pub(super) fn name(&self) -> Result<String> {
         let mut name = [0u8; 128];
         // SAFETY: 128 writable bytes.
@@ -230,13 +236,42 @@ unsafe impl Sync for Modules {}
 /// A kernel that can be launched while its [`Modules`] live.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
-    pub(super) raw: sys::CUfunction,
+    raw: sys::CUfunction,
 }
 
 // SAFETY: a handle that is only passed to launches, which the driver takes from any thread.
 unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    /// Enqueues the kernel, whose one parameter is `params`, on a stream of the calling thread's context.
+    pub(super) fn launch<P: Copy>(
+        self,
+        stream: sys::CUstream,
+        [x, y, z]: [u32; 3],
+        (block, shared_bytes): (u32, u32),
+        params: &P,
+    ) -> Result<()> {
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: stream,
+            attrs: null_mut(),
+            numAttrs: 0,
+        };
+        let mut values = [(&raw const *params).cast_mut().cast()];
+        // SAFETY: a live kernel and stream of one context; the kernel takes one parameter of this type, which the driver
+        // copies during the call; what it points to is device memory of the tensors it was made from.
+        let result = unsafe { sys::cuLaunchKernelEx(&raw const config, self.raw, values.as_mut_ptr(), null_mut()) };
+        check(result, "launching a kernel")
+    }
+}
 
 /// Shared memory of a block that needs no leave.
 const PLAIN_SHARED: u32 = 48 << 10;

@@ -28,8 +28,7 @@ impl DeviceMemory {
         // SAFETY: exactly the allocated bytes.
         check(unsafe { sys::cuMemsetD8_v2(addr, 0, bytes.max(1)) }, "clearing device memory")?;
         // The clearing runs on the default stream, ours do not wait for that one.
-        // SAFETY: the null stream of the current context.
-        check(unsafe { sys::cuStreamSynchronize(null_mut()) }, "clearing device memory")?;
+        context.finish()?;
         Ok(memory)
     }
 }
@@ -116,17 +115,22 @@ impl CudaMatrix {
         if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
             return Err(Error::invalid(format!("a weight matrix of {dtype}; expected f32, f16 or bf16")));
         }
-        let memory = DeviceMemory::new(context, rows * cols * dtype.size())?;
+        let matrix = Self::zeroed(context, rows, cols, dtype)?;
         let _entered = context.enter()?;
-        let mut at = memory.addr();
+        let mut at = matrix.addr();
         for part in parts {
             // SAFETY: the parts add up to the allocation; the data is readable and the copy has ended on return.
             let result = unsafe { sys::cuMemcpyHtoD_v2(at, part.data.as_ptr().cast(), part.data.len()) };
             check(result, "copying weights to the device")?;
             at += part.data.len() as u64;
         }
-        // SAFETY: the null stream of the current context; small copies from pageable memory may still be under way.
-        check(unsafe { sys::cuStreamSynchronize(null_mut()) }, "copying weights to the device")?;
+        // Small copies from pageable memory may still be under way.
+        context.finish()?;
+        Ok(matrix)
+    }
+
+    pub(super) fn zeroed(context: &Arc<Context>, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
+        let memory = DeviceMemory::new(context, rows * cols * dtype.size())?;
         Ok(Self { tensor: Tensor::new(Arc::new(memory), 0, rows, cols, dtype) })
     }
 

@@ -12,17 +12,22 @@ mod driver;
 mod event;
 mod memory;
 mod ops;
+mod random;
 mod stream;
 
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
-use crate::hal::{Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream};
+use crate::hal::{
+    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
+};
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use driver::{Context, Modules};
 use memory::{CudaMatrix, DeviceMemory, PinnedMemory};
 use ops::Kernels;
+use random::Random;
 use std::sync::{Arc, Weak};
+use stream::CudaStream;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;
@@ -33,6 +38,7 @@ pub struct CudaDevice {
     caps: Caps,
     sm_count: u32,
     convert: Convert,
+    random: Random,
     kernels: Kernels,
     /// The kernels' code.
     _modules: Modules,
@@ -74,7 +80,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
     }
     let sm_count = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     let modules = Modules::load(&context)?;
-    let convert = Convert::load(&modules)?;
+    let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
     let kernels = Kernels::load(&modules)?;
     let caps = Caps {
         name: "cuda",
@@ -90,6 +96,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         caps,
         sm_count,
         convert,
+        random,
         kernels,
         _modules: modules,
         context,
@@ -114,8 +121,13 @@ impl Device for CudaDevice {
     fn load_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
         Ok(Arc::new(CudaMatrix::new(&self.context, parts)?))
     }
+    fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        let matrix = CudaMatrix::zeroed(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
+        self.random.fill(&self.context, &matrix, parts)?;
+        Ok(Arc::new(matrix))
+    }
     fn stream(&self) -> Result<Box<dyn Stream>> {
         let device = self.me.upgrade().ok_or_else(|| Error::internal("the CUDA device is being dropped"))?;
-        Ok(Box::new(stream::CudaStream::new(device)?))
+        Ok(Box::new(CudaStream::new(device)?))
     }
 }

@@ -61,29 +61,13 @@ impl CudaStream {
     pub(super) fn launch<P: Copy>(
         &self,
         kernel: &Kernel,
-        [x, y, z]: [u32; 3],
+        grid: [u32; 3],
         block: u32,
         shared_bytes: u32,
         params: &P,
     ) -> Result<()> {
         self.device.context.bind()?;
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes,
-            hStream: self.raw,
-            attrs: null_mut(),
-            numAttrs: 0,
-        };
-        let mut values = [(&raw const *params).cast_mut().cast()];
-        // SAFETY: a live kernel and stream of one context; the kernel takes one parameter of this type, which the driver
-        // copies during the call; what it points to is device memory of the tensors it was made from.
-        let result = unsafe { sys::cuLaunchKernelEx(&raw const config, kernel.raw, values.as_mut_ptr(), null_mut()) };
-        check(result, "launching a kernel")
+        kernel.launch(self.raw, grid, (block, shared_bytes), params)
     }
 
     pub(super) fn kernels(&self) -> &Kernels {

@@ -12,6 +12,7 @@ pub use dummy::DummyWeights;
 pub use safetensors::SafetensorsWeights;
 
 use crate::base::{DType, Result};
+use crate::hal::RandomRows;
 use std::borrow::Cow;
 use std::fmt::Debug;
 
@@ -28,6 +29,11 @@ pub trait WeightSource: Debug {
     fn names(&self) -> Option<Vec<String>>;
     /// The tensor `name`, which must have `shape`. Errors name the tensor, the shape found and the one expected.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<WeightData<'_>>;
+    /// The matrix `name` as a recipe instead of numbers, where the source makes it up.
+    fn random(&self, name: &str, shape: [usize; 2]) -> Option<(RandomRows, DType)> {
+        let _ = (name, shape);
+        None
+    }
     /// Gives back the memory a tensor takes here. Reading it again is possible and slow.
     fn release(&self, name: &str);
 }
