@@ -61,14 +61,19 @@ pub const KEYS: &[Key] = &[
     key("max_num_seqs", "integer, 1..=4096", "256", "sequences that run at once"),
     key("max_num_batched_tokens", "integer, tokens, 1..=65536", "512", "tokens of one step"),
     key("block_size", "integer, tokens, power of two 1..=256", "the device's", "tokens per KV block"),
-    later("gpu_memory_utilization", "number", "null", "share of device memory to use"),
+    key(
+        "gpu_memory_utilization",
+        "number above 0, at most 1",
+        "0.9 on a GPU",
+        "share of the device's memory that weights, buffers and KV cache may take together",
+    ),
     key(
         "kv_cache_bytes",
         "integer, bytes",
-        "a quarter of free memory, at most what max_num_seqs can use",
+        "by gpu_memory_utilization on a GPU, else a quarter of free memory; at most what max_num_seqs can use",
         "KV cache size",
     ),
-    later("device_memory_bytes", "integer", "null", "cap on device memory"),
+    key("device_memory_bytes", "integer, bytes, >= 1", "all of it", "the device counts as one with this much memory"),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),
     later("kv_cache_dtype", "string", "\"auto\"", "KV is kept in the weights' dtype"),
     later("kv_tiers", "array", "null", "host and disk tiers of the KV cache"),
@@ -123,6 +128,8 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     pub block_size: Option<u32>,
     pub kv_cache_bytes: Option<usize>,
+    pub gpu_memory_utilization: Option<f64>,
+    pub device_memory_bytes: Option<usize>,
     pub enable_prefix_caching: bool,
     pub scheduling_policy: String,
     pub max_waiting: usize,
@@ -194,6 +201,8 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             block_size: None,
             kv_cache_bytes: None,
+            gpu_memory_utilization: None,
+            device_memory_bytes: None,
             enable_prefix_caching: true,
             scheduling_policy: "fcfs".to_owned(),
             max_waiting: 4096,
@@ -264,6 +273,16 @@ impl EngineConfig {
         range("max_unread_bytes", self.max_unread_bytes, 4096, 1 << 40)?;
         if let Some(threads) = self.threads {
             range("threads", threads, 1, 256)?;
+        }
+        if let Some(bytes) = self.device_memory_bytes {
+            range("device_memory_bytes", bytes, 1, usize::MAX)?;
+        }
+        if let Some(share) = self.gpu_memory_utilization
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return Err(Error::invalid(format!(
+                "config key \"gpu_memory_utilization\" is {share}; expected a number above 0, at most 1"
+            )));
         }
         if let Some(len) = self.max_model_len {
             range("max_model_len", len, 1, 1 << 30)?;

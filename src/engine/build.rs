@@ -102,7 +102,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
     let fixed_bytes = weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, act).total_bytes();
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
-    options.num_blocks = num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
+    options.num_blocks = runner::num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
     Ok(Sizes { dir, info, local, weight_bytes, meeting_bytes, devices, mode, options, kv_block_bytes, fixed_bytes })
 }
 
@@ -140,32 +140,6 @@ fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
         Some(len) => Ok(len),
         None => Ok(info.max_position),
     }
-}
-
-fn num_blocks(
-    config: &EngineConfig,
-    device: &dyn Device,
-    (block_bytes, fixed_bytes, most): (usize, usize, usize),
-) -> Result<u32> {
-    let free = device.memory()?.free_bytes;
-    let bytes = match config.kv_cache_bytes {
-        Some(bytes) if bytes.saturating_add(fixed_bytes) > free => {
-            return Err(Error::no_memory(format!(
-                "kv_cache_bytes {bytes} and {fixed_bytes} bytes of weights and buffers do not fit the {free} free bytes \
-                 of the device"
-            )));
-        }
-        Some(bytes) => bytes,
-        None => (free.saturating_sub(fixed_bytes) / 4).min(most.saturating_mul(block_bytes)),
-    };
-    let blocks = bytes / block_bytes;
-    if blocks == 0 {
-        return Err(Error::no_memory(format!(
-            "{bytes} bytes of KV cache do not hold one block of {block_bytes} bytes; raise kv_cache_bytes, or free memory \
-             ({free} bytes are free, {fixed_bytes} go to weights and buffers)"
-        )));
-    }
-    Ok(u32::try_from(blocks).unwrap_or(u32::MAX / 512).min(u32::MAX / 512))
 }
 
 fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {

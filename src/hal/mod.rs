@@ -31,6 +31,8 @@ pub struct Caps {
     pub weight_dtypes: Vec<DType>,
     /// KV dtypes the attention ops accept.
     pub kv_dtypes: Vec<DType>,
+    /// Its memory is not that of the host's programs, so an engine may take most of it.
+    pub own_memory: bool,
     /// Tokens do not depend on batch composition, chunking or prefix hits, bit for bit.
     pub invariant: bool,
     /// Activations can be rounded where the reference implementation with eager attention rounds them.

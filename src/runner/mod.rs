@@ -1,10 +1,12 @@
 //! F3: turns a plan into device work: rows, step inputs, KV tensors, sampling, warm-up. The only floor that touches
 //! device memory between steps.
 
+mod budget;
 mod inputs;
 mod memory;
 mod model_runner;
 mod rows;
 
+pub use budget::num_blocks;
 pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
 pub use model_runner::ModelRunner;

@@ -56,6 +56,7 @@ pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
         block_size: 16,
         weight_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
+        own_memory: false,
         invariant: true,
         // Everything between two ops is F32, where the reference rounds to the model's dtype.
         aligned: false,

@@ -89,6 +89,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         block_size: 16,
         weight_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
+        own_memory: true,
         invariant: false,
         aligned: false,
     };
