@@ -26,9 +26,11 @@ pub(crate) struct Case {
     pub slowest: u64,
     pub fail_per_mille: u64,
     pub poison: Option<SeqId>,
+    /// The model is spread over so many.
+    pub ranks: usize,
 }
 
-fn one_in(r: &mut SplitMix64, n: u64) -> bool {
+pub(crate) fn one_in(r: &mut SplitMix64, n: u64) -> bool {
     r.below(n) == 0
 }
 
@@ -64,6 +66,7 @@ impl Case {
             slowest: 1 + r.below(3),
             fail_per_mille: if one_in(r, 3) { 60 } else { 0 },
             poison: one_in(r, 12).then(|| SeqId(1 + r.below(n))),
+            ranks: 1,
         }
     }
 }

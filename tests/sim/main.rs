@@ -5,6 +5,8 @@
 //! changes how many run.
 
 mod case;
+mod fan_out;
+mod ranks;
 mod world;
 
 use case::Case;
@@ -78,11 +80,13 @@ fn first_failure(world: impl Fn(u64, &Case) -> Result<Report, String>) -> Option
     (0..BUG_SEEDS).find_map(|seed| world(seed, &Case::random(seed)).err().map(|why| (seed, why)))
 }
 
-/// Panics of bugs that are there on purpose are not worth a backtrace each.
+/// Panics of bugs that are there on purpose are not worth a backtrace each: those of this thread and of ranks.
 fn hush(test: &'static str) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if std::thread::current().name() != Some(test) {
+        let current = std::thread::current();
+        let name = current.name().unwrap_or_default();
+        if name != test && !name.starts_with("yn-worker-") {
             default(info);
         }
     }));

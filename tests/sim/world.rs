@@ -3,10 +3,10 @@
 use crate::case::{Arrival, Case};
 use std::collections::VecDeque;
 use yinian::base::rng::{SplitMix64, mix};
-use yinian::base::{ErrorKind, SeqId, Token};
+use yinian::base::{Error, ErrorKind, SeqId, Token};
 use yinian::exec::Executor;
 use yinian::exec::sim::{SimConfig, SimExecutor, SimModel};
-use yinian::plan::{FinishReason, Logprob, StepPlan};
+use yinian::plan::{FinishReason, Logprob, StepOutcome, StepOutput, StepPlan};
 use yinian::sched::{Event, Planted, SchedStats, Scheduler, invariants, policy};
 
 /// Ticks after which a run counts as stuck.
@@ -31,12 +31,35 @@ pub(crate) struct Report {
     pub(crate) computed: Vec<(SeqId, u32, u32)>,
     /// Over every plan, in order: two runs of one case are equal to the last block id.
     pub plans_hash: u64,
+    /// The device was lost on the way.
+    pub lost: bool,
+}
+
+/// An executor that watches itself.
+pub(crate) trait Watched: Executor {
+    /// The first thing that went wrong unseen by the scheduler.
+    fn complaint(&self) -> Option<String>;
+    /// Whether it may be lost now and for this reason; if not, why.
+    fn may_be_lost(&self, error: &Error) -> Result<(), String> {
+        Err(error.to_string())
+    }
+    /// Ends it and looks at what it leaves behind.
+    fn end(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Watched for SimExecutor {
+    fn complaint(&self) -> Option<String> {
+        SimExecutor::complaint(self).map(str::to_owned)
+    }
 }
 
 pub(crate) struct World<'a> {
     case: &'a Case,
     sched: Scheduler,
-    exec: SimExecutor,
+    exec: Box<dyn Watched>,
+    lost: bool,
     inflight: VecDeque<StepPlan>,
     outcomes: Vec<Outcome>,
     events: Vec<Event>,
@@ -49,23 +72,17 @@ pub(crate) struct World<'a> {
 
 impl<'a> World<'a> {
     pub(crate) fn new(seed: u64, case: &'a Case, depth: usize, planted: Option<Planted>) -> Self {
+        Self::on(Box::new(SimExecutor::new(device(seed, case, depth))), seed, case, planted)
+    }
+
+    pub(crate) fn on(exec: Box<dyn Watched>, seed: u64, case: &'a Case, planted: Option<Planted>) -> Self {
         let c = &case.cfg;
-        let exec = SimExecutor::new(SimConfig {
-            seed: mix(seed, 1),
-            num_blocks: c.num_blocks,
-            block_size: c.block_size,
-            rows: c.max_seqs,
-            depth,
-            vocab: case.vocab,
-            slowest: case.slowest,
-            fail_per_mille: case.fail_per_mille,
-            poison: case.poison,
-        });
         let policy = policy::by_name(case.policy).expect("a policy of the registry");
         Self {
             case,
             sched: Scheduler::with_planted(c.clone(), policy, planted),
             exec,
+            lost: false,
             inflight: VecDeque::new(),
             outcomes: vec![Outcome::default(); case.arrivals.len()],
             events: Vec::new(),
@@ -87,8 +104,11 @@ impl<'a> World<'a> {
         loop {
             self.tick().map_err(|why| format!("tick {}: {why}", self.now))?;
             self.now += 1;
-            if self.now > 60 && self.sched.is_idle() {
+            if (self.now > 60 || self.lost) && self.sched.is_idle() {
                 break;
+            }
+            if self.lost {
+                return Err("the device is lost and not every request has ended".into());
             }
             if self.now > MAX_TICKS {
                 return Err("no end".into());
@@ -98,8 +118,9 @@ impl<'a> World<'a> {
         if stats.blocks_free != stats.blocks_total || stats.running + stats.waiting > 0 {
             return Err(format!("not all is free when idle: {stats:?}"));
         }
-        let Self { outcomes, now: ticks, plans_hash, computed, .. } = self;
-        Ok(Report { outcomes, stats, ticks, computed, plans_hash })
+        self.exec.end()?;
+        let Self { outcomes, now: ticks, plans_hash, computed, lost, .. } = self;
+        Ok(Report { outcomes, stats, ticks, computed, plans_hash, lost })
     }
 
     fn tick(&mut self) -> Result<(), String> {
@@ -115,16 +136,34 @@ impl<'a> World<'a> {
         if !worked && self.inflight.is_empty() && !held && !self.sched.is_idle() && self.now > 0 {
             return Err("idle with work".into());
         }
-        if let Some(output) = self.exec.poll().map_err(|e| e.to_string())? {
-            self.inflight.pop_front();
-            self.sched.update(&output, &mut self.events);
+        match self.exec.poll() {
+            Ok(None) => {}
+            Ok(Some(output)) => {
+                self.inflight.pop_front();
+                self.sched.update(&output, &mut self.events);
+            }
+            Err(e) => self.lose(&e)?,
         }
         if let Some(complaint) = self.exec.complaint() {
-            return Err(complaint.to_owned());
+            return Err(complaint);
         }
         invariants::check(&self.sched)?;
         self.check_blocks()?;
         self.take_events()
+    }
+
+    /// The device is gone: nothing lands any more, and every request ends.
+    fn lose(&mut self, error: &Error) -> Result<(), String> {
+        self.exec.may_be_lost(error)?;
+        self.lost = true;
+        for plan in self.inflight.drain(..) {
+            let output = StepOutput { id: plan.id, outcome: StepOutcome::Failed(error.clone()) };
+            self.sched.update(&output, &mut self.events);
+        }
+        for arrival in &self.case.arrivals {
+            self.sched.abort(arrival.request.seq, FinishReason::Error, &mut self.events);
+        }
+        Ok(())
     }
 
     fn arrive(&mut self) {
@@ -216,6 +255,22 @@ impl<'a> World<'a> {
     }
 }
 
+/// The simulated device of a case.
+pub(crate) fn device(seed: u64, case: &Case, depth: usize) -> SimConfig {
+    let c = &case.cfg;
+    SimConfig {
+        seed: mix(seed, 1),
+        num_blocks: c.num_blocks,
+        block_size: c.block_size,
+        rows: c.max_seqs,
+        depth,
+        vocab: case.vocab,
+        slowest: case.slowest,
+        fail_per_mille: case.fail_per_mille,
+        poison: case.poison,
+    }
+}
+
 /// What any executor may rely on.
 fn check_plan(plan: &StepPlan, case: &Case) -> Result<(), String> {
     let mut rows = 0u64;
@@ -248,7 +303,7 @@ fn truth(case: &Case, a: &Arrival) -> (Vec<Token>, (FinishReason, Option<ErrorKi
         return (vec![], (FinishReason::Error, Some(ErrorKind::NoMemory)));
     }
     let limit = (r.stop.max_tokens() as usize).min(cfg.max_model_len - prompt);
-    let mut tokens = SimModel { vocab: case.vocab, ranks: 1 }.alone(r, limit);
+    let mut tokens = SimModel { vocab: case.vocab, ranks: case.ranks }.alone(r, limit);
     let min = r.stop.min_tokens() as usize;
     for (i, t) in tokens.iter().enumerate() {
         let end = if i >= min && r.stop.eos_tokens().contains(t) {
@@ -273,17 +328,22 @@ pub(crate) fn judge(case: &Case, report: &Report) -> Result<(), String> {
     for (a, o) in case.arrivals.iter().zip(&report.outcomes) {
         let seq = a.request.seq;
         let (tokens, end) = truth(case, a);
+        if report.lost && *o == Outcome::default() {
+            // It came too late.
+            continue;
+        }
         let Some(got) = o.end else { return Err(format!("{seq:?} has no end")) };
         let aborted = case.aborts.iter().any(|b| b.1 == seq && b.2 == got.0);
         let faulty = case.fail_per_mille > 0 || case.poison == Some(seq);
-        let device = got == (FinishReason::Error, Some(ErrorKind::Device));
+        let device = got == (FinishReason::Error, Some(ErrorKind::Device)) && faulty;
+        let lost = got.0 == FinishReason::Error && report.lost;
         let whole = o.tokens == tokens && got == end;
-        let cut = tokens.starts_with(&o.tokens) && (aborted || device && faulty);
+        let cut = tokens.starts_with(&o.tokens) && (aborted || device || lost);
         if !whole && !cut {
             return Err(format!("{seq:?} got {:?} {got:?}, alone {tokens:?} {end:?}", o.tokens));
         }
         let scores = match a.request.prompt_logprobs {
-            Some(_) => SimModel { vocab: case.vocab, ranks: 1 }.alone_scores(&a.request),
+            Some(_) => SimModel { vocab: case.vocab, ranks: case.ranks }.alone_scores(&a.request),
             None => vec![],
         };
         let enough = o.scores.len() == scores.len() || o.tokens.is_empty();
