@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use std::sync::Arc;
-use yinian::base::DType;
 use yinian::base::rng::SplitMix64;
+use yinian::base::{DType, Result};
 use yinian::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
 
 #[derive(Debug)]
@@ -16,6 +16,11 @@ impl Kit {
     pub(crate) fn new(device: Arc<dyn Device>) -> Self {
         let stream = device.stream().unwrap();
         Self { device, stream }
+    }
+
+    /// Waits for what is enqueued; a device that runs behind its caller tells here what it found wrong.
+    pub(crate) fn finish(&self) -> Result<()> {
+        self.stream.record()?.wait()
     }
 
     pub(crate) fn upload(&self, bytes: &[u8], rows: usize, cols: usize, dtype: DType) -> Tensor {

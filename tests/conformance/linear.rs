@@ -8,7 +8,9 @@ const SHAPES: [(usize, usize); 9] =
     [(1, 1), (31, 7), (32, 1), (33, 16), (63, 33), (64, 64), (65, 7), (160, 128), (100, 576)];
 
 pub(crate) fn all(kit: &Kit) {
-    for dtype in WEIGHTS {
+    // Where activations are of the model's dtype these F32 ones go with F32 weights.
+    let fits = |dtype: &DType| kit.device.caps().activations.of(*dtype) == DType::F32;
+    for dtype in WEIGHTS.into_iter().filter(fits) {
         for (n, k) in SHAPES {
             let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
             let parts: Vec<usize> = if n > 40 { vec![n - 33, 1, 32] } else { vec![n] };

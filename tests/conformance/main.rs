@@ -12,6 +12,11 @@ use kit::Kit;
 use yinian::base::ErrorKind;
 use yinian::hal::registry::{self, DeviceOptions};
 
+/// The repository: at run time's, as the tests also run on machines without a compiler.
+fn root() -> std::path::PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), Into::into)
+}
+
 /// Every device and setting to run on. Instruction sets that this machine lacks are named and left out.
 fn devices() -> Vec<Kit> {
     let mut kits = Vec::new();
@@ -71,6 +76,23 @@ fn every_op_on_every_device() {
             assert!(outcome.is_ok(), "{name} on {}", kit.device.caps().description);
         }
     }
+}
+
+/// All rows are run and told of, as a GPU is seldom at hand.
+#[test]
+fn every_op_on_a_gpu() {
+    let device = match registry::open("cuda", &DeviceOptions::default()) {
+        Ok(device) => device,
+        Err(e) => return eprintln!("left out: {e}"),
+    };
+    println!("{}", device.caps().description);
+    let mut failed = Vec::new();
+    for (name, run) in TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance")) {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&Kit::new(device.clone()))));
+        println!("{name}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+        failed.extend(outcome.err().map(|_| *name));
+    }
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[test]

@@ -110,6 +110,7 @@ fn run(kit: &Kit, logits: &[f32], rows: &[Row], position: i32) -> yinian::base::
         biases: &biases,
         out: &out,
     })?;
+    kit.finish()?;
     let drawn = kit.read_ints(&out);
     let state = kit.read_ints(&state);
     for (s, token) in drawn.iter().enumerate() {
@@ -340,7 +341,7 @@ pub(crate) fn logprobs(kit: &Kit) {
 /// probability, and what is drawn is one of them. The penalty's history is half prompt, half output.
 pub(crate) fn reference_processors(kit: &Kit) {
     const VOCABULARY: usize = 32;
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/processors.json");
+    let path = crate::root().join("tests/conformance/processors.json");
     let all: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     for kind in ["repetition", "temperature", "top_k", "top_p", "min_p", "all"] {
         let cases = all[kind].as_array().unwrap();

@@ -14,5 +14,5 @@ run() {
   printf '%-28s %-12s %4d s  %s\n' "$name" "$outcome" $((SECONDS - from)) "$(grep -E '^test result' "$logs/$name.log" | tail -1)"
   [[ $outcome == ok ]] || grep -E 'panicked|apart|expected|^test .*FAILED|Error|error' -A3 "$logs/$name.log" | head -30
 }
-run conformance bin/conformance --nocapture every_op_on_every_device
+run conformance bin/conformance --nocapture every_op_on_a_gpu
 run golden bin/golden --nocapture gpu::
