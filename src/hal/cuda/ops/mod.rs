@@ -1,22 +1,22 @@
 //! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`] but `linear`. Shapes are asserted
 //! here; what only the device can see (an id beyond its table, a NaN) comes back through [`fault`].
 
+mod attention;
 pub(super) mod fault;
 mod norm;
 mod rope;
 mod rowwise;
 mod sample;
 
+pub(super) use attention::paged_attention;
 pub(super) use norm::{add_rms_norm, rms_norm};
 pub(super) use rope::rope_write_kv;
 pub(super) use rowwise::{act_mul, embed, gather_rows, soft_cap};
 pub(super) use sample::{logprobs, sample};
 
 use super::driver::{Kernel, Modules};
-use super::stream::CudaStream;
 use crate::base::{DType, Error, Result};
 use crate::hal::Tensor;
-use crate::hal::ops::PagedAttention;
 
 /// Numbers that a thread loads at once.
 const VECTOR: usize = 8;
@@ -28,6 +28,7 @@ pub(super) struct Kernels {
     rowwise: rowwise::Kernels,
     rope: rope::Kernels,
     sample: sample::Kernels,
+    attention: attention::Kernels,
 }
 
 impl Kernels {
@@ -37,6 +38,7 @@ impl Kernels {
             rowwise: rowwise::Kernels::load(modules)?,
             rope: rope::Kernels::load(modules)?,
             sample: sample::Kernels::load(modules)?,
+            attention: attention::Kernels::load(modules)?,
         })
     }
 }
@@ -120,8 +122,4 @@ fn small(n: usize) -> u32 {
 
 fn assert_ints(what: &str, tensors: &[&Tensor]) {
     assert!(tensors.iter().all(|t| t.dtype() == DType::I32), "dtypes of {what}");
-}
-
-pub(super) fn paged_attention(_: &CudaStream, _: &PagedAttention<'_>) -> Result<()> {
-    Err(Error::unsupported("attention on CUDA is not in this build; use \"cpu\""))
 }

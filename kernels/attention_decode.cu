@@ -1,0 +1,274 @@
+// paged_attention of single query tokens (decodes) on tensor cores: bound by reading the cache once. See attention.cuh.
+//
+// A block of four warps takes one chunk of 256 keys of one item and up to 16 query heads of one key head, which share every
+// key and value it loads. A warp has groups of 16 tokens of its own (every fourth) and streams them through its own ring of
+// asynchronous 16-byte copies, so no barrier stands in the loop: scores by mma m16n8k16, weights in f32 with a running
+// maximum, weighted sums in registers. The four warps' results are added up at the end of a chunk, in their order. The grid
+// is fixed and each block finds its units itself from starts and context_lens, so a captured launch replays for any lengths.
+// Instances: f16 and bf16 (activations and cache alike) x head dimensions 64, 80, 96, 128, 256.
+#include "attention.cuh"
+
+constexpr uint32_t THREADS = 128, WARPS = 4, ROWS = 16, GROUP = 16, GROUPS = CHUNK / GROUP / WARPS;
+
+template <typename T, uint32_t DIM>
+struct Ring {
+  static constexpr uint32_t STAGES = DIM <= 128 ? 3 : 2;
+  static constexpr uint32_t STRIDE = DIM + 8;  // an odd number of 16-byte pieces: tiles of 8 rows touch all banks
+  T keys[STAGES][GROUP][STRIDE];
+  T values[STAGES][GROUP][STRIDE];
+};
+
+template <typename T, uint32_t DIM>
+struct DecodeShared {
+  Ring<T, DIM> rings[WARPS];
+  T query[ROWS][DIM + 8];
+  float warp_max[WARPS][ROWS], warp_sum[WARPS][ROWS];
+  float max[ROWS], sum[ROWS];
+  float factor[WARPS][ROWS];
+  Fold folds[ROWS];
+};
+
+// A warp's work on one chunk.
+template <typename T, uint32_t DIM>
+struct Stream {
+  static constexpr uint32_t STAGES = Ring<T, DIM>::STAGES, PIECES = DIM / 8;
+  Ring<T, DIM>& ring;
+  const uint32_t lane, warp;
+  uint32_t first, last;      // positions of the first and the last key the query sees
+  uint32_t chunk_start;
+  uint64_t rows[2];          // key addresses of tokens lane % 16 of groups lane / 16 and 2 + lane / 16
+  uint64_t value_bytes;
+
+  __device__ uint32_t start_of(uint32_t group) const { return chunk_start + (group * WARPS + warp) * GROUP; }
+  __device__ bool wanted(uint32_t group) const {
+    const uint32_t start = start_of(group);
+    return group < GROUPS && start <= last && start + GROUP > first;
+  }
+
+  __device__ void locate(const AttentionParams& p, const KvRows<T>& kv, uint32_t sequence) {
+    value_bytes = kv.value_bytes;
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+      const uint32_t position = start_of(2 * i + lane / 16) + lane % 16;
+      rows[i] = 0;
+      if (position < first || position > last) continue;
+      rows[i] = kv.key(position);
+      if (rows[i] == 0) fault(p.fault, KV_BLOCK, sequence, uint32_t(kv.table[position / kv.block_size]));
+    }
+  }
+
+  __device__ void load(const AttentionParams& p, uint32_t group) {
+    const uint32_t stage = group % STAGES;
+#pragma unroll
+    for (uint32_t i = 0; i < GROUP * PIECES / 32; i++) {
+      const uint32_t piece = lane + 32 * i, row = piece / PIECES, column = piece % PIECES * 8;
+      const uint64_t key = __shfl_sync(ALL, group < 2 ? rows[0] : rows[1], int(group % 2 * 16 + row));
+      const bool valid = key != 0;
+      const T* from = at<T>(valid ? key : p.pool) + (valid ? column : 0);
+      const T* values = at<T>(valid ? key + value_bytes : p.pool) + (valid ? column : 0);
+      copy16_async(&ring.keys[stage][row][column], from, valid);
+      copy16_async(&ring.values[stage][row][column], values, valid);
+    }
+  }
+};
+
+// Fragments of a tile of queries.
+template <typename T, uint32_t DIM>
+__device__ __forceinline__ void load_query(const T (&query)[ROWS][DIM + 8], uint32_t k, uint32_t (&a)[4]) {
+  const uint32_t lane = threadIdx.x % 32;
+  load_tiles(a, &query[lane % 16][k * 16 + lane / 16 * 8]);
+}
+
+// Fragments of the query that stay in registers.
+template <uint32_t DIM>
+constexpr uint32_t KEPT = DIM <= 128 ? DIM / 16 : 1;
+
+// Running result of a warp: thread's rows are lane / 4 and lane / 4 + 8.
+template <uint32_t DIM>
+struct Running {
+  float sums[DIM / 8][4];
+  float max[2], sum[2];
+};
+
+template <typename T, uint32_t DIM>
+__device__ __forceinline__ void attend_group(const AttentionParams& p, const Stream<T, DIM>& stream, uint32_t group,
+                                             const T (&query)[ROWS][DIM + 8], const uint32_t (&kept)[KEPT<DIM>][4],
+                                             Running<DIM>& run) {
+  const uint32_t lane = threadIdx.x % 32, stage = group % Stream<T, DIM>::STAGES;
+  float s[2][4] = {};
+#pragma unroll
+  for (uint32_t k = 0; k < DIM / 16; k++) {
+    uint32_t a[4], b[4];
+    if (k < KEPT<DIM>) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) a[i] = kept[k][i];
+    } else {
+      load_query<T, DIM>(query, k, a);
+    }
+    load_tiles(b, &stream.ring.keys[stage][lane / 16 * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+    mma<T>(s[0], a, b[0], b[1]);
+    mma<T>(s[1], a, b[2], b[3]);
+  }
+  const uint32_t position = stream.start_of(group) + lane % 4 * 2;
+  float max[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (uint32_t n = 0; n < 2; n++) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      const uint32_t key = position + 8 * n + i % 2;
+      float x = s[n][i] * p.scale;
+      if (p.soft_cap != 0.0f) x = capped_fast(x, p.soft_cap);
+      s[n][i] = key >= stream.first && key <= stream.last ? x * LOG2E : -INFINITY;
+      max[i / 2] = fmaxf(max[i / 2], s[n][i]);
+    }
+  }
+  float keep[2];
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    max[h] = fmaxf(max[h], __shfl_xor_sync(ALL, max[h], 1));
+    max[h] = fmaxf(max[h], __shfl_xor_sync(ALL, max[h], 2));
+    const float top = fmaxf(run.max[h], max[h]);
+    keep[h] = weight_of(run.max[h] - top);
+    run.max[h] = top;
+    run.sum[h] *= keep[h];
+  }
+#pragma unroll
+  for (uint32_t n = 0; n < 2; n++) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      s[n][i] = weight_of(s[n][i] - run.max[i / 2]);
+      run.sum[i / 2] += s[n][i];
+    }
+  }
+  if (__any_sync(ALL, keep[0] != 1.0f || keep[1] != 1.0f)) {
+#pragma unroll
+    for (uint32_t d = 0; d < DIM / 8; d++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) run.sums[d][i] *= keep[i / 2];
+    }
+  }
+  const uint32_t a[4] = {pack<T>(s[0][0], s[0][1]), pack<T>(s[0][2], s[0][3]), pack<T>(s[1][0], s[1][1]),
+                         pack<T>(s[1][2], s[1][3])};
+#pragma unroll
+  for (uint32_t d = 0; d < DIM / 16; d++) {
+    uint32_t b[4];
+    load_tiles_transposed(b, &stream.ring.values[stage][lane % 16][d * 16 + lane / 16 * 8]);
+    mma<T>(run.sums[2 * d], a, b[0], b[1]);
+    mma<T>(run.sums[2 * d + 1], a, b[2], b[3]);
+  }
+}
+
+// Leaves the chunk's result in shared memory: maxima, sums, and the warps' weighted sums at the start of their rings.
+template <typename T, uint32_t DIM>
+__device__ __forceinline__ void attend_chunk(const AttentionParams& p, const Unit& unit, const KvRows<T>& kv,
+                                             DecodeShared<T, DIM>& sh, uint32_t chunk) {
+  constexpr uint32_t STAGES = Ring<T, DIM>::STAGES;
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Stream<T, DIM> stream{sh.rings[warp], lane, warp, unit.item.first_key, unit.item.position, chunk * CHUNK};
+  stream.locate(p, kv, unit.item.sequence);
+#pragma unroll
+  for (uint32_t group = 0; group < STAGES; group++) {
+    if (stream.wanted(group)) stream.load(p, group);
+    copy_commit();
+  }
+  Running<DIM> run;
+#pragma unroll
+  for (uint32_t d = 0; d < DIM / 8; d++) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) run.sums[d][i] = 0;
+  }
+  run.max[0] = run.max[1] = -INFINITY;
+  run.sum[0] = run.sum[1] = 0;
+  uint32_t kept[KEPT<DIM>][4];
+#pragma unroll
+  for (uint32_t k = 0; k < KEPT<DIM>; k++) load_query<T, DIM>(sh.query, k, kept[k]);
+#pragma unroll 1
+  for (uint32_t group = 0; group < GROUPS; group++) {
+    copy_wait<STAGES - 1>();
+    __syncwarp();
+    if (stream.wanted(group)) attend_group<T, DIM>(p, stream, group, sh.query, kept, run);
+    __syncwarp();
+    if (stream.wanted(group + STAGES)) stream.load(p, group + STAGES);
+    copy_commit();
+  }
+  copy_wait<0>();
+  __syncwarp();
+  float* sums = reinterpret_cast<float*>(&stream.ring);
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    run.sum[h] += __shfl_xor_sync(ALL, run.sum[h], 1);
+    run.sum[h] += __shfl_xor_sync(ALL, run.sum[h], 2);
+    const uint32_t row = lane / 4 + 8 * h;
+    if (lane % 4 == 0) sh.warp_max[warp][row] = run.max[h], sh.warp_sum[warp][row] = run.sum[h];
+#pragma unroll
+    for (uint32_t d = 0; d < DIM / 8; d++) {
+      sums[row * DIM + d * 8 + lane % 4 * 2] = run.sums[d][2 * h];
+      sums[row * DIM + d * 8 + lane % 4 * 2 + 1] = run.sums[d][2 * h + 1];
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < ROWS) {
+    const uint32_t row = threadIdx.x;
+    float top = -INFINITY, sum = 0;
+    for (uint32_t w = 0; w < WARPS; w++) top = fmaxf(top, sh.warp_max[w][row]);
+    for (uint32_t w = 0; w < WARPS; w++) {
+      sh.factor[w][row] = weight_of(sh.warp_max[w][row] - top);
+      sum = fmaf(sh.warp_sum[w][row], sh.factor[w][row], sum);
+    }
+    sh.max[row] = top;
+    sh.sum[row] = sum;
+  }
+  __syncthreads();
+}
+
+template <typename T, uint32_t DIM>
+__device__ __forceinline__ void attention_decode(const AttentionParams& p) {
+  static_assert(ROWS * DIM * sizeof(float) <= sizeof(Ring<T, DIM>), "weighted sums fit in a warp's ring");
+  YN_DYNAMIC_SHARED(dynamic);
+  DecodeShared<T, DIM>& sh = *reinterpret_cast<DecodeShared<T, DIM>*>(dynamic);
+  Plan plan(dynamic + sizeof(DecodeShared<T, DIM>), p.items);
+  plan.make(p);
+  const uint32_t total = number_of_units(p, plan, ROWS);
+  for (uint32_t work = blockIdx.x; work < total; work += gridDim.x) {
+    const Unit unit = unit_at(p, plan, work, ROWS);
+    const KvRows<T> kv(p, unit.item.sequence, unit.kv_head);
+    const T* query = at<T>(p.qkv) + (uint64_t(unit.item.token) * (p.heads + 2 * p.kv_heads) + unit.head) * DIM;
+    for (uint32_t i = threadIdx.x; i < ROWS * DIM / 8; i += THREADS) {
+      const uint32_t row = i / (DIM / 8), column = i % (DIM / 8) * 8;
+      const uint4 zero = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(&sh.query[row][column]) =
+          row < unit.rows ? *reinterpret_cast<const uint4*>(query + row * DIM + column) : zero;
+    }
+    __syncthreads();
+    for (uint32_t step = 0; step < unit.chunks; step++) {
+      attend_chunk<T, DIM>(p, unit, kv, sh, unit.chunk + step);
+      emit<T>(p, unit, step, sh.max, sh.sum, sh.folds, [&](uint32_t row, uint32_t col) {
+        float x = 0;
+#pragma unroll
+        for (uint32_t w = 0; w < WARPS; w++) {
+          x = fmaf(reinterpret_cast<const float*>(&sh.rings[w])[row * DIM + col], sh.factor[w][row], x);
+        }
+        return x;
+      });
+      __syncthreads();
+    }
+  }
+}
+
+#define YN_DECODE(DIM)                                                                                    \
+  static_assert(sizeof(DecodeShared<f16, DIM>) == (DIM <= 128 ? 400 : 272) * (DIM + 8) * 2 + 1152,          \
+                "mirrored in src/hal/cuda/ops/attention.rs");                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
+      yn_attention_decode_##DIM##_f16(const __grid_constant__ AttentionParams p) {                        \
+    attention_decode<f16, DIM>(p);                                                                        \
+  }                                                                                                       \
+  extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
+      yn_attention_decode_##DIM##_bf16(const __grid_constant__ AttentionParams p) {                       \
+    attention_decode<bf16, DIM>(p);                                                                       \
+  }
+
+YN_DECODE(64)
+YN_DECODE(80)
+YN_DECODE(96)
+YN_DECODE(128)
+YN_DECODE(256)

@@ -1,0 +1,217 @@
+//! `paged_attention`: which kernels take a step, and the scratch memory they share.
+
+use super::rope::KvMap;
+use super::{Family, KvFamily, assert_ints, shape, short_name, small};
+use crate::base::{DType, Result};
+use crate::hal::cuda::driver::{Kernel, Modules};
+use crate::hal::cuda::stream::CudaStream;
+use crate::hal::ops::PagedAttention;
+
+/// Threads of a block, as in the kernels.
+const BLOCK: u32 = 128;
+/// Keys of a chunk.
+const CHUNK: usize = 256;
+/// Query heads that a unit of work has at most: of the plain kernel and of the tensor-core one.
+const PLAIN_ROWS: usize = 8;
+const DECODE_ROWS: usize = 16;
+/// Items of one launch: their plan stands in shared memory.
+const MAX_ITEMS: usize = 2048;
+const PLAN_BYTES: u32 = 8 * (MAX_ITEMS as u32 + 1);
+/// Blocks of the plain kernel on one multiprocessor.
+const PLAIN_BLOCKS: u32 = 4;
+/// Head dimensions with tensor-core kernels.
+const DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+
+/// Shared memory of a decode block, without its plan.
+const fn decode_shared(dim: usize) -> u32 {
+    let rows = if dim <= 128 { 400 } else { 272 };
+    (rows * (dim + 8) * 2 + 1152) as u32
+}
+
+#[derive(Debug)]
+pub(super) struct Kernels {
+    plain: KvFamily,
+    merge: Family,
+    decode: Vec<Decode>,
+}
+
+/// The tensor-core kernel of decodes for one dtype and head dimension.
+#[derive(Debug)]
+struct Decode {
+    dtype: DType,
+    dim: usize,
+    kernel: Kernel,
+}
+
+impl Kernels {
+    pub(super) fn load(modules: &Modules) -> Result<Self> {
+        let mut decode = Vec::with_capacity(2 * DIMS.len());
+        for dtype in [DType::F16, DType::Bf16] {
+            for dim in DIMS {
+                let name = format!("yn_attention_decode_{dim}_{}", short_name(dtype));
+                let shared = decode_shared(dim) + PLAN_BYTES;
+                let kernel = modules.kernel_with_shared("attention_decode", &name, shared)?;
+                decode.push(Decode { dtype, dim, kernel });
+            }
+        }
+        Ok(Self {
+            plain: KvFamily::load(modules, "attention_plain", "yn_attention_plain", PLAN_BYTES)?,
+            merge: Family::load(modules, "attention_plain", "yn_attention_merge")?,
+            decode,
+        })
+    }
+}
+
+/// Mirrors kernels/attention.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Params {
+    out: u64,
+    qkv: u64,
+    starts: u64,
+    context_lens: u64,
+    tables: u64,
+    pool: u64,
+    block_bytes: u64,
+    layer_bytes: u64,
+    fault: u64,
+    plan: u64,
+    limits: u64,
+    sums: u64,
+    walk: u64,
+    sequences: u32,
+    table_cols: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    block_size: u32,
+    blocks: u32,
+    window: u32,
+    by_sequence: u32,
+    first_item: u32,
+    items: u32,
+    capacity: u32,
+    scale: f32,
+    soft_cap: f32,
+}
+const _: () = assert!(size_of::<Params>() == 160);
+
+pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttention<'_>) -> Result<()> {
+    check(args);
+    if args.qkv.rows() == 0 {
+        return Ok(());
+    }
+    let params = params(s, args);
+    items(s, args, params, (0, args.qkv.rows()))
+}
+
+fn check(args: &PagedAttention<'_>) {
+    let (kv, tokens, sequences) = (&args.kv, args.qkv.rows(), args.context_lens.rows());
+    assert_eq!(args.heads % kv.kv_heads, 0, "query heads per kv head");
+    assert_eq!(args.qkv.cols(), (args.heads + 2 * kv.kv_heads) * kv.head_dim, "columns of qkv");
+    assert_eq!(shape(args.out), (tokens, args.heads * kv.head_dim), "shape of the output");
+    assert_eq!(args.out.dtype(), args.qkv.dtype(), "dtypes of attention");
+    assert!(args.window != Some(0), "a window of no keys");
+    assert!(kv.head_dim % 2 == 0 && kv.head_dim <= 256, "head dimension {}", kv.head_dim);
+    assert_eq!((args.starts.rows(), args.tables.rows()), (sequences + 1, sequences), "sequences of a step");
+    assert_ints("a step", &[args.starts, args.context_lens, args.tables]);
+}
+
+fn params(s: &CudaStream, args: &PagedAttention<'_>) -> Params {
+    let (kv, map) = (&args.kv, KvMap::new(&args.kv));
+    Params {
+        out: args.out.addr(),
+        qkv: args.qkv.addr(),
+        starts: args.starts.addr(),
+        context_lens: args.context_lens.addr(),
+        tables: args.tables.addr(),
+        pool: kv.pool.addr(),
+        block_bytes: map.block_bytes,
+        layer_bytes: map.layer_bytes,
+        fault: s.fault_word(),
+        plan: 0,
+        limits: 0,
+        sums: 0,
+        walk: 0,
+        sequences: small(args.context_lens.rows()),
+        table_cols: small(args.tables.cols()),
+        heads: small(args.heads),
+        kv_heads: small(kv.kv_heads),
+        head_dim: small(kv.head_dim),
+        block_size: small(kv.block_size),
+        blocks: map.blocks,
+        window: args.window.unwrap_or(u32::MAX),
+        by_sequence: 0,
+        first_item: 0,
+        items: 0,
+        capacity: 0,
+        scale: args.scale,
+        soft_cap: args.soft_cap.unwrap_or(0.0),
+    }
+}
+
+/// The kernel that takes single tokens.
+struct Chosen<'a> {
+    kernel: &'a Kernel,
+    /// Query heads of a unit.
+    rows: usize,
+    shared_bytes: u32,
+    /// That one multiprocessor holds.
+    blocks: u32,
+}
+
+fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<'a>> {
+    let (kv, act) = (&args.kv, args.qkv.dtype());
+    let aligned = args.qkv.addr().is_multiple_of(16) && KvMap::new(kv).aligned(kv);
+    let found = kernels.decode.iter().find(|d| aligned && (d.dtype, d.dtype, d.dim) == (act, kv.dtype, kv.head_dim));
+    Ok(match found {
+        Some(decode) => {
+            let blocks = match decode.dim {
+                ..=80 => 3,
+                ..=128 => 2,
+                _ => 1,
+            };
+            Chosen { kernel: &decode.kernel, rows: DECODE_ROWS, shared_bytes: decode_shared(decode.dim), blocks }
+        }
+        None => {
+            let kernel = kernels.plain.of(act, kv.dtype)?;
+            Chosen { kernel, rows: PLAIN_ROWS, shared_bytes: 0, blocks: PLAIN_BLOCKS }
+        }
+    })
+}
+
+/// Attention of items `from..to`, tokens or sequences as the parameters say, one query token each.
+fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, to): (usize, usize)) -> Result<()> {
+    let kernels = &s.kernels().attention;
+    let chosen = choose(kernels, args)?;
+    let dim = args.kv.head_dim;
+    let slices = args.kv.kv_heads * (args.heads / args.kv.kv_heads).div_ceil(chosen.rows);
+    let max_chunks = (args.tables.cols() * args.kv.block_size).div_ceil(CHUNK);
+    let (workspace, bytes) = s.workspace();
+    let most = s.sm_count() * chosen.blocks;
+    // Plans, what blocks walk with, and partial results share the scratch memory.
+    let plan_bytes = (8 * MAX_ITEMS) as u64;
+    let walk_bytes = u64::from(most) * (DECODE_ROWS * dim * 4) as u64;
+    let rest = (bytes as u64).saturating_sub(plan_bytes + walk_bytes);
+    let capacity = rest / (args.heads * (dim + 2) * 4) as u64;
+    params.walk = workspace + plan_bytes;
+    params.limits = params.walk + walk_bytes;
+    params.sums = params.limits + capacity * (args.heads * 8) as u64;
+    params.capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+    let merges = max_chunks > 1;
+    params.plan = if merges { workspace } else { 0 };
+    for first in (from..to).step_by(MAX_ITEMS) {
+        let count = MAX_ITEMS.min(to - first);
+        params.first_item = small(first);
+        params.items = small(count);
+        let units = u64::from(params.items) * (slices * max_chunks) as u64;
+        let grid = u32::try_from(units).unwrap_or(u32::MAX).min(most);
+        let shared = chosen.shared_bytes + 8 * (params.items + 1);
+        s.launch(chosen.kernel, [grid, 1, 1], BLOCK, shared, &params)?;
+        if merges {
+            let blocks = (count * args.heads * dim).div_ceil(BLOCK as usize);
+            s.launch(kernels.merge.of(args.out.dtype()), [small(blocks), 1, 1], BLOCK, 0, &params)?;
+        }
+    }
+    Ok(())
+}
