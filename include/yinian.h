@@ -626,7 +626,7 @@ yn_status yn_request_init(struct yn_engine engine, struct yn_request *r, uint32_
  Hands in a request. Never waits for the device. On OK exactly one DONE follows on the request's queue, possibly polled by
  another thread before this call returns: route records by user_data. Struct, handles and JSON syntax are checked here;
  lengths, templates and token ids come back as DONE with a status. Errors: BAD_HANDLE, INVALID, UNSUPPORTED, BUSY,
- SHUTDOWN, and of a failed engine its own error.
+ SHUTDOWN, NO_MEMORY, and of a failed engine its own error.
 
  # Safety
  `r` points to struct_size readable bytes and what they point to is readable; `out_id` is null or writable; `err` too.
@@ -681,7 +681,7 @@ yn_status yn_queue_free(struct yn_queue queue);
 
 /*
  Opens the tokenizer and chat template of a model directory, or a tokenizer.json. Reads files, needs no engine. Free it with
- yn_tokenizer_free. Errors: INVALID, NOT_FOUND, IO.
+ yn_tokenizer_free. Errors: INVALID, NOT_FOUND, IO, NO_MEMORY.
 
  # Safety
  `path` is readable, `out_tokenizer` writable, `err` null or writable.
@@ -737,7 +737,7 @@ yn_status yn_detokenize(struct yn_tokenizer tokenizer,
 
 /*
  Renders {"messages": [...], ...} with the chat template to the text that would be tokenized. Free the result with
- yn_buf_free. Errors: BAD_HANDLE, INVALID, UNSUPPORTED (the model has no template).
+ yn_buf_free. Errors: BAD_HANDLE, INVALID, UNSUPPORTED (the model has no template), NO_MEMORY.
 
  # Safety
  `chat_json` is readable; `out_text` is writable, `err` null or writable.

@@ -264,7 +264,7 @@ pub unsafe extern "C" fn yn_request_init(engine: yn_engine, r: *mut yn_request, 
 /// Hands in a request. Never waits for the device. On OK exactly one DONE follows on the request's queue, possibly polled by
 /// another thread before this call returns: route records by user_data. Struct, handles and JSON syntax are checked here;
 /// lengths, templates and token ids come back as DONE with a status. Errors: BAD_HANDLE, INVALID, UNSUPPORTED, BUSY,
-/// SHUTDOWN, and of a failed engine its own error.
+/// SHUTDOWN, NO_MEMORY, and of a failed engine its own error.
 ///
 /// # Safety
 /// `r` points to struct_size readable bytes and what they point to is readable; `out_id` is null or writable; `err` too.

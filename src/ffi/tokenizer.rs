@@ -31,7 +31,7 @@ fn open(path: &Path) -> Result<TextModel> {
 }
 
 /// Opens the tokenizer and chat template of a model directory, or a tokenizer.json. Reads files, needs no engine. Free it with
-/// yn_tokenizer_free. Errors: INVALID, NOT_FOUND, IO.
+/// yn_tokenizer_free. Errors: INVALID, NOT_FOUND, IO, NO_MEMORY.
 ///
 /// # Safety
 /// `path` is readable, `out_tokenizer` writable, `err` null or writable.
@@ -145,7 +145,7 @@ pub unsafe extern "C" fn yn_detokenize(
 }
 
 /// Renders {"messages": [...], ...} with the chat template to the text that would be tokenized. Free the result with
-/// yn_buf_free. Errors: BAD_HANDLE, INVALID, UNSUPPORTED (the model has no template).
+/// yn_buf_free. Errors: BAD_HANDLE, INVALID, UNSUPPORTED (the model has no template), NO_MEMORY.
 ///
 /// # Safety
 /// `chat_json` is readable; `out_text` is writable, `err` null or writable.

@@ -190,7 +190,7 @@ static void final_only(yn_engine engine) {
   r.output |= YN_OUT_FINAL_ONLY;
   submit(engine, &r);
   while (!done) {
-    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, 20000, &used), YN_OK, NULL);
+    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, PATIENCE_MS, &used), YN_OK, NULL);
     for (at = 0; at < used; at += ((yn_event *)((char *)buffer + at))->size) {
       const yn_event *e = (const yn_event *)((const char *)buffer + at);
       done |= e->kind == YN_EV_DONE;
@@ -219,7 +219,7 @@ static void choices_and_logprobs(yn_engine engine) {
   r.flags = YN_REQ_SEEDED | YN_REQ_IGNORE_EOS;
   submit(engine, &r);
   while (!done) {
-    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, 20000, &used), YN_OK, NULL);
+    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, PATIENCE_MS, &used), YN_OK, NULL);
     for (at = 0; at < used; at += ((yn_event *)((char *)buffer + at))->size) {
       const yn_event *e = (const yn_event *)((const char *)buffer + at);
       const yn_logprob *p = (const yn_logprob *)((const char *)e + e->logprobs_off);
@@ -266,7 +266,7 @@ static float mean_of_prompt(yn_engine engine, const uint32_t *prompt, unsigned n
   r.n_prompt_logprobs = K;
   submit(engine, &r);
   while (!done) {
-    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, 20000, &used), YN_OK, NULL);
+    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, PATIENCE_MS, &used), YN_OK, NULL);
     for (at = 0; at < used; at += ((yn_event *)((char *)buffer + at))->size) {
       const yn_event *e = (const yn_event *)((const char *)buffer + at);
       const yn_logprob *p = (const yn_logprob *)((const char *)e + e->logprobs_off);

@@ -8,7 +8,7 @@ static int failure(yn_engine engine, tally *t) {
   for (;;) {
     size_t used = 0, at;
     int found = 0, status = 0;
-    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, 20000, &used), YN_OK, NULL);
+    EXPECT(yn_engine_poll(engine, buffer, sizeof buffer, PATIENCE_MS, &used), YN_OK, NULL);
     tally_records(t, buffer, used);
     for (at = 0; at < used; at += ((yn_event *)((char *)buffer + at))->size) {
       const yn_event *e = (const yn_event *)((const char *)buffer + at);

@@ -259,7 +259,7 @@ static void *stormed_epoll(void *arg) {
     yn_request r = request_of(e, "edge", 1 + i % 5, i);
     submit(e, &r);
     while (t.done <= i) {
-      int n = epoll_wait(ep, &ev, 1, 20000);
+      int n = epoll_wait(ep, &ev, 1, PATIENCE_MS);
       CHECK(n == 1 || (n < 0 && errno == EINTR));
       if (n < 0) continue;
       while ((s = yn_engine_poll(e, buffer, sizeof buffer, 0, &used)) == YN_OK) tally_records(&t, buffer, used);

@@ -186,7 +186,7 @@ static void freed_at_exit(void) {
   yn_status s;
   if (engine.id == 0) return;
   EXPECT(yn_engine_free(engine), YN_OK, NULL);
-  while ((s = yn_engine_poll(engine, buffer, sizeof buffer, 20000, &used)) == YN_OK)
+  while ((s = yn_engine_poll(engine, buffer, sizeof buffer, PATIENCE_MS, &used)) == YN_OK)
     for (at = 0; at < used; at += ((yn_event *)(void *)((char *)buffer + at))->size)
       done += ((yn_event *)(void *)((char *)buffer + at))->kind == YN_EV_DONE;
   CHECK(s == YN_E_SHUTDOWN && done == 30);

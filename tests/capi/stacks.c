@@ -4,7 +4,10 @@
 #include <limits.h>
 #include <unistd.h>
 
-enum { STACK = 32 << 10, DEEP = 100000 };
+#ifndef STACK_KB
+#define STACK_KB 32
+#endif
+enum { STACK = STACK_KB << 10, DEEP = 100000 };
 static const char *model;
 static yn_engine engine;
 static yn_tokenizer tokenizer;

@@ -59,7 +59,7 @@ int main(int argc, char **argv) {
   r.queue = q;
   submit(demo, &r);
   while (t.done < 3) {
-    EXPECT(yn_queue_poll(q, buffer, sizeof buffer, 20000, &used), YN_OK, NULL);
+    EXPECT(yn_queue_poll(q, buffer, sizeof buffer, PATIENCE_MS, &used), YN_OK, NULL);
     tally_records(&t, buffer, used);
   }
   CHECK(t.all[2].finish == YN_FINISH_ERROR && t.all[2].status == YN_E_INTERNAL);
