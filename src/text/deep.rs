@@ -4,7 +4,7 @@ use crate::base::error::panic_text;
 use crate::base::{Error, Result};
 
 /// The deepest templates that are accepted (`tests/badinput/templates.rs`) need 4 MiB of it.
-const STACK_BYTES: usize = 16 << 20;
+const STACK_BYTES: usize = 32 << 20;
 
 /// Runs `body` on a thread of its own and waits for it. A panic in it is an error.
 pub(super) fn on_deep_stack<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {

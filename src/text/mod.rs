@@ -1,11 +1,15 @@
 //! F1: text in and out: tokenizer, chat templates, incremental detokenizing, stop strings. Host code only.
 
 mod chat;
+mod conversation;
 mod date;
 mod deep;
 mod detok;
 mod files;
+mod filters;
 mod json;
+mod methods;
+mod python;
 mod stop;
 mod syntax;
 mod tokenizer;

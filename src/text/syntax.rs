@@ -1,7 +1,7 @@
 //! A template's source before it is compiled: limits that keep its syntax tree shallow, `generation` tags, and the calls that
 //! let `values` see every container a template builds. Jinja's own lexer and parser do the reading.
 
-use super::values::{BUILT, KEPT, KEPT_IN_NAMESPACE, RESERVED};
+use super::values::{BUILT, EACH, KEPT, KEPT_IN_NAMESPACE, RESERVED};
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
 use minijinja::machinery::{Span, Token, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -15,6 +15,9 @@ const MAX_EXPRESSION_DEPTH: usize = 200;
 const SLICE_DEPTH: usize = 20;
 const FILTER_DEPTH: usize = 5;
 
+/// Attributes that every map has in Python.
+const MAP_METHODS: [&str; 7] = ["clear", "copy", "items", "keys", "pop", "update", "values"];
+
 /// As Hugging Face sets up Jinja.
 pub(super) fn config() -> Result<SyntaxConfig, Error> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
@@ -22,6 +25,8 @@ pub(super) fn config() -> Result<SyntaxConfig, Error> {
 
 /// The source to compile: the same template, with the calls described above. Lines stay where they are.
 pub(super) fn prepare(source: &str) -> Result<String, Error> {
+    // Jinja knows one kind of line end.
+    let source = &source.replace("\r\n", "\n").replace('\r', "\n");
     let mut edits = Vec::new();
     let mut tag = Vec::new();
     let mut tags = 0;
@@ -35,11 +40,15 @@ pub(super) fn prepare(source: &str) -> Result<String, Error> {
                 tag.push((token, span));
             }
             Token::BlockEnd | Token::VariableEnd => {
-                edit_tag(&tag, span, &mut edits);
+                edit_tag(&tag, span, &mut edits)?;
                 tag.clear();
             }
             Token::Ident(name) if name.starts_with(RESERVED) => {
                 return Err(at(span, format!("names that begin with {RESERVED:?} are reserved")));
+            }
+            Token::String(_) => {
+                edit_escapes(source, span, &mut edits)?;
+                tag.push((token, span));
             }
             token => tag.push((token, span)),
         }
@@ -85,9 +94,34 @@ fn apply(source: &str, mut edits: Vec<Edit>) -> String {
     out
 }
 
+/// Escapes of a string that Python reads in another way than the interpreter.
+fn edit_escapes(source: &str, span: Span, edits: &mut Vec<Edit>) -> Result<(), Error> {
+    let from = span.start_offset as usize;
+    let text = &source[from..span.end_offset as usize];
+    let mut rest = text.char_indices();
+    while let Some((i, c)) = rest.next() {
+        if c != '\\' {
+            continue;
+        }
+        let at_byte = (from + i) as u32;
+        let edit = match rest.next() {
+            // Kept as it stands.
+            Some((_, '/')) => Edit::insert(at_byte, "\\"),
+            Some((_, 'a')) => Edit { from: at_byte, to: at_byte + 2, text: "\\x07".to_owned() },
+            Some((_, 'v')) => Edit { from: at_byte, to: at_byte + 2, text: "\\x0b".to_owned() },
+            Some((_, escape @ ('N' | 'U' | '\n'))) => {
+                return Err(at(span, format!("the escape {:?} is not supported", format!("\\{escape}"))));
+            }
+            _ => continue,
+        };
+        edits.push(edit);
+    }
+    Ok(())
+}
+
 /// One tag without its end, which is at `end`.
-fn edit_tag(tag: &[(Token<'_>, Span)], end: Span, edits: &mut Vec<Edit>) {
-    let Some(((start, _), words)) = tag.split_first() else { return };
+fn edit_tag(tag: &[(Token<'_>, Span)], end: Span, edits: &mut Vec<Edit>) -> Result<(), Error> {
+    let Some(((start, _), words)) = tag.split_first() else { return Ok(()) };
     let word = match (start, words.first()) {
         (Token::BlockStart, Some((Token::Ident(word), _))) => *word,
         _ => "",
@@ -96,22 +130,35 @@ fn edit_tag(tag: &[(Token<'_>, Span)], end: Span, edits: &mut Vec<Edit>) {
     let body = match (word, words) {
         // `generation` marks text for training; for rendering it is what it contains.
         ("generation" | "endgeneration", [(_, span)]) => {
-            let text = if word == "generation" { "if true" } else { "endif" };
+            let text = if word == "generation" { "with" } else { "endwith" };
             edits.push(Edit { from: span.start_offset, to: span.end_offset, text: text.to_owned() });
-            return;
+            return Ok(());
         }
         ("set", _) => {
-            let Some(assign) = find(words, |t| matches!(t, Token::Assign)) else { return };
+            let Some(assign) = find(words, |t| matches!(t, Token::Assign)) else { return Ok(()) };
             let dotted = words[..assign].iter().any(|(t, _)| matches!(t, Token::Dot));
+            let hidden =
+                |w: &&[(Token<'_>, Span)]| matches!(w, [(Token::Dot, _), (Token::Ident(n), _)] if n.starts_with('_'));
+            if let Some([_, (name, span)]) = words[..assign].windows(2).find(hidden) {
+                return Err(at(*span, format!("namespaces have no attribute {:?}", token_word(name))));
+            }
             let check = if dotted { KEPT_IN_NAMESPACE } else { KEPT };
             edits.push(Edit::insert(words[assign].1.end_offset, format!("{check}((")));
             edits.push(Edit::insert(end.start_offset, "))"));
             &words[assign + 1..]
         }
-        ("for", _) => &words[find(words, |t| matches!(t, Token::Ident("in"))).unwrap_or(0)..],
+        ("for", _) => {
+            let Some(within) = find(words, |t| matches!(t, Token::Ident("in"))) else { return Ok(()) };
+            let rest = &words[within + 1..];
+            let stop = find(rest, |t| matches!(t, Token::Ident("if" | "recursive"))).map_or(end, |i| rest[i].1);
+            edits.push(Edit::insert(words[within].1.end_offset, format!(" {EACH}((")));
+            edits.push(Edit::insert(stop.start_offset, ")) "));
+            &words[within..]
+        }
         _ => words,
     };
     edit_literals(body, word, edits);
+    Ok(())
 }
 
 /// The first such token outside of all brackets.
@@ -250,10 +297,7 @@ fn check(stmt: &Stmt<'_>, place: Place<'_>) -> Result<(), Error> {
             s.filter.iter().try_for_each(|e| depth(e, 0))?;
             check_all(&s.body, place.within("set"))
         }
-        Stmt::AutoEscape(a) => {
-            depth(&a.enabled, 0)?;
-            check_all(&a.body, place.within("autoescape"))
-        }
+        Stmt::AutoEscape(a) => Err(at(a.span(), "{% autoescape %} is not supported".to_owned())),
         Stmt::FilterBlock(f) => {
             depth(&f.filter, 0)?;
             check_all(&f.body, place.within("filter"))
@@ -309,10 +353,21 @@ fn depth(expr: &Expr<'_>, level: usize) -> Result<(), Error> {
             below(&t.expr)?;
             args(&t.args, level)
         }
+        // As in Python it would be the method rather than what the map holds, and print as an address.
+        Expr::GetAttr(g) if MAP_METHODS.contains(&g.name) => {
+            let name = g.name;
+            Err(at(
+                g.span(),
+                format!("`.{name}` is a method; write `.{name}()` to call it, `['{name}']` for the value"),
+            ))
+        }
         Expr::GetAttr(g) => below(&g.expr),
         Expr::GetItem(g) => below(&g.expr).and_then(|()| below(&g.subscript_expr)),
         Expr::Call(c) => {
-            below(&c.expr)?;
+            match &c.expr {
+                Expr::GetAttr(g) => below(&g.expr)?,
+                callee => below(callee)?,
+            }
             args(&c.args, level)
         }
         Expr::List(l) => l.items.iter().try_for_each(below),

@@ -2,12 +2,14 @@
 //! shared parts again and again, so none may be nested too deep, hold itself, or unfold to too much. Every container literal and
 //! every assignment of a template passes here (`syntax` writes the calls).
 
-use minijinja::value::{Kwargs, ObjectRepr, Rest, Value, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, escape_formatter, filters, functions};
+use super::python;
+use minijinja::value::{Kwargs, ObjectRepr, Value, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, functions};
 
 /// No template and no request may use names that begin so.
 pub(super) const RESERVED: &str = "__yn_";
 pub(super) const BUILT: &str = "__yn_built";
+pub(super) const EACH: &str = "__yn_each";
 pub(super) const KEPT: &str = "__yn_kept";
 pub(super) const KEPT_IN_NAMESPACE: &str = "__yn_kept_in_namespace";
 
@@ -28,10 +30,20 @@ pub(super) fn install(env: &mut Environment<'_>) -> Result<(), Error> {
     env.add_function(BUILT, move |state: &mut State, value: Value| {
         walk(state, &value, Some(namespace)).map(|()| value)
     });
+    env.add_function(EACH, |value: Value| match value.is_none() {
+        true => Err(Error::new(ErrorKind::InvalidOperation, "none is not iterable")),
+        false => Ok(value),
+    });
     env.add_function(KEPT, |state: &mut State, value: Value| keep(state, value, None));
     env.add_function(KEPT_IN_NAMESPACE, move |state: &mut State, value: Value| keep(state, value, Some(namespace)));
     env.add_function("namespace", move |state: &mut State, given: Option<ValueOrKwargs>| {
-        given.iter().try_for_each(|v| walk(state, v, Some(namespace)))?;
+        for given in given.iter() {
+            walk(state, given, Some(namespace))?;
+            let hidden = given.try_iter()?.find(|k| k.as_str().is_some_and(|k| k.starts_with('_')));
+            if let Some(name) = hidden {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("namespaces have no attribute {name}")));
+            }
+        }
         functions::namespace(given)
     });
     env.add_function("dict", move |state: &mut State, value: Option<Value>, more: Kwargs| {
@@ -39,18 +51,9 @@ pub(super) fn install(env: &mut Environment<'_>) -> Result<(), Error> {
         walk(state, &map, Some(namespace)).map(|()| map)
     });
     env.remove_global("debug");
-    for (name, filter) in
-        [("join", Value::from_function(filters::join)), ("string", Value::from_function(filters::string))]
-    {
-        env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
-            let args: Vec<Value> = args.0.into_iter().map(Value::from).collect();
-            args.first().map_or(Ok(()), |v| walk(state, v, None))?;
-            filter.call(state, &args)
-        });
-    }
     env.set_formatter(|out, state, value| {
         walk(state, value, None)?;
-        escape_formatter(out, state, value)
+        Ok(out.write_str(&python::str(value))?)
     });
     Ok(())
 }

@@ -33,7 +33,7 @@ fn nested(levels: usize, then: &str) -> String {
 fn views(then: &str) -> String {
     let view = "[0:]".repeat(8);
     format!(
-        "{{% for x in [[1, 2]] recursive %}}{{% if loop.depth0 < 50 %}}{{{{ loop([x{view}]) }}}}{{% else %}}{then}{{% endif %}}{{% endfor %}}"
+        "{{% for x in [[1, 2]] recursive %}}{{% if loop.depth0 < 150 %}}{{{{ loop([x{view}]) }}}}{{% else %}}{then}{{% endif %}}{{% endfor %}}"
     )
 }
 
@@ -41,7 +41,7 @@ fn views(then: &str) -> String {
 fn batches(then: &str) -> String {
     let batch = "|batch(1)".repeat(36);
     format!(
-        "{{% for x in [[1]] recursive %}}{{% if loop.depth0 < 50 %}}{{{{ loop(x{batch}) }}}}{{% else %}}{then}{{% endif %}}{{% endfor %}}"
+        "{{% for x in [[1]] recursive %}}{{% if loop.depth0 < 150 %}}{{{{ loop(x{batch}) }}}}{{% else %}}{then}{{% endif %}}{{% endfor %}}"
     )
 }
 
@@ -54,7 +54,7 @@ const USES: [&str; 9] = [
     "{{ {X: 1} | length }}",
     "{{ X ~ '' }}",
     "{{ X | string | length }}{{ [X] | join | length }}",
-    "{{ [X, Y] | unique | list | length }}{{ [X, Y] | sort | length }}{{ X | pprint | length }}",
+    "{{ [X, Y] | unique | list | length }}{{ [X, Y] | sort | length }}",
     "",
 ];
 

@@ -4,7 +4,9 @@
     python3 tests/text/make.py
 
 chat.json: chat templates, messages, and what transformers renders. The templates are our own; between them they use the
-constructs that published templates use. byte_bpe/ and metaspace/: two small tokenizers trained on text made below, one as
+constructs that published templates use. jinja/: one template a line (escapes as in Python) and what the chats of
+chats.json make of it, expressions.txt with the first and statements.txt with the others; of refused.txt the reference makes
+something too, but we say that we do not. continued.json: final messages to continue. byte_bpe/ and metaspace/: two small tokenizers trained on text made below, one as
 Llama 3's (byte-level, split by a regular expression), one as Llama 2's (metaspace, byte fallback), each with an
 expected.json of ids and decoded texts. Needs transformers, tokenizers and jinja2; no weights.
 """
@@ -16,7 +18,6 @@ import random
 import tokenizers
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers.utils.chat_template_utils import render_jinja_template
 
 HERE = pathlib.Path(__file__).parent
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -155,6 +156,34 @@ TEMPLATES = {
 CHATS = {"plain": PLAIN, "turns": TURNS, "parts": PARTS, "calls": CALLS, "thoughts": THOUGHTS}
 
 
+EACH = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{{ 'GEN' if add_generation_prompt }}"
+THINK = "{% for m in messages %}{{ m.role }}{{ m.reasoning_content }}|{{ m.content }}{% endfor %}"
+
+
+def final(**message):
+    return [{"role": "user", "content": "a"}, {"role": "assistant", **message}]
+
+
+CONTINUED = [
+    (EACH, final(content="b c "), {"continue_final_message": True}),
+    (EACH, final(content="b"), {"continue_final_message": True, "add_generation_prompt": True}),
+    (EACH, final(content="b"), {"continue_final_message": True, "add_generation_prompt": False}),
+    (EACH, final(content="b"), {"continue_final_message": False}),
+    (EACH, final(), {"continue_final_message": True}),
+    (EACH, final(content=[{"type": "text", "text": "q "}, {"type": "image"}]), {"continue_final_message": True}),
+    (EACH, final(content=[{"type": "image"}]), {"continue_final_message": True}),
+    (EACH, final(content="", thinking="t"), {"continue_final_message": "thinking"}),
+    (EACH, final(content="x"), {"continue_final_message": "role"}),
+    ("{% for m in messages %}<{{ m.content | trim }}>{% endfor %}", final(content=" b c \n"), {"continue_final_message": True}),
+    ("{% for m in messages %}{{ m.content.upper() }}{% endfor %}", final(content="b"), {"continue_final_message": True}),
+    ("{{ messages[0].content }}", final(content="b"), {"continue_final_message": True}),
+    ("{{ messages[-1].content.strip() }} x", final(content=" b "), {"continue_final_message": True}),
+    ("x", final(content="b"), {"continue_final_message": True}),
+    *((THINK, final(content="x", reasoning="r"), {"continue_final_message": field})
+      for field in ("reasoning", "thinking", "reasoning_content", "content", "nothing")),
+]
+
+
 def chat_cases():
     cases = []
     for name, template in TEMPLATES.items():
@@ -162,17 +191,45 @@ def chat_cases():
             for tools in (None, TOOLS) if name in ("headers", "im", "macros", "json") else (None,):
                 for kwargs in ({}, {"enable_thinking": False}) if name == "im" else ({},):
                     prompt = name != "generation" and (tools is None)
-                    try:
-                        rendered, _ = render_jinja_template(
-                            conversations=[messages], tools=tools, chat_template=template,
-                            add_generation_prompt=prompt, **SPECIALS, **kwargs)
-                        outcome = {"rendered": rendered[0]}
-                    except Exception as e:  # whatever the reference refuses, we refuse
-                        outcome = {"error": f"{type(e).__name__}: {e}"[:200]}
+                    rendered = outcome(template, {"messages": messages, "tools": tools, "add_generation_prompt": prompt,
+                                                  "chat_template_kwargs": kwargs})
                     cases.append({"template": name, "chat": chat, "tools": tools is not None,
-                                  "add_generation_prompt": prompt, "kwargs": kwargs, **outcome})
+                                  "add_generation_prompt": prompt, "kwargs": kwargs, "rendered": rendered})
     return {"versions": {"transformers": transformers.__version__}, "specials": SPECIALS, "templates": TEMPLATES,
             "chats": CHATS, "tools": TOOLS, "cases": cases}
+
+
+def outcome(template, chat):
+    """What a caller of apply_chat_template gets; None for an error."""
+    chat = dict(chat)
+    kwargs, messages = chat.pop("chat_template_kwargs", {}), chat.pop("messages")
+    chat.setdefault("add_generation_prompt", not chat.get("continue_final_message"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **SPECIALS)
+    try:
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **chat, **kwargs)
+    except Exception:  # whatever the reference refuses, we refuse
+        return None
+
+
+def jinja_cases():
+    chats = json.loads((HERE / "jinja/chats.json").read_text())
+    expected = {}
+    for name, part in (("expressions", chats[:1]), ("statements", chats[1:])):
+        lines = (HERE / f"jinja/{name}.txt").read_text().splitlines()
+        expected[name] = [[outcome(json.loads(f'"{quoted(line)}"'), chat) for chat in part] for line in lines]
+    return {"versions": {"transformers": transformers.__version__}, "specials": SPECIALS, **expected}
+
+
+def quoted(line):
+    return line.replace('"', '\\"').replace("\\v", "\\u000b")
+
+
+def continued():
+    cases = []
+    for template, messages, more in CONTINUED:
+        chat = {"messages": messages, **more}
+        cases.append({"template": template, "chat": chat, "rendered": outcome(template, chat)})
+    return {"versions": {"transformers": transformers.__version__}, "cases": cases}
 
 
 def corpus():
@@ -241,12 +298,14 @@ def metaspace():
 
 
 def write(path, value):
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=0 if path.name == "chat.json" else None) + "\n")
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=0 if "encode" not in value else None) + "\n")
     print(path.name, path.stat().st_size)
 
 
 def main():
     write(HERE / "chat.json", chat_cases())
+    write(HERE / "jinja/expected.json", jinja_cases())
+    write(HERE / "jinja/continued.json", continued())
     for name, make in (("byte_bpe", byte_bpe), ("metaspace", metaspace)):
         folder = HERE / name
         folder.mkdir(exist_ok=True)
