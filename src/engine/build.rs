@@ -15,6 +15,7 @@ use crate::hal::registry::{self, DeviceOptions};
 use crate::hal::{Activations, Caps, Device, Tensor};
 use crate::model::{self, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
+use crate::sched::policy::Policy;
 use crate::sched::{SchedConfig, Scheduler, policy};
 use crate::text::TextModel;
 use serde_json::{Value, json};
@@ -71,6 +72,8 @@ struct Sizes {
 }
 
 fn sizes(config: &EngineConfig) -> Result<Sizes> {
+    // Before the model is loaded, which can take minutes.
+    policy(config)?;
     let dir = PathBuf::from(&config.model);
     if !dir.is_dir() {
         return Err(Error::new(
@@ -217,14 +220,17 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
         prefix_cache: config.enable_prefix_caching,
         hash_bits: 64,
     };
-    let policy = policy::by_name(&config.scheduling_policy).ok_or_else(|| {
+    Ok(Scheduler::new(sched, policy(config)?))
+}
+
+fn policy(config: &EngineConfig) -> Result<Box<dyn Policy>> {
+    policy::by_name(&config.scheduling_policy).ok_or_else(|| {
         Error::invalid(format!(
             "config key \"scheduling_policy\" is {:?}; expected one of {}",
             config.scheduling_policy,
             policy::NAMES.join(", ")
         ))
-    })?;
-    Ok(Scheduler::new(sched, policy))
+    })
 }
 
 fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {

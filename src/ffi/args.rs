@@ -55,13 +55,13 @@ pub(crate) unsafe fn json(name: &str, b: yn_bytes, most: usize) -> Result<serde_
     parse(raw).map_err(|e| Error::invalid(format!("{name} is not JSON: {e}")))
 }
 
-/// Whether parsing this JSON may need more stack than a thread of the host has to have.
+/// Whether parsing this JSON of at most `most` bytes may need more stack than a thread of the host has to have.
 ///
 /// # Safety
 /// As [`slice`].
-pub(crate) unsafe fn nests_deep(b: yn_bytes) -> bool {
+pub(crate) unsafe fn nests_deep(b: yn_bytes, most: usize) -> bool {
     // SAFETY: the caller vouches for `b`.
-    unsafe { bytes("", b, MAX_BYTES) }.is_ok_and(|raw| nesting(raw) > SHALLOW)
+    unsafe { bytes("", b, most) }.is_ok_and(|raw| nesting(raw) > SHALLOW)
 }
 
 /// Levels that are parsed on the stack of the host: at about 420 bytes each.

@@ -292,7 +292,9 @@ pub unsafe extern "C" fn yn_engine_submit(
         // SAFETY: as documented.
         let result = unsafe { read(r, engine.engine.defaults()) }.and_then(|request| {
             // SAFETY: as documented.
-            match unsafe { nests_deep(request.chat_json) || nests_deep(request.extra_json) } {
+            let deep =
+                unsafe { nests_deep(request.chat_json, MAX_BYTES) || nests_deep(request.extra_json, MAX_JSON_BYTES) };
+            match deep {
                 true => on_own_thread(|| rest(&request)),
                 false => rest(&request),
             }

@@ -12,7 +12,12 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Reads a file of at most `max` bytes.
 pub(super) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| {
-        let kind = if e.kind() == std::io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Io };
+        let kind = match e.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            // A NUL in the path.
+            std::io::ErrorKind::InvalidInput => ErrorKind::Invalid,
+            _ => ErrorKind::Io,
+        };
         Error::new(kind, format!("{} cannot be read: {e}", path.display()))
     };
     let file = std::fs::File::open(path).map_err(fail)?;

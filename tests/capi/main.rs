@@ -112,7 +112,20 @@ fn many_requests_with_cancels_and_a_slow_reader() {
 
 #[test]
 fn bad_arguments() {
-    Program::build("tests/capi/arguments.c").run(&[]);
+    Program::build("tests/capi/arguments.c").run(&[&demo_model()]);
+}
+
+#[test]
+fn bad_configs() {
+    Program::build("tests/capi/configs.c").run(&[&demo_model()]);
+}
+
+#[test]
+fn bad_requests() {
+    let program = Program::build("tests/capi/requests.c");
+    program.run(&[r#"{"model": "mock:words", "max_model_len": 100}"#, "257"]);
+    let demo = format!(r#"{{"model": {:?}, "max_model_len": 100, "threads": 1}}"#, demo_model());
+    program.run(&[&demo, "2048"]);
 }
 
 #[test]

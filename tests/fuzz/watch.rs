@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// Longest time one input may take.
+/// Longest time one input may take: of computing, as machines that run tests are busy, and in all.
 const SLOWEST: Duration = Duration::from_secs(5);
+const SLOWEST_IN_ALL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Facts {
     name: &'static str,
     seed: u64,
     file: PathBuf,
+    /// Where the system tells how long the thread of the target has computed.
+    computed: PathBuf,
     start: Instant,
     inputs: AtomicU64,
     /// Nanoseconds from `start` to the begin of the input that runs; 0 when none does.
@@ -47,6 +50,7 @@ impl Watch {
             inputs: AtomicU64::new(0),
             since_ns: AtomicU64::new(0),
             file: file.clone(),
+            computed: Path::new("/proc").join(std::fs::read_link("/proc/thread-self").unwrap()).join("schedstat"),
         };
         let facts = Arc::new(facts);
         let weak = Arc::downgrade(&facts);
@@ -71,17 +75,64 @@ impl Watch {
     }
 }
 
+/// Time the target's thread has computed so far; none when the system does not say.
+fn computed_ns(facts: &Facts) -> u64 {
+    let told = std::fs::read_to_string(&facts.computed).unwrap_or_default();
+    told.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or_default()
+}
+
+/// The input that ran at the last look, and what the thread had computed when it was first seen.
+#[derive(Debug, Default)]
+struct Seen {
+    input: u64,
+    computed_ns: u64,
+}
+
+/// Which input takes too long.
+fn complaint(facts: &Facts, seen: &mut Seen, (slowest, in_all): (Duration, Duration)) -> Option<String> {
+    let since_ns = facts.since_ns.load(Ordering::Acquire);
+    let (input, now_ns) = (facts.inputs.load(Ordering::Relaxed), facts.start.elapsed().as_nanos() as u64);
+    let computed_ns = computed_ns(facts);
+    if seen.input != input {
+        *seen = Seen { input, computed_ns };
+    }
+    let computed = Duration::from_nanos(computed_ns.saturating_sub(seen.computed_ns));
+    let all = Duration::from_nanos(if since_ns == 0 { 0 } else { now_ns.saturating_sub(since_ns) });
+    let late = all > slowest && (computed > slowest || all > in_all);
+    late.then(|| format!("{} takes {computed:?}, waits included {all:?}", facts.which()))
+}
+
 /// Until the run is over.
 fn look(facts: &Weak<Facts>) {
+    let mut seen = Seen::default();
     while let Some(facts) = facts.upgrade() {
-        let since_ns = facts.since_ns.load(Ordering::Acquire);
-        let now_ns = facts.start.elapsed().as_nanos() as u64;
-        if since_ns != 0 && now_ns > since_ns + SLOWEST.as_nanos() as u64 {
-            say(&format!("{} takes more than {} s", facts.which(), SLOWEST.as_secs()));
+        if let Some(complaint) = complaint(&facts, &mut seen, (SLOWEST, SLOWEST_IN_ALL)) {
+            say(&complaint);
             // It may never end, and a test cannot be stopped otherwise.
             std::process::exit(1);
         }
         drop(facts);
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+#[test]
+fn slow_inputs_are_named() {
+    let (mut watch, mut seen) = (Watch::new("watch-test", 7), Seen::default());
+    let ms = Duration::from_millis;
+    assert_eq!(complaint(&watch.facts, &mut seen, (ms(0), ms(0))), None, "nothing runs");
+    watch.begin(b"slow");
+    assert_eq!(complaint(&watch.facts, &mut seen, (ms(5), ms(60_000))), None);
+    let end = Instant::now() + ms(50);
+    while Instant::now() < end {}
+    let said = complaint(&watch.facts, &mut seen, (ms(5), ms(60_000))).unwrap();
+    assert!(said.starts_with("watch-test: FUZZ_SEED=7, input 1, FUZZ_INPUT="), "{said}");
+    assert_eq!(std::fs::read(&watch.facts.file).unwrap(), b"slow");
+    watch.begin(b"w");
+    assert_eq!(complaint(&watch.facts, &mut seen, (ms(5), ms(60_000))), None, "the next input has just begun");
+    std::thread::sleep(ms(30));
+    assert_eq!(complaint(&watch.facts, &mut seen, (ms(5), ms(60_000))), None, "it does not compute");
+    assert!(complaint(&watch.facts, &mut seen, (ms(5), ms(20))).is_some());
+    watch.end();
+    assert_eq!(complaint(&watch.facts, &mut seen, (ms(0), ms(0))), None, "it has ended");
 }
