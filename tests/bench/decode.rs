@@ -1,14 +1,18 @@
 //! Decode and prefill of a 135M-parameter bf16 Llama with random weights, against the memory bandwidth of the machine.
 //!
-//! `cargo bench --bench decode [-- THREADS]`
+//! `cargo bench --bench decode [-- THREADS]`; with `ranks` beside it, a model of as many parameters on 1, 2 and 4 ranks.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use yinian::base::config::LoadFormat;
 use yinian::base::{BlockId, Result, Row, SeqId, StepId};
+use yinian::exec::ranks::{RankRunner, StartRank};
+use yinian::exec::worker::StepRunner;
+use yinian::hal::comm::LocalGroup;
 use yinian::hal::registry::{DeviceOptions, open};
-use yinian::model::{LoadProgress, inspect, load};
+use yinian::model::{LoadProgress, Shard, inspect, load, load_shard};
 use yinian::plan::{StepEntry, StepOutcome, StepPlan};
 use yinian::runner::{ModelRunner, RunnerOptions};
 
@@ -21,6 +25,13 @@ const MAX_LEN: u32 = 512;
 const CONTEXT: u32 = 128;
 const READ_BYTES: usize = 1 << 29;
 const ROUNDS: usize = 5;
+
+/// The same with heads that four ranks can share.
+const RANKS_CONFIG: (&str, &str) = (
+    r#""num_attention_heads": 9, "num_key_value_heads": 3"#,
+    r#""num_attention_heads": 8, "head_dim": 64, "num_key_value_heads": 4"#,
+);
+const RANKS: [usize; 3] = [1, 2, 4];
 
 /// Bytes per second that `threads` threads read; the best of several passes.
 fn bandwidth(threads: usize) -> f64 {
@@ -69,7 +80,7 @@ fn plan(seqs: u32, start: u32, len: u32) -> StepPlan {
 }
 
 /// Seconds of one step.
-fn run(runner: &mut ModelRunner, plan: &StepPlan) -> f64 {
+fn run(runner: &mut dyn StepRunner, plan: &StepPlan) -> f64 {
     let from = Instant::now();
     runner.launch(plan).expect("launch");
     let output = runner.finish().expect("finish");
@@ -78,18 +89,80 @@ fn run(runner: &mut ModelRunner, plan: &StepPlan) -> f64 {
 }
 
 /// Tokens per second of decoding 32 steps around a context of 128; the best of several rounds.
-fn decode(runner: &mut ModelRunner, seqs: u32) -> f64 {
-    run(runner, &plan(seqs, 0, CONTEXT / 4));
-    run(runner, &plan(seqs, CONTEXT / 4, CONTEXT / 4));
-    run(runner, &plan(seqs, CONTEXT / 2, CONTEXT / 4));
-    let round = |_| (0..32).map(|i| run(runner, &plan(seqs, CONTEXT / 4 * 3 + 16 + i, 1))).sum::<f64>();
-    let best = (0..ROUNDS).map(round).fold(f64::MAX, f64::min);
+fn decode(runner: &mut dyn StepRunner, seqs: u32) -> f64 {
+    prefill(runner, seqs);
+    let best = (0..ROUNDS).map(|_| steps(runner, seqs)).fold(f64::MAX, f64::min);
     f64::from(seqs) * 32.0 / best
+}
+
+fn prefill(runner: &mut dyn StepRunner, seqs: u32) {
+    for quarter in 0..3 {
+        run(runner, &plan(seqs, CONTEXT / 4 * quarter, CONTEXT / 4));
+    }
+}
+
+/// Seconds of 32 steps of decoding.
+fn steps(runner: &mut dyn StepRunner, seqs: u32) -> f64 {
+    (0..32).map(|i| run(runner, &plan(seqs, CONTEXT / 4 * 3 + 16 + i, 1))).sum()
+}
+
+fn options() -> RunnerOptions {
+    RunnerOptions {
+        max_num_seqs: SEQS as usize,
+        max_num_batched_tokens: 512,
+        max_model_len: MAX_LEN as usize,
+        block_size: BLOCK,
+        num_blocks: SEQS * MAX_LEN / BLOCK,
+        depth: 1,
+    }
+}
+
+/// A model on `ranks` ranks that share `threads` compute threads, at least one each.
+fn spread(dir: &Path, ranks: usize, threads: usize) -> Box<dyn StepRunner> {
+    let info = inspect(dir).expect("inspect");
+    let group = LocalGroup::new(ranks, options().max_num_batched_tokens * info.spec.hidden_size);
+    let start = |rank: usize| -> StartRank<'_> {
+        let (info, group) = (&info, &group);
+        Box::new(move || {
+            let threads = Some((threads / ranks).max(1));
+            let device = open("cpu", &DeviceOptions { threads, ..DeviceOptions::default() })?;
+            let how = (LoadFormat::Dummy, Shard { rank, ranks });
+            let model = load_shard(info, dir, how, device.as_ref(), (MAX_LEN as usize, &mut |_| Ok(())))?;
+            let place = if ranks > 1 { Some(group.join(rank, device.as_ref())?) } else { None };
+            Ok(Box::new(ModelRunner::of_rank(model, device, options(), place)?))
+        })
+    };
+    let starts = (0..ranks).map(start).collect();
+    Box::new(RankRunner::start(starts, group.clone()).expect("ranks"))
+}
+
+/// Decoding on 1, 2 and 4 ranks in turns, so that what else the machine does hits all alike.
+fn compare_ranks(threads: usize) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let config = CONFIG.replace(RANKS_CONFIG.0, RANKS_CONFIG.1);
+    assert_ne!(config, CONFIG);
+    std::fs::write(dir.path().join("config.json"), config).expect("config.json");
+    let mut runners = RANKS.map(|ranks| spread(dir.path(), ranks, threads));
+    println!("{threads} threads; milliseconds of a step: best of {} rounds, median of ratios to 1 rank", 4 * ROUNDS);
+    for seqs in [1, SEQS] {
+        runners.iter_mut().for_each(|runner| prefill(runner.as_mut(), seqs));
+        let rounds: Vec<[f64; 3]> =
+            (0..4 * ROUNDS).map(|_| std::array::from_fn(|i| 1e3 * steps(runners[i].as_mut(), seqs) / 32.0)).collect();
+        for (i, ranks) in RANKS.into_iter().enumerate() {
+            let best = rounds.iter().map(|r| r[i]).fold(f64::MAX, f64::min);
+            let mut ratios: Vec<f64> = rounds.iter().map(|r| r[i] / r[0]).collect();
+            ratios.sort_by(f64::total_cmp);
+            println!("decode x {seqs} on {ranks} ranks {best:>9.2} ms {:>7.2}", ratios[ratios.len() / 2]);
+        }
+    }
 }
 
 fn main() {
     let named = std::env::args().skip(1).find_map(|a| a.parse().ok());
     let threads = named.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if std::env::args().any(|a| a == "ranks") {
+        return compare_ranks(threads);
+    }
     let dir = tempfile::tempdir().expect("a temporary directory");
     std::fs::write(dir.path().join("config.json"), CONFIG).expect("config.json");
     let info = inspect(dir.path()).expect("inspect");
@@ -99,15 +172,7 @@ fn main() {
     let arguments: (usize, &mut dyn FnMut(LoadProgress) -> Result<()>) = (MAX_LEN as usize, &mut progress);
     let model = load(&info, dir.path(), LoadFormat::Dummy, device.as_ref(), arguments).expect("load");
     println!("{}; random weights made in {:.1} s", device.caps().description, from.elapsed().as_secs_f64());
-    let options = RunnerOptions {
-        max_num_seqs: SEQS as usize,
-        max_num_batched_tokens: 512,
-        max_model_len: MAX_LEN as usize,
-        block_size: BLOCK,
-        num_blocks: SEQS * MAX_LEN / BLOCK,
-        depth: 1,
-    };
-    let mut runner = ModelRunner::new(model, Arc::clone(&device), options).expect("runner");
+    let mut runner = ModelRunner::new(model, Arc::clone(&device), options()).expect("runner");
     let limit = bandwidth(threads);
     let bytes = info.weight_bytes as f64;
     println!("reads {:.1} GB/s, weights {:.0} MB", limit / 1e9, bytes / 1e6);
