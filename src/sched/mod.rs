@@ -80,6 +80,12 @@ pub enum Planted {
     ScoredAgain,
     /// Positions count as reported when planned, so a failed step's are never reported.
     ScoredEarly,
+    /// Priorities do not reach the policy.
+    PriorityIgnored,
+    /// Nobody gives way to a more urgent one that waits.
+    YieldForgotten,
+    /// All choices of a request draw alike.
+    ChoiceLost,
 }
 
 /// What the engine must tell a user. Order is the order in which things happened.

@@ -56,8 +56,11 @@ impl Scheduler {
     /// at a time, and only once what the one before it held is back.
     pub(super) fn yield_to_waiting(&mut self) {
         let Some(&(rank, slot)) = self.waiting.first() else { return };
-        let stuck = self.rows.is_empty() || self.pool.num_free() == 0 || self.seqs[slot].misfit.is_some();
-        if !stuck || !self.leaving.is_empty() {
+        // As many as the step has tokens decode, and leave none.
+        let no_tokens = self.running.len() - self.vacated >= self.cfg.max_tokens;
+        let no_room = self.rows.is_empty() || self.pool.num_free() == 0 || no_tokens;
+        let stuck = no_room || self.seqs[slot].misfit.is_some();
+        if !stuck || !self.leaving.is_empty() || self.planted(Planted::YieldForgotten) {
             return;
         }
         let last = self.running.iter().rev().find(|r| r.1 != NOBODY);

@@ -136,7 +136,8 @@ impl Scheduler {
         debug_assert!(!self.by_id.contains_key(&request.seq), "{:?} added twice", request.seq);
         let prompt_len = request.prompt().len() as u32;
         let max_tokens = request.stop.max_tokens();
-        let candidate = Candidate { arrival: self.arrivals, priority: request.priority, prompt_len, max_tokens };
+        let priority = if self.planted(Planted::PriorityIgnored) { 0 } else { request.priority };
+        let candidate = Candidate { arrival: self.arrivals, priority, prompt_len, max_tokens };
         self.arrivals += 1;
         let salt = if self.planted(Planted::SaltIgnored) { 0 } else { request.cache_salt };
         let mut seq = Sequence {
@@ -412,6 +413,9 @@ impl Scheduler {
         if s.row_init {
             s.row_init = false;
             let mut init = s.row_state();
+            if self.planted == Some(Planted::ChoiceLost) {
+                init.choice = 0;
+            }
             if self.planted == Some(Planted::HistoryLost) {
                 init.history.truncate(s.prompt_len as usize);
             }

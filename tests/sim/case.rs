@@ -53,7 +53,12 @@ impl Case {
         let salts = one_in(r, 3);
         let n = 1 + r.below(12);
         let spread = if one_in(r, 3) { 1 } else { 30 };
-        let arrivals = (0..n).map(|i| arrival(r, i, &stems, vocab, (salts, spread))).collect();
+        let mut arrivals: Vec<Arrival> = (0..n).map(|i| arrival(r, i, &stems, vocab, (salts, spread))).collect();
+        (1..arrivals.len())
+            .filter(|_| one_in(r, 5))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|i| twin(&mut arrivals, i));
         let reasons = [FinishReason::Cancelled, FinishReason::Deadline, FinishReason::Stop, FinishReason::Overrun];
         let aborts =
             (0..r.below(4)).map(|_| (r.below(60), SeqId(1 + r.below(n + 1)), reasons[r.below(4) as usize])).collect();
@@ -69,6 +74,16 @@ impl Case {
             ranks: 1,
         }
     }
+}
+
+/// Makes `i` another choice of the request before it: the same prompt and parameters at the same time.
+fn twin(arrivals: &mut [Arrival], i: usize) {
+    let first = &mut arrivals[i - 1];
+    first.private_salt = false;
+    let mut twin = first.clone();
+    twin.request.seq = arrivals[i].request.seq;
+    twin.request.choice += 1;
+    arrivals[i] = twin;
 }
 
 fn tokens(r: &mut SplitMix64, most: u64, vocab: u32) -> Vec<Token> {
@@ -88,7 +103,12 @@ fn arrival(r: &mut SplitMix64, i: u64, stems: &[Vec<Token>], vocab: u32, (salts,
     let stop = StopCriteria::new(max_tokens, min_tokens, eos, stop).expect("ranges hold");
     // Few seeds, so that equal prompts also generate equal tokens and hit each other's output.
     let sampling = SamplingParams::new(1.0, 0, 1.0, r.below(2)).expect("ranges hold");
-    let penalties = Penalties { presence: if one_in(r, 4) { 0.5 } else { 0.0 }, ..Penalties::NONE };
+    let penalties = match r.below(9) {
+        0 => Penalties { presence: 0.5, ..Penalties::NONE },
+        1 => Penalties { frequency: 0.5, ..Penalties::NONE },
+        2 => Penalties { repetition: 1.5, ..Penalties::NONE },
+        _ => Penalties::NONE,
+    };
     let bias = if one_in(r, 6) { vec![(2, -100.0)] } else { vec![] };
     let sampling = sampling.with_penalties(penalties).and_then(|s| s.with_logit_bias(bias)).expect("ranges hold");
     let mut request = Request::new(SeqId(i + 1), prompt, sampling, stop).expect("a prompt");

@@ -6,6 +6,7 @@
 
 mod case;
 mod fan_out;
+mod priority;
 mod ranks;
 mod world;
 
@@ -122,6 +123,7 @@ fn planted_bugs_are_caught() {
         Planted::ScoresFromCache,
         Planted::ScoredAgain,
         Planted::ScoredEarly,
+        Planted::ChoiceLost,
     ] {
         let found = first_failure(|seed, case| verify(case, World::new(seed, case, 2, Some(bug))));
         must_be_caught(&format!("{bug:?}"), found);
@@ -194,7 +196,7 @@ fn prompts_are_computed_once() {
         }
         // Who wants to hear of its prompt computes it.
         case.arrivals.iter_mut().for_each(|a| a.request.prompt_logprobs = None);
-        case.cfg = SchedConfig { num_blocks: 2000, prefix_cache: true, hash_bits: 64, ..case.cfg };
+        case.cfg = SchedConfig { num_blocks: 400, prefix_cache: true, hash_bits: 64, ..case.cfg };
         let report = World::new(seed, &case, depth, None).run().expect("a sound run");
         let size = case.cfg.block_size as usize;
         let mut computed = HashSet::new();

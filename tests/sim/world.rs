@@ -19,6 +19,9 @@ pub(crate) struct Outcome {
     pub end: Option<(FinishReason, Option<ErrorKind>)>,
     /// What was reported of the prompt.
     pub scores: Vec<Logprob>,
+    /// Ticks.
+    pub started: Option<u64>,
+    pub ended: Option<u64>,
     allowed: u32,
 }
 
@@ -220,6 +223,7 @@ impl<'a> World<'a> {
     }
 
     fn take_events(&mut self) -> Result<(), String> {
+        let now = self.now;
         for event in std::mem::take(&mut self.events) {
             let (Event::Started { seq, .. }
             | Event::Prompt { seq, .. }
@@ -231,6 +235,7 @@ impl<'a> World<'a> {
             }
             match event {
                 Event::Started { cached_tokens, .. } => {
+                    o.started = Some(now);
                     if o.cached.replace(cached_tokens).is_some() {
                         return Err(format!("{seq:?} started twice"));
                     }
@@ -248,7 +253,10 @@ impl<'a> World<'a> {
                         return Err(format!("{seq:?} ran past its lead or before its start"));
                     }
                 }
-                Event::Finished { reason, error, .. } => o.end = Some((reason, error.map(|e| e.kind))),
+                Event::Finished { reason, error, .. } => {
+                    o.end = Some((reason, error.map(|e| e.kind)));
+                    o.ended = Some(now);
+                }
             }
         }
         Ok(())
