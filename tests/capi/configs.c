@@ -37,7 +37,9 @@ static void with(const char *key, const char *value, yn_status want, const char 
 static void types(void) {
   static const char *const integers[] = {"tensor_parallel_size", "threads", "pipeline_depth", "max_model_len", "max_num_seqs",
                                          "max_num_batched_tokens", "block_size", "kv_cache_bytes", "max_waiting",
-                                         "max_unread_bytes", "default_timeout_ms", "watchdog_ms", "seed"};
+                                         "max_unread_bytes", "default_timeout_ms", "watchdog_ms", "seed", "device_memory_bytes"};
+  static const char *const numbers[] = {"gpu_memory_utilization"};
+  static const char *const no_numbers[] = {"\"0.5\"", "\"\"", "true", "[]", "{}", "[0.5]"};
   static const char *const no_integers[] = {"-1", "1.5", "1e99", "\"4\"", "\"\"", "true", "[]", "{}", "[4]",
                                             "18446744073709551616", "-9223372036854775808"};
   static const char *const strings[] = {"model", "tokenizer", "chat_template", "served_model_name", "device", "device_library_dir", "load_format",
@@ -47,14 +49,14 @@ static void types(void) {
   static const char *const no_flags[] = {"0", "1", "\"true\"", "[]", "{}"};
   static const char *const choices[] = {"device", "load_format", "numeric_mode", "scheduling_policy", "log_level", "cpu_features"};
   static const char *const no_choices[] = {"\"nothing\"", "\"\"", "\"\\u0000\"", "\"auto \"", "\"AUTO\""};
-  static const char *const unbuilt[] = {"dtype", "embedding_placement", "gpu_memory_utilization",
-                                        "device_memory_bytes", "kv_cache_dtype", "kv_tiers"};
+  static const char *const unbuilt[] = {"dtype", "embedding_placement", "kv_cache_dtype", "kv_tiers"};
   static const char *const others[] = {"7", "\"other\"", "[]", "{}", "true"};
   size_t i, k;
 #define EACH(keys, values, want)                                        \
   for (i = 0; i < sizeof keys / sizeof *keys; i++)                      \
     for (k = 0; k < sizeof values / sizeof *values; k++) with(keys[i], values[k], want, keys[i])
   EACH(integers, no_integers, YN_E_INVALID);
+  EACH(numbers, no_numbers, YN_E_INVALID);
   EACH(strings, no_strings, YN_E_INVALID);
   EACH(flags, no_flags, YN_E_INVALID);
   EACH(choices, no_choices, YN_E_INVALID);
@@ -80,6 +82,11 @@ static void ranges(void) {
       {"max_unread_bytes", "18446744073709551615", YN_E_INVALID, "max_unread_bytes"},
       {"kv_cache_bytes", "0", YN_E_NO_MEMORY, "kv_cache_bytes"}, {"kv_cache_bytes", "1", YN_E_NO_MEMORY, "kv_cache_bytes"},
       {"kv_cache_bytes", "18446744073709551615", YN_E_NO_MEMORY, "kv_cache_bytes"},
+      {"device_memory_bytes", "0", YN_E_INVALID, "device_memory_bytes"},
+      {"device_memory_bytes", "1", YN_E_NO_MEMORY, "free"},
+      {"gpu_memory_utilization", "0", YN_E_INVALID, "gpu_memory_utilization"},
+      {"gpu_memory_utilization", "-0.5", YN_E_INVALID, "gpu_memory_utilization"},
+      {"gpu_memory_utilization", "1.01", YN_E_INVALID, "gpu_memory_utilization"},
       {"default_timeout_ms", "4294967296", YN_E_INVALID, "default_timeout_ms"},
       {"watchdog_ms", "4294967296", YN_E_INVALID, "watchdog_ms"},
       {"device", "\"toaster\"", YN_E_INVALID, "device"}, {"device", "\"cpu:1\"", YN_E_INVALID, "device"},

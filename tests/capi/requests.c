@@ -251,7 +251,7 @@ static void chats(void) {
       {WITH("\"\\u0000\": 1"), AT_DONE, YN_E_INVALID, "unknown"}, {WITH("\"tools\": 7"), AT_DONE, YN_E_INVALID, "tools"},
       {WITH("\"documents\": {}"), AT_DONE, YN_E_INVALID, "documents"}, {WITH("\"date_string\": 7"), AT_DONE, YN_E_INVALID, "date_string"},
       {WITH("\"add_generation_prompt\": \"yes\""), AT_DONE, YN_E_INVALID, "add_generation_prompt"},
-      {WITH("\"continue_final_message\": true"), AT_DONE, YN_E_UNSUPPORTED, "continue_final_message"},
+      {WITH("\"continue_final_message\": 7"), AT_DONE, YN_E_INVALID, "continue_final_message"},
       {WITH("\"chat_template_kwargs\": []"), AT_DONE, YN_E_INVALID, "chat_template_kwargs"},
       {WITH("\"chat_template_kwargs\": {\"messages\": []}"), AT_DONE, YN_E_INVALID, "chat_template_kwargs"},
       {WITH("\"chat_template_kwargs\": {\"a\": null}, \"tools\": null, \"add_generation_prompt\": false"), TAKEN, YN_OK, ""},

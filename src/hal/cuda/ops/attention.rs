@@ -168,7 +168,7 @@ fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<
         Some(decode) => {
             let blocks = match decode.dim {
                 ..=80 => 3,
-                ..=128 => 2,
+                81..=128 => 2,
                 _ => 1,
             };
             Chosen { kernel: &decode.kernel, rows: DECODE_ROWS, shared_bytes: decode_shared(decode.dim), blocks }
