@@ -1,6 +1,7 @@
 //! The text files of a model directory, read within bounds.
 
-use super::chat::{ChatTemplate, SpecialMap};
+use super::chat::ChatTemplate;
+use super::config::TokenizerConfig;
 use crate::base::{Error, ErrorKind, Result};
 use serde_json::Value;
 use std::io::Read;
@@ -34,7 +35,7 @@ fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| Error::invalid(format!("{} is not UTF-8", path.display())))
 }
 
-fn read_json(path: &Path) -> Result<Option<Value>> {
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -43,50 +44,54 @@ fn read_json(path: &Path) -> Result<Option<Value>> {
     json.map(Some).map_err(|e| Error::invalid(format!("{} is not JSON: {e}", path.display())))
 }
 
-/// The chat template: `given` (text or path) first, then chat_template.jinja, chat_template.json, tokenizer_config.json.
-pub(super) fn chat_template(dir: &Path, given: Option<&str>) -> Result<Option<ChatTemplate>> {
-    let config = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-    let specials = specials(&config);
-    let jinja = dir.join("chat_template.jinja");
-    let source = match given {
-        Some(path) if path.ends_with(".jinja") => Some(read_text(Path::new(path))?),
-        Some(text) => Some(text.to_owned()),
-        None if jinja.exists() => Some(read_text(&jinja)?),
+/// The chat template: `given` (text or path) first, then chat_template.jinja, tokenizer_config.json, chat_template.json.
+pub(super) fn chat_template(dir: &Path, given: Option<&str>, config: &TokenizerConfig) -> Result<Option<ChatTemplate>> {
+    let jinja = |path: &Path| if path.exists() { read_text(path).map(Some) } else { Ok(None) };
+    let (default, tool_use) = match given {
+        Some(path) if path.ends_with(".jinja") => (Some(read_text(Path::new(path))?), None),
+        Some(text) => (Some(text.to_owned()), None),
         None => {
-            let extra = read_json(&dir.join("chat_template.json"))?.unwrap_or_default();
-            match named(&extra["chat_template"])? {
-                None => named(&config["chat_template"])?,
-                found => found,
+            let tool_use = jinja(&dir.join("additional_chat_templates/tool_use.jinja"))?;
+            match (jinja(&dir.join("chat_template.jinja"))?, &config.chat_template) {
+                (Some(found), _) => (Some(found), tool_use),
+                (None, Value::Null) => {
+                    let extra = read_json(&dir.join("chat_template.json"))?.unwrap_or_default();
+                    named(&extra["chat_template"])?
+                }
+                (None, list) => named(list)?,
             }
         }
     };
-    source.map(|s| ChatTemplate::new(&s, specials)).transpose()
+    let Some(source) = default else { return Ok(None) };
+    let template = ChatTemplate::new(&source, config.names())?;
+    match tool_use {
+        None => Ok(Some(template)),
+        Some(source) => template.with_tool_use(&source).map(Some),
+    }
 }
 
-/// A template, or the one called `default` in a list of named ones.
-fn named(value: &Value) -> Result<Option<String>> {
+/// A template, or of a list of named ones those called `default` and `tool_use`.
+fn named(value: &Value) -> Result<(Option<String>, Option<String>)> {
     match value {
-        Value::Null => Ok(None),
-        Value::String(s) => Ok(Some(s.clone())),
+        Value::Null => Ok((None, None)),
+        Value::String(s) => Ok((Some(s.clone()), None)),
         Value::Array(list) => {
-            let default = list.iter().find(|t| t["name"] == "default");
-            Ok(default.and_then(|t| t["template"].as_str()).map(str::to_owned))
+            let find = |name: &str| list.iter().find(|t| t["name"] == name).map(|t| t["template"].as_str());
+            let names = || list.iter().map(|t| t["name"].to_string()).collect::<Vec<_>>().join(", ");
+            let broken = |name: &str| Error::invalid(format!("the chat template named {name:?} has no text"));
+            let default = find("default").ok_or_else(|| {
+                Error::invalid(format!(
+                    "none of the model's chat templates ({}) is named \"default\"; set \"chat_template\" in the config",
+                    names()
+                ))
+            })?;
+            let default = default.ok_or_else(|| broken("default"))?.to_owned();
+            let tool_use = find("tool_use").map(|t| t.ok_or_else(|| broken("tool_use"))).transpose()?;
+            Ok((Some(default), tool_use.map(str::to_owned)))
         }
         _ => Err(Error::invalid(
             "chat_template of the model's tokenizer_config.json or chat_template.json is neither text nor a list of named \
              templates",
         )),
     }
-}
-
-/// The special tokens that templates name: strings, or objects with a `content`.
-fn specials(config: &Value) -> SpecialMap {
-    let mut map = SpecialMap::default();
-    for name in ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"] {
-        let text = config[name].as_str().or_else(|| config[name]["content"].as_str());
-        if let Some(text) = text {
-            map.insert(name.to_owned(), text.to_owned());
-        }
-    }
-    map
 }

@@ -1,6 +1,7 @@
 //! F1: text in and out: tokenizer, chat templates, incremental detokenizing, stop strings. Host code only.
 
 mod chat;
+mod config;
 mod conversation;
 mod date;
 mod deep;
@@ -21,6 +22,7 @@ pub use stop::StopMatcher;
 pub use tokenizer::{ShowSpecial, SpecialTokens, Tokenizer};
 
 use crate::base::{Error, Result, Token};
+use config::TokenizerConfig;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,9 +39,15 @@ impl TextModel {
     /// text of a template or the path of a `.jinja` file.
     pub fn open(model_dir: &Path, tokenizer: Option<&Path>, chat_template: Option<&str>) -> Result<Self> {
         let source = tokenizer.unwrap_or(model_dir);
-        let tokenizer = Arc::new(Tokenizer::open(source)?);
+        let beside = if source.is_dir() { source } else { source.parent().unwrap_or(Path::new("")) };
+        let mut config = TokenizerConfig::read(beside)?;
+        let tokenizer = Arc::new(Tokenizer::open_with(source, &mut config)?);
         let dir = if source.is_dir() { source } else { model_dir };
-        let chat = files::chat_template(dir, chat_template)?;
+        let chat = if dir == beside {
+            files::chat_template(dir, chat_template, &config)?
+        } else {
+            files::chat_template(dir, chat_template, &TokenizerConfig::read(dir)?)?
+        };
         Ok(Self { tokenizer, chat })
     }
 
@@ -48,7 +56,7 @@ impl TextModel {
         let plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ";
         let chat = match chat_template {
             None => Some(ChatTemplate::new(plain, SpecialMap::default())?),
-            given => files::chat_template(Path::new(""), given)?,
+            given => files::chat_template(Path::new(""), given, &TokenizerConfig::default())?,
         };
         Ok(Self { tokenizer: Arc::new(Tokenizer::bytes(panic_byte)), chat })
     }

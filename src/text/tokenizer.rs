@@ -1,5 +1,6 @@
 //! Text to token ids and back, over a Hugging Face tokenizer.json.
 
+use super::config::TokenizerConfig;
 use super::files::{MAX_TOKENIZER_BYTES, read_bounded};
 use crate::base::{Error, Result, Token};
 use std::fmt;
@@ -41,12 +42,18 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, or the one in a directory.
+    /// Reads a `tokenizer.json`, or the one in a directory, with the settings beside it.
     pub fn open(path: &Path) -> Result<Self> {
+        let dir = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+        Self::open_with(path, &mut TokenizerConfig::read(dir)?)
+    }
+
+    pub(super) fn open_with(path: &Path, config: &mut TokenizerConfig) -> Result<Self> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let json = read_bounded(&file, MAX_TOKENIZER_BYTES)?;
-        let parsed = tokenizers::Tokenizer::from_bytes(&json)
+        let mut parsed = tokenizers::Tokenizer::from_bytes(&json)
             .map_err(|e| Error::invalid(format!("{} is not a tokenizer: {e}", file.display())))?;
+        config.apply(&mut parsed).map_err(|e| e.within(file.display()))?;
         Ok(Self { kind: Kind::HuggingFace(Box::new(parsed)) })
     }
 

@@ -1,6 +1,7 @@
 //! Chat templates and tokenizers against the reference implementation (tests/text/make.py).
 
 mod jinja;
+mod tokenizers;
 
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -48,12 +49,12 @@ fn chat_templates_render_as_in_the_reference() {
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
-fn ids(v: &Value) -> Vec<Token> {
+pub(crate) fn ids(v: &Value) -> Vec<Token> {
     v.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as Token).collect()
 }
 
 /// What a host reads when the tokens come one by one.
-fn streamed(tokenizer: &Arc<Tokenizer>, prompt: &[Token], tokens: &[Token]) -> Vec<String> {
+pub(crate) fn streamed(tokenizer: &Arc<Tokenizer>, prompt: &[Token], tokens: &[Token]) -> Vec<String> {
     let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), prompt);
     let mut deltas = Vec::new();
     for token in tokens {

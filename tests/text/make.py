@@ -298,7 +298,7 @@ def metaspace():
 
 
 def write(path, value):
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=0 if "encode" not in value else None) + "\n")
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=0 if {"cases", "expressions"} & set(value) else None) + "\n")
     print(path.name, path.stat().st_size)
 
 
