@@ -1,4 +1,4 @@
-/* What hosts do to a library: signals, forks, tiny stacks, cancelled threads, no descriptors left.
+/* What hosts do to a library: signals, forks, cancelled threads, no descriptors and no room left.
    usage: hazards MODEL_DIRECTORY */
 #include "check.h"
 #include <dirent.h>
@@ -77,15 +77,17 @@ static void fork_before_first_use(void) {
 
 /* Forks while other threads submit and poll. */
 
-enum { BUSY_THREADS = 3, EACH = 120 };
+enum { BUSY_THREADS = 3, EACH = 200, PER_FORK = 12 };
 static tally busy;
+static volatile size_t forks;
 
 static void *busy_submitter(void *arg) {
   size_t first = (size_t)arg, i;
   for (i = first; i < BUSY_THREADS * EACH; i += BUSY_THREADS) {
     yn_request r = request_of(engine, "in between", 1 + i % 50, i);
     submit(engine, &r);
-    sleep_us(500);
+    /* So that there is traffic until the last fork. */
+    while (i > PER_FORK * (forks + 1)) sleep_us(100);
   }
   return NULL;
 }
@@ -129,7 +131,7 @@ static void forked_child(int round, const yn_request *r) {
 static void forks_under_traffic(void) {
   pthread_t threads[BUSY_THREADS + 1];
   yn_request r;
-  size_t i, forks = 0;
+  size_t i;
   engine = create("{\"model\": \"mock:words,delay_us=100\"}");
   r = request_of(engine, "child", 5, 0);
   tally_init(&busy, BUSY_THREADS * EACH, 1);
@@ -160,7 +162,7 @@ static void forks_under_traffic(void) {
   check_idle(engine);
   EXPECT(yn_engine_free(engine), YN_OK, NULL);
   tally_free(&busy);
-  CHECK(forks >= 8);
+  CHECK(forks >= BUSY_THREADS * EACH / PER_FORK - 2);
   printf("%lu forks under traffic\n", (unsigned long)forks);
 }
 
@@ -191,9 +193,9 @@ static int threads_that_block(unsigned long long want) {
 }
 
 static void blocked_signals(void) {
-  /* All but those nobody can block, the two the C library keeps to itself, and faults. */
+  /* All but those nobody can block, the two the C library keeps to itself, the one valgrind does, and faults. */
   static const int open[] = {SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
-  unsigned long long all = ~0ull & ~(3ull << 31);
+  unsigned long long all = ~0ull & ~(3ull << 31) & ~(1ull << 63);
   char config[1024];
   yn_engine e;
   sigset_t before, after;
@@ -404,6 +406,62 @@ static void no_descriptors(void) {
   EXPECT(yn_engine_free(engine), YN_OK, NULL);
 }
 
+/* No room for one more stack: what needs a thread says so, and what is there serves on. */
+
+static void *idle_thread(void *arg) {
+  while (!stop) sleep_us(1000);
+  return arg;
+}
+
+static void no_threads(void) {
+#ifndef NO_LIMITS
+  enum { MOST = 200 };
+  static pthread_t idle[MOST];
+  struct rlimit before, tight;
+  pthread_attr_t attr;
+  yn_engine other = {0};
+  yn_tokenizer t = {0};
+  yn_request chat;
+  yn_error e;
+  tally seen;
+  long pages = 0;
+  size_t n = 0, mb;
+  FILE *f = fopen("/proc/self/statm", "r");
+  engine = create("{\"model\": \"mock:words\", \"chat_template\": \"{{ messages[0].content }}\"}");
+  CHECK(f != NULL && fscanf(f, "%ld", &pages) == 1 && fclose(f) == 0);
+  CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+  tight = before;
+  tight.rlim_cur = (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + (3 << 20);
+  /* The C library keeps stacks of threads that have ended: they are used up first. */
+  stop = 0;
+  CHECK(pthread_attr_init(&attr) == 0 && setrlimit(RLIMIT_AS, &tight) == 0);
+  for (mb = 16; mb >= 1; mb /= 2) {
+    CHECK(pthread_attr_setstacksize(&attr, mb << 20) == 0);
+    while (n < MOST && pthread_create(&idle[n], &attr, idle_thread, NULL) == 0) n++;
+  }
+  CHECK(n < MOST);
+  EXPECT(yn_engine_create(bytes("{\"model\": \"mock:words\"}"), &other, &e), YN_E_NO_MEMORY, &e);
+  CHECK(strstr(e.message, "thread") != NULL);
+  EXPECT(yn_tokenizer_open(bytes(model), &t, &e), YN_E_NO_MEMORY, &e);
+  serves(engine, 30);
+  tally_init(&seen, 1, 1);
+  chat = request_of(engine, "", 5, 0);
+  memset(&chat.prompt_text, 0, sizeof chat.prompt_text);
+  chat.chat_json = bytes("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}");
+  submit(engine, &chat);
+  read_until(engine, &seen, 1);
+  EXPECT(seen.all[0].status, YN_E_NO_MEMORY, NULL);
+  CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+  stop = 1;
+  while (n > 0) CHECK(pthread_join(idle[--n], NULL) == 0);
+  EXPECT(yn_tokenizer_open(bytes(model), &t, &e), YN_OK, &e);
+  EXPECT(yn_tokenizer_free(t), YN_OK, NULL);
+  serves(engine, 30);
+  EXPECT(yn_engine_free(engine), YN_OK, NULL);
+  tally_free(&seen);
+#endif
+}
+
 int main(int argc, char **argv) {
   CHECK(argc == 2);
   model = argv[1];
@@ -416,5 +474,6 @@ int main(int argc, char **argv) {
   signal_storm();
   cancelled_threads();
   no_descriptors();
+  no_threads();
   return 0;
 }
