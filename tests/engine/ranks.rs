@@ -49,7 +49,7 @@ fn a_panic_or_a_hang_of_one_rank_fails_the_engine_not_the_host() {
         assert_fails(&config(ranks, &format!(",panic_step=5,fault_rank={rank}"), ""), ErrorKind::Internal, &told);
         let late = format!("the others wait for rank {rank}");
         let hang = format!(",hang_step=5,fault_rank={rank}");
-        assert_fails(&config(ranks, &hang, r#", "watchdog_ms": 50"#), ErrorKind::Device, &late);
+        assert_fails(&config(ranks, &hang, r#", "watchdog_ms": 500"#), ErrorKind::Device, &late);
     }
     // The process serves on.
     let mut host = Host::new(&config(2, "", ""));
