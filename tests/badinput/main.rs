@@ -1,6 +1,7 @@
 //! What outside files and requests can hold that they should not: each is a typed error that says where, soon, without
 //! taking gigabytes; and the engine serves on.
 
+mod chats;
 mod files;
 mod templates;
 
