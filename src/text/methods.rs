@@ -2,6 +2,7 @@
 //! them with another meaning. What is not here goes to `minijinja_contrib::pycompat`.
 
 use super::python::{self, is_space};
+use super::values::{ATTRIBUTE, namespace_type};
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 
@@ -10,6 +11,9 @@ const MAX_WIDTH: usize = 1 << 16;
 
 /// For `Environment::set_unknown_method_callback`.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if method == ATTRIBUTE {
+        return attribute(value, args);
+    }
     let known = match (value.as_str(), value.kind()) {
         (Some(text), _) => text_method(state, text, method, args)?,
         (_, ValueKind::Seq | ValueKind::Iterable) => list_method(value, method, args)?,
@@ -27,6 +31,16 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
 
 fn wrong(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// An attribute that is called like a method of maps: a namespace has it, of a map it is the method.
+fn attribute(value: &Value, args: &[Value]) -> Result<Value, Error> {
+    let (name,): (&str,) = from_args(args)?;
+    let namespace = value.as_object().is_some_and(|o| namespace_type().is_ok_and(|n| n == o.type_name()));
+    if value.kind() == ValueKind::Map && !namespace {
+        return Err(wrong(format!("`.{name}` is a method; write `.{name}()` to call it, `['{name}']` for the value")));
+    }
+    value.get_attr(name)
 }
 
 fn list_method(list: &Value, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {

@@ -1,7 +1,7 @@
 //! A template's source before it is compiled: limits that keep its syntax tree shallow, `generation` tags, and the calls that
 //! let `values` see every container a template builds. Jinja's own lexer and parser do the reading.
 
-use super::values::{BUILT, EACH, KEPT, KEPT_IN_NAMESPACE, RESERVED};
+use super::values::{ATTRIBUTE, BUILT, EACH, KEPT, KEPT_IN_NAMESPACE, RESERVED};
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
 use minijinja::machinery::{Span, Token, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -15,7 +15,7 @@ const MAX_EXPRESSION_DEPTH: usize = 200;
 const SLICE_DEPTH: usize = 20;
 const FILTER_DEPTH: usize = 5;
 
-/// Attributes that every map has in Python.
+/// Attributes that every map has in Python, where they go before what the map holds.
 const MAP_METHODS: [&str; 7] = ["clear", "copy", "items", "keys", "pop", "update", "values"];
 
 /// As Hugging Face sets up Jinja.
@@ -213,6 +213,11 @@ fn edit_literals(words: &[(Token<'_>, Span)], keyword: &str, edits: &mut Vec<Edi
                 }
             }
             Token::Ident(word) => {
+                let called = matches!(words.get(i + 1), Some((Token::ParenOpen, _)));
+                if attribute && !called && MAP_METHODS.contains(word) {
+                    let text = format!("{ATTRIBUTE}('{word}')");
+                    edits.push(Edit { from: span.start_offset, to: span.end_offset, text });
+                }
                 if let Some(inner) = open.last_mut() {
                     inner.varies |= !matches!(*word, "true" | "false" | "none" | "True" | "False" | "None");
                 }
@@ -353,21 +358,10 @@ fn depth(expr: &Expr<'_>, level: usize) -> Result<(), Error> {
             below(&t.expr)?;
             args(&t.args, level)
         }
-        // As in Python it would be the method rather than what the map holds, and print as an address.
-        Expr::GetAttr(g) if MAP_METHODS.contains(&g.name) => {
-            let name = g.name;
-            Err(at(
-                g.span(),
-                format!("`.{name}` is a method; write `.{name}()` to call it, `['{name}']` for the value"),
-            ))
-        }
         Expr::GetAttr(g) => below(&g.expr),
         Expr::GetItem(g) => below(&g.expr).and_then(|()| below(&g.subscript_expr)),
         Expr::Call(c) => {
-            match &c.expr {
-                Expr::GetAttr(g) => below(&g.expr)?,
-                callee => below(callee)?,
-            }
+            below(&c.expr)?;
             args(&c.args, level)
         }
         Expr::List(l) => l.items.iter().try_for_each(below),

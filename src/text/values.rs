@@ -8,6 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, State, functions};
 
 /// No template and no request may use names that begin so.
 pub(super) const RESERVED: &str = "__yn_";
+pub(super) const ATTRIBUTE: &str = "__yn_attribute";
 pub(super) const BUILT: &str = "__yn_built";
 pub(super) const EACH: &str = "__yn_each";
 pub(super) const KEPT: &str = "__yn_kept";
@@ -24,9 +25,7 @@ const ENTERING: usize = 8;
 
 /// Puts the checks in place.
 pub(super) fn install(env: &mut Environment<'_>) -> Result<(), Error> {
-    // What the type of namespaces is called is the interpreter's business.
-    let sample = functions::namespace(None)?;
-    let namespace = sample.as_object().map_or("", |o| o.type_name());
+    let namespace = namespace_type()?;
     env.add_function(BUILT, move |state: &mut State, value: Value| {
         walk(state, &value, Some(namespace)).map(|()| value)
     });
@@ -56,6 +55,11 @@ pub(super) fn install(env: &mut Environment<'_>) -> Result<(), Error> {
         Ok(out.write_str(&python::str(value))?)
     });
     Ok(())
+}
+
+/// What the type of namespaces is called is the interpreter's business.
+pub(super) fn namespace_type() -> Result<&'static str, Error> {
+    Ok(functions::namespace(None)?.as_object().map_or("", |o| o.type_name()))
 }
 
 struct Walked(usize);

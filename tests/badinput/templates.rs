@@ -178,6 +178,10 @@ fn templates_within_the_limits_render() {
             "{% set l = messages[1:] %}{{ l | length }} {{ l[0].content }}{% set t = (1, 'b') %} {{ t[1] }}",
             "4999 message 1 b",
         ),
+        (
+            "{% set ns = namespace(items=[1], keys=2) %}{% set ns.items = ns.items + [3] %}{{ ns.items }}{{ ns.keys }}{% if not messages %}{{ messages[0].items }}{% endif %}{{ messages[0].items() | length }}",
+            "[1, 3]22",
+        ),
         ("{# {% set x = [ #}{% raw %}{% set a.b = [{{ x }}] %}{% endraw %}", "{% set a.b = [{{ x }}] %}"),
         ("{% set x = '%} [' %}{{ x }}{% set y = {'a': [x, {'b': x}]} %}{{ y.a[1]['b'] }}", "%} [%} ["),
         (
