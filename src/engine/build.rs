@@ -100,10 +100,10 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         num_blocks: 0,
         depth: config.pipeline_depth,
     };
-    let act = device.caps().activations.of(info.dtype);
     let weight_bytes = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
     let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
-    let fixed_bytes = weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, act).total_bytes();
+    let fixed_bytes =
+        weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, device.caps()).total_bytes();
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
     options.num_blocks = runner::num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
     Ok(Sizes { dir, info, local, weight_bytes, meeting_bytes, devices, mode, options, kv_block_bytes, fixed_bytes })
@@ -374,8 +374,7 @@ fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
 
 fn memory_json(sizes: &Sizes) -> Value {
     let ranks = sizes.devices.len();
-    let act = sizes.devices[0].caps().activations.of(sizes.info.dtype);
-    let plan = runner::memory_plan(&sizes.local, &sizes.options, act);
+    let plan = runner::memory_plan(&sizes.local, &sizes.options, sizes.devices[0].caps());
     let kv_bytes = sizes.kv_block_bytes * sizes.options.num_blocks as usize;
     json!({
         "ranks": ranks,
@@ -385,6 +384,7 @@ fn memory_json(sizes: &Sizes) -> Value {
         "row_state_bytes": ranks * plan.row_state_bytes,
         "step_input_bytes": ranks * plan.inputs_bytes,
         "rope_table_bytes": ranks * plan.rope_bytes,
+        "padding_bytes": ranks * plan.padding_bytes,
         "kv_cache_bytes": kv_bytes,
         "kv_block_bytes": sizes.kv_block_bytes,
         "kv_num_blocks": sizes.options.num_blocks,

@@ -13,7 +13,8 @@ pub mod tensor;
 pub use ops::Ops;
 pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, RandomRows, Tensor};
 
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub struct Caps {
     pub kv_dtypes: Vec<DType>,
     /// Its memory is not that of the host's programs, so an engine may take most of it.
     pub own_memory: bool,
+    /// Whether [`Stream::capture`] records work, which then costs the host next to nothing to enqueue.
+    pub graphs: bool,
     /// Tokens do not depend on batch composition, chunking or prefix hits, bit for bit.
     pub invariant: bool,
     /// Activations can be rounded where the reference implementation with eager attention rounds them.
@@ -98,6 +101,11 @@ pub trait Event: Send + Debug {
     fn wait(&self) -> Result<()>;
 }
 
+/// Recorded work of one stream, in the backend's own form.
+pub trait Graph: Send + Debug {
+    fn as_any(&self) -> &dyn Any;
+}
+
 /// An ordered queue of work on one device. Used by one thread at a time.
 pub trait Stream: Ops + Send + Debug {
     /// Copies `src[..dst.bytes()]` to `dst`. The buffer stays unchanged until an event recorded later is done.
@@ -105,4 +113,15 @@ pub trait Stream: Ops + Send + Debug {
     /// Copies `src` to `dst[..src.bytes()]`. Readable once an event recorded later is done.
     fn download(&self, dst: &mut dyn HostBuffer, src: &Tensor) -> Result<()>;
     fn record(&self) -> Result<Box<dyn Event>>;
+    /// Records what `work` enqueues instead of running it. Only where [`Caps::graphs`] says so; what it enqueues has been
+    /// enqueued before with tensors of the same shapes.
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        let _ = work;
+        Err(Error::internal("this device records no work"))
+    }
+    /// Enqueues recorded work, which reads and writes the memory it was recorded with.
+    fn replay(&self, graph: &dyn Graph) -> Result<()> {
+        let _ = graph;
+        Err(Error::internal("this device records no work"))
+    }
 }

@@ -1,6 +1,7 @@
 //! A step's inputs as one run of 32-bit words: packed on the host, uploaded at once, cut into tensors on the device.
 
 use super::RunnerOptions;
+use super::graphs::Padding;
 use super::memory::WORD;
 use crate::base::{DType, Error, Result};
 use crate::hal::{Allocation, HostBuffer, Tensor};
@@ -39,6 +40,11 @@ impl InputShape {
     /// Rows of logits that are computed at once.
     pub(super) fn logit_rows(&self) -> usize {
         self.seqs
+    }
+
+    /// Most sequences of a step, and most blocks of one of them.
+    pub(super) fn most(&self) -> (usize, usize) {
+        (self.seqs, self.blocks)
     }
 }
 
@@ -137,38 +143,28 @@ impl Words<'_> {
     }
 }
 
-/// Packs `plan`. A plan beyond the runner's sizes is a bug of the scheduler: `Internal`.
-pub(super) fn pack(plan: &StepPlan, shape: InputShape, vocab: usize, host: &mut dyn HostBuffer) -> Result<Packed> {
-    let tokens = plan.num_tokens();
-    let seqs = plan.entries.len();
-    let blocks = plan.entries.iter().map(|e| e.blocks.len()).max().unwrap_or(0);
-    let samples = plan.entries.iter().filter(|e| e.samples).count();
-    if tokens == 0 || tokens > shape.tokens || seqs > shape.seqs || blocks > shape.blocks {
-        return Err(Error::internal(format!(
-            "step {} runs {tokens} tokens of {seqs} sequences with {blocks} blocks; the runner was made for 1 to {}, {} \
-             and {}",
-            plan.id.0, shape.tokens, shape.seqs, shape.blocks
-        )));
-    }
-    let scores = plan.targets.len();
-    if scores > tokens {
-        return Err(Error::internal(format!("step {} scores {scores} prompt tokens in {tokens}", plan.id.0)));
-    }
-    let sections = Sections::of(tokens, (seqs, blocks), (samples, scores));
+/// Packs `plan`, padded where `padding` says so. A plan beyond the runner's sizes is a bug of the scheduler: `Internal`.
+pub(super) fn pack(
+    plan: &StepPlan,
+    (shape, vocab): (InputShape, usize),
+    padding: Option<Padding>,
+    host: &mut dyn HostBuffer,
+) -> Result<Packed> {
+    let mut packed = Packed::of(plan, shape, padding)?;
+    let sections = packed.sections;
     let mut words = Words(host.bytes_mut());
-    let (mut token, mut sample, mut reports, mut score, mut alternatives) = (0, 0, 0, 0, 0);
+    let (mut token, mut sample, mut score) = (0, 0, 0);
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
-        let table = plan.table(entry);
-        for b in 0..blocks {
-            words.set(sections.tables + s * blocks + b, table.get(b).map_or(0, |id| id.0 as i32));
+        for (b, id) in plan.table(entry).iter().enumerate() {
+            words.set(sections.tables + s * packed.blocks + b, id.0 as i32);
         }
         pack_tokens(plan, entry, (&mut words, sections, token), (shape.block_size, vocab))?;
         if let Some(scores) = &entry.scores {
             pack_scores(plan, (entry, scores), (&mut words, sections), (token, score), vocab)?;
             score += scores.targets.len();
-            alternatives = alternatives.max(scores.alternatives as usize);
+            packed.alternatives = packed.alternatives.max(scores.alternatives as usize);
         }
         token += entry.len as usize;
         if entry.samples {
@@ -176,18 +172,46 @@ pub(super) fn pack(plan: &StepPlan, shape: InputShape, vocab: usize, host: &mut 
             words.set(sections.rows + sample, entry.row.0 as i32);
             words.set(sections.next + sample, (entry.start + entry.len) as i32);
             if let Some(k) = entry.logprobs {
-                words.set(sections.reports + reports, sample as i32);
-                reports += 1;
-                alternatives = alternatives.max(k as usize);
+                words.set(sections.reports + packed.reports, sample as i32);
+                packed.reports += 1;
+                packed.alternatives = packed.alternatives.max(k as usize);
             }
             sample += 1;
         }
     }
-    words.set(sections.starts + seqs, token as i32);
-    if score != scores {
-        return Err(Error::internal(format!("step {} scores {score} of {scores} prompt tokens", plan.id.0)));
+    if score != packed.scores {
+        return Err(Error::internal(format!("step {} scores {score} of {} prompt tokens", plan.id.0, packed.scores)));
     }
-    Ok(Packed { sections, tokens, seqs, blocks, samples, reports, scores, alternatives })
+    if let Some(padding) = padding {
+        pack_padding((&mut words, sections), plan.entries.len(), padding, shape.block_size);
+    }
+    words.set(sections.starts + packed.seqs, packed.tokens as i32);
+    Ok(packed)
+}
+
+/// Fills the places from `first` on of a step in which every sequence has one token.
+fn pack_padding(
+    (words, sections): (&mut Words<'_>, Sections),
+    first: usize,
+    Padding { bucket, block, row }: Padding,
+    block_size: usize,
+) {
+    for s in first..bucket.seqs {
+        let slot = (block.0 as usize * block_size) as i32;
+        for (at, value) in [
+            (sections.starts + s, s as i32),
+            (sections.context_lens + s, 1),
+            (sections.tables + s * bucket.blocks, block.0 as i32),
+            (sections.ids + s, 0),
+            (sections.positions + s, 0),
+            (sections.slots + s, slot),
+            (sections.last + s, s as i32),
+            (sections.rows + s, row.0 as i32),
+            (sections.next + s, 1),
+        ] {
+            words.set(at, value);
+        }
+    }
 }
 
 fn pack_scores(
@@ -246,6 +270,31 @@ fn pack_tokens(
 }
 
 impl Packed {
+    /// The sizes of a step, with nothing packed yet.
+    fn of(plan: &StepPlan, shape: InputShape, padding: Option<Padding>) -> Result<Self> {
+        let tokens = plan.num_tokens();
+        let seqs = plan.entries.len();
+        let blocks = plan.entries.iter().map(|e| e.blocks.len()).max().unwrap_or(0);
+        let samples = plan.entries.iter().filter(|e| e.samples).count();
+        if tokens == 0 && padding.is_none() || tokens > shape.tokens || seqs > shape.seqs || blocks > shape.blocks {
+            return Err(Error::internal(format!(
+                "step {} runs {tokens} tokens of {seqs} sequences with {blocks} blocks; the runner was made for 1 to {}, \
+                 {} and {}",
+                plan.id.0, shape.tokens, shape.seqs, shape.blocks
+            )));
+        }
+        let scores = plan.targets.len();
+        if scores > tokens {
+            return Err(Error::internal(format!("step {} scores {scores} prompt tokens in {tokens}", plan.id.0)));
+        }
+        let (tokens, seqs, blocks, samples) = match padding {
+            Some(Padding { bucket: b, .. }) => (b.seqs, b.seqs, b.blocks, b.seqs),
+            None => (tokens, seqs, blocks, samples),
+        };
+        let sections = Sections::of(tokens, (seqs, blocks), (samples, scores));
+        Ok(Self { sections, tokens, seqs, blocks, samples, reports: 0, scores, alternatives: 0 })
+    }
+
     /// All words of the step in `device`, to upload to.
     pub(super) fn whole(&self, device: &Arc<dyn Allocation>) -> Tensor {
         Tensor::new(Arc::clone(device), 0, self.sections.end, 1, DType::I32)

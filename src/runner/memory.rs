@@ -1,6 +1,7 @@
 //! What a runner allocates, before it does.
 
 use crate::base::DType;
+use crate::hal::Caps;
 use crate::hal::arena::ArenaPlan;
 use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS};
 use crate::model::ModelInfo;
@@ -62,11 +63,13 @@ pub struct RunnerMemory {
     pub inputs_bytes: usize,
     /// Cosines and sines (loaded with the model).
     pub rope_bytes: usize,
+    /// The KV block of padding entries, where steps are recorded.
+    pub padding_bytes: usize,
 }
 
 impl RunnerMemory {
     pub fn total_bytes(&self) -> usize {
-        self.arena_bytes + self.row_state_bytes + self.inputs_bytes + self.rope_bytes
+        self.arena_bytes + self.row_state_bytes + self.inputs_bytes + self.rope_bytes + self.padding_bytes
     }
 }
 
@@ -90,15 +93,20 @@ pub(super) fn arena_plan(info: &ModelInfo, options: &RunnerOptions, act: DType) 
     (plan, buffers)
 }
 
-/// What [`super::ModelRunner`] allocates for `options` (the blocks apart), on a device with activations of dtype `act`.
-pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, act: DType) -> RunnerMemory {
-    let (arena, _) = arena_plan(info, options, act);
+/// Sampler rows, with one for padding entries where steps are recorded.
+pub(super) fn sampler_rows(options: &RunnerOptions, caps: &Caps) -> usize {
+    options.max_num_seqs + usize::from(caps.graphs)
+}
+
+/// What [`super::ModelRunner`] allocates for `options` (the blocks apart) on such a device.
+pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, caps: &Caps) -> RunnerMemory {
+    let (arena, _) = arena_plan(info, options, caps.activations.of(info.dtype));
     let shape = InputShape::of(options);
     let ring = options.depth + 1;
     let (counts, biases) = row_extra_bytes(info.spec.vocab_size);
     RunnerMemory {
         arena_bytes: arena.bytes(),
-        row_state_bytes: options.max_num_seqs * (SAMPLER_WORDS * WORD + counts + biases),
+        row_state_bytes: sampler_rows(options, caps) * (SAMPLER_WORDS * WORD + counts + biases),
         inputs_bytes: WORD
             * (shape.words()
                 + options.max_samples()
@@ -109,6 +117,7 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, act: DType) -> Run
                         + options.report_words()
                         + options.max_num_seqs * SAMPLER_WORDS))
             + ring * STAGED_ROWS * counts.max(biases),
+        padding_bytes: if caps.graphs { kv_spec(info, options.block_size).block_bytes(0) } else { 0 },
         rope_bytes: info.spec.ropes.len() * options.max_model_len * info.spec.head_dim * DType::F32.size(),
     }
 }
@@ -119,7 +128,7 @@ mod tests {
     use crate::base::Result;
     use crate::base::config::LoadFormat;
     use crate::hal::registry::{DeviceOptions, open};
-    use crate::hal::{Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream, Tensor};
+    use crate::hal::{Allocation, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream, Tensor};
     use crate::model::{inspect, load};
     use crate::runner::ModelRunner;
     use std::sync::Arc;
@@ -178,7 +187,7 @@ mod tests {
         let cpu = open("cpu", &DeviceOptions { threads: Some(1), ..DeviceOptions::default() }).unwrap();
         let info = inspect(dir.path()).unwrap();
         let model = load(&info, dir.path(), LoadFormat::Dummy, cpu.as_ref(), (100, &mut |_| Ok(()))).unwrap();
-        let plan = memory_plan(&info, options, DType::F32);
+        let plan = memory_plan(&info, options, cpu.caps());
         assert_eq!(model.ropes.iter().map(Tensor::bytes).sum::<usize>(), plan.rope_bytes, "{config}");
         let device = Arc::new(Counting(Arc::clone(&cpu), AtomicUsize::new(0)));
         let _runner = ModelRunner::new(model, Arc::<Counting>::clone(&device), options.clone()).unwrap();

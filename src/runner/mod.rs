@@ -2,6 +2,7 @@
 //! device memory between steps.
 
 mod budget;
+mod graphs;
 mod inputs;
 mod memory;
 mod model_runner;

@@ -1,7 +1,8 @@
 //! Runs plans on a device, in order, up to `depth` ahead of their results.
 
+use super::graphs::{Graphs, Padding};
 use super::inputs::{InputShape, ScoreTensors, StepTensors, pack};
-use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec};
+use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec, sampler_rows};
 use super::rows::{RowBuffers, SamplerRows};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
 use crate::hal::arena::Arena;
@@ -87,6 +88,8 @@ pub struct ModelRunner {
     /// U8 `[num_blocks, block_bytes]`.
     pool: Tensor,
     rows: SamplerRows,
+    /// Where the device records work.
+    graphs: Option<Graphs>,
     inputs: Arc<dyn Allocation>,
     /// I32 `[max samples, 1]`.
     sampled: Tensor,
@@ -118,7 +121,12 @@ impl ModelRunner {
         let shape = InputShape::of(&options);
         let samples = options.max_samples();
         let (arena, buffers) = arena_plan(&model.info, &options, device.caps().activations.of(model.info.dtype));
-        let pool = device.alloc(blocks * block_bytes).map_err(|e| e.within(format!("{blocks} KV blocks")))?;
+        let caps = device.caps();
+        let graphs = caps
+            .graphs
+            .then(|| Graphs::new(shape.most(), BlockId(options.num_blocks), Row(options.max_num_seqs as u32)));
+        let all_blocks = blocks + usize::from(caps.graphs);
+        let pool = device.alloc(all_blocks * block_bytes).map_err(|e| e.within(format!("{blocks} KV blocks")))?;
         let vocab_size = model.info.spec.vocab_size;
         let mut idle = Vec::with_capacity(options.depth + 1);
         for _ in 0..=options.depth {
@@ -133,8 +141,9 @@ impl ModelRunner {
             stream: device.stream()?,
             arena: arena.allocate(device.as_ref())?,
             buffers,
-            pool: Tensor::new(pool, 0, blocks, block_bytes, DType::U8),
-            rows: SamplerRows::new(device.as_ref(), &options, vocab_size)?,
+            pool: Tensor::new(pool, 0, all_blocks, block_bytes, DType::U8),
+            rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)?,
+            graphs,
             inputs: device.alloc(shape.words() * WORD)?,
             sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
             reports: device.alloc(options.report_words() * WORD)?,
@@ -155,9 +164,31 @@ impl ModelRunner {
     fn warm_up(&mut self) -> Result<()> {
         self.launch(&single(&[0], 0, vec![BlockId(0)], Sampling::Draws))?;
         match self.finish()?.outcome {
-            StepOutcome::Done(_) => Ok(()),
+            StepOutcome::Done(_) => self.record_steps(),
             StepOutcome::Failed(e) => Err(e.within("warm-up")),
         }
+    }
+
+    /// Records decode steps of all shapes that they are padded to, with nothing but padding in them.
+    fn record_steps(&mut self) -> Result<()> {
+        let buckets = self.graphs.as_ref().map_or_else(Vec::new, Graphs::buckets);
+        let mut slot = self.idle.pop().ok_or_else(|| Error::internal("no host buffers are left"))?;
+        let mut ran = 0;
+        for bucket in buckets {
+            let Some(padding) = self.graphs.as_ref().map(|g| g.padded_to(bucket)) else { break };
+            let step = self.upload(&nothing(), Some(padding), &mut slot)?;
+            // What depends on the number of rows is prepared where it is first run.
+            if std::mem::replace(&mut ran, bucket.seqs) != bucket.seqs {
+                self.compute(&step)?;
+            }
+            let graph = self.stream.capture(&mut || self.compute(&step))?;
+            self.stream.record()?.wait().map_err(|e| e.within("recording steps"))?;
+            if let Some(graphs) = &mut self.graphs {
+                graphs.insert(bucket, graph);
+            }
+        }
+        self.idle.push(slot);
+        Ok(())
     }
 
     /// Enqueues a step. On an error nothing of it counts and nothing is to be finished for it.
@@ -192,33 +223,51 @@ impl ModelRunner {
     /// The event behind the step, and the alternatives of each of its reports.
     fn enqueue(&self, plan: &StepPlan, slot: &mut Slot) -> Result<(Box<dyn Event>, usize)> {
         self.rows.set(&plan.row_inits, self.stream.as_ref(), &mut slot.rows)?;
-        let step = self.upload(plan, slot)?;
+        let padding = self.graphs.as_ref().and_then(|g| g.padding(plan));
+        let step = self.upload(plan, padding, slot)?;
+        let recorded = padding.and_then(|p| self.graphs.as_ref()?.get(p.bucket));
+        match recorded {
+            Some(graph) => self.stream.replay(graph)?,
+            None => self.compute(&step)?,
+        }
+        let samplers = plan.entries.iter().filter(|e| e.samples).count();
+        if samplers > 0 {
+            self.stream.download(slot.tokens.as_mut(), &self.sampled.slice_rows(0, samplers))?;
+        }
+        let reports =
+            step.scores.as_ref().map_or(0, |s| s.targets.rows()) + step.reports.as_ref().map_or(0, Tensor::rows);
+        if reports > 0 {
+            self.stream.download(slot.reports.as_mut(), &self.reports(step.alternatives).slice_rows(0, reports))?;
+        }
+        Ok((self.stream.record()?, step.alternatives))
+    }
+
+    /// Room for reports with so many alternatives each.
+    fn reports(&self, alternatives: usize) -> Tensor {
+        let words = REPORT_ENTRY * (1 + alternatives);
+        Tensor::new(Arc::clone(&self.reports), 0, self.options.max_num_batched_tokens, words, DType::I32)
+    }
+
+    /// Enqueues what a step runs on the device. Nothing in it depends on the host but the shapes of `step`.
+    fn compute(&self, step: &StepTensors) -> Result<()> {
         let pass = self.pass();
         let hidden = pass.forward(&step.batch)?;
-        let report = REPORT_ENTRY * (1 + step.alternatives);
-        let reports =
-            Tensor::new(Arc::clone(&self.reports), 0, self.options.max_num_batched_tokens, report, DType::I32);
+        let reports = self.reports(step.alternatives);
         let mut reported = 0;
         if let Some(scores) = &step.scores {
             self.score(&pass, &hidden, scores, &reports)?;
             reported = scores.targets.rows();
         }
-        if let Some((last, rows, positions)) = &step.samples {
-            let logits = pass.logits(&hidden, last)?;
-            let out = self.sampled.slice_rows(0, rows.rows());
-            let SamplerRows { state, counts, biases } = &self.rows;
-            self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
-            self.stream.download(slot.tokens.as_mut(), &out)?;
-            if let Some(index) = &step.reports {
-                let report = reports.slice_rows(reported, index.rows());
-                self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &report })?;
-                reported += index.rows();
-            }
+        let Some((last, rows, positions)) = &step.samples else { return Ok(()) };
+        let logits = pass.logits(&hidden, last)?;
+        let out = self.sampled.slice_rows(0, rows.rows());
+        let SamplerRows { state, counts, biases } = &self.rows;
+        self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
+        if let Some(index) = &step.reports {
+            let out_of = reports.slice_rows(reported, index.rows());
+            self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &out_of })?;
         }
-        if reported > 0 {
-            self.stream.download(slot.reports.as_mut(), &reports.slice_rows(0, reported))?;
-        }
-        Ok((self.stream.record()?, step.alternatives))
+        Ok(())
     }
 
     /// Reports prompt tokens, as many at once as there is room for logits.
@@ -234,8 +283,8 @@ impl ModelRunner {
         Ok(())
     }
 
-    fn upload(&self, plan: &StepPlan, slot: &mut Slot) -> Result<StepTensors> {
-        let packed = pack(plan, self.shape, self.model.info.vocab_size, slot.inputs.as_mut())?;
+    fn upload(&self, plan: &StepPlan, padding: Option<Padding>, slot: &mut Slot) -> Result<StepTensors> {
+        let packed = pack(plan, (self.shape, self.model.info.vocab_size), padding, slot.inputs.as_mut())?;
         self.stream.upload(&packed.whole(&self.inputs), slot.inputs.as_ref())?;
         Ok(packed.tensors(&self.inputs))
     }
@@ -292,7 +341,7 @@ impl ModelRunner {
             for (i, part) in tokens.chunks(chunk).enumerate() {
                 let end = i * chunk + part.len();
                 let table = (0..self.kv.blocks_for(end)).map(|b| BlockId(b as u32)).collect();
-                let step = self.upload(&single(part, i * chunk, table, Sampling::Skips), &mut slot)?;
+                let step = self.upload(&single(part, i * chunk, table, Sampling::Skips), None, &mut slot)?;
                 let hidden = self.pass().forward(&step.batch)?;
                 for row in 0..part.len() {
                     self.read_logits(&hidden, row, &mut out)?;
@@ -367,4 +416,10 @@ fn single(tokens: &[Token], start: usize, table: Vec<BlockId>, sampling: Samplin
         targets: Vec::new(),
         row_inits: Vec::new(),
     }
+}
+
+/// A step of nobody.
+fn nothing() -> StepPlan {
+    let (entries, tokens, blocks) = (Vec::new(), Vec::new(), Vec::new());
+    StepPlan { id: StepId(0), entries, tokens, blocks, targets: Vec::new(), row_inits: Vec::new() }
 }

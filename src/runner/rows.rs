@@ -1,7 +1,7 @@
 //! Sampler rows on the device: what a sequence's draws depend on, written when it enters its row.
 
 use super::inputs::Words;
-use super::memory::{RunnerOptions, STAGED_ROWS, WORD, row_extra_bytes};
+use super::memory::{STAGED_ROWS, WORD, row_extra_bytes};
 use crate::base::{DType, Error, Result};
 use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_IN_PROMPT, SAMPLER_WORDS, SamplerWord};
 use crate::hal::{Device, HostBuffer, Stream, Tensor};
@@ -10,11 +10,11 @@ use crate::plan::RowInit;
 /// The rows on the device.
 #[derive(Debug)]
 pub(super) struct SamplerRows {
-    /// I32 `[max_num_seqs, SAMPLER_WORDS]`.
+    /// I32 `[rows, SAMPLER_WORDS]`.
     pub(super) state: Tensor,
-    /// U8 `[max_num_seqs, 2 * vocab_size]`.
+    /// U8 `[rows, 2 * vocab_size]`.
     pub(super) counts: Tensor,
-    /// I32 `[max_num_seqs, 2 * SAMPLER_BIASES]`.
+    /// I32 `[rows, 2 * SAMPLER_BIASES]`.
     pub(super) biases: Tensor,
 }
 
@@ -35,8 +35,7 @@ impl RowBuffers {
 }
 
 impl SamplerRows {
-    pub(super) fn new(device: &dyn Device, options: &RunnerOptions, vocab_size: usize) -> Result<Self> {
-        let rows = options.max_num_seqs;
+    pub(super) fn new(device: &dyn Device, rows: usize, vocab_size: usize) -> Result<Self> {
         let (counts, biases) = row_extra_bytes(vocab_size);
         let tensor = |cols: usize, dtype: DType| -> Result<Tensor> {
             Ok(Tensor::new(device.alloc(rows * cols * dtype.size())?, 0, rows, cols, dtype))

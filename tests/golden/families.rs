@@ -53,7 +53,9 @@ pub(crate) fn changed_dir(name: &str, changes: &Value) -> tempfile::TempDir {
     }
     let write = |file: &str, bytes: &[u8]| std::fs::write(Path::new(dir.path()).join(file), bytes).unwrap();
     write("config.json", config.to_string().as_bytes());
-    write("model.safetensors", &read("model.safetensors"));
+    if folder(name).join("model.safetensors").is_file() {
+        write("model.safetensors", &read("model.safetensors"));
+    }
     dir
 }
 

@@ -57,6 +57,7 @@ pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
         weight_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         own_memory: false,
+        graphs: false,
         invariant: true,
         // Everything between two ops is F32, where the reference rounds to the model's dtype.
         aligned: false,

@@ -15,7 +15,7 @@ include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
 const VERSION: c_int = 13_000;
 
 /// Entry points we call; all are asked for once, because a missing one would panic where it is called.
-const SYMBOLS: [&str; 32] = [
+const SYMBOLS: [&str; 38] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -48,6 +48,12 @@ const SYMBOLS: [&str; 32] = [
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
     "cuLaunchKernelEx",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
 ];
 
 /// Whether this build has kernels.

@@ -10,6 +10,7 @@ mod blas;
 mod convert;
 mod driver;
 mod event;
+mod graph;
 mod memory;
 mod ops;
 mod random;
@@ -90,6 +91,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         weight_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         own_memory: true,
+        graphs: true,
         invariant: false,
         aligned: false,
     };

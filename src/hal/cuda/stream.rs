@@ -4,12 +4,13 @@ use super::CudaDevice;
 use super::blas::{Blas, Product};
 use super::driver::{Kernel, check};
 use super::event::CudaEvent;
+use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
-use crate::hal::{Allocation, Event, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
+use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
 use std::cell::RefCell;
 use std::ptr::null_mut;
@@ -187,6 +188,15 @@ impl Stream for CudaStream {
         // SAFETY: as in `upload`; nobody reads the buffer before an event behind the copy is done.
         let result = unsafe { sys::cuMemcpyDtoHAsync_v2(dst.as_mut_ptr().cast(), src.addr(), dst.len(), self.raw) };
         check(result, "copying from the device")
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        Ok(Box::new(CudaGraph::capture(&self.device.context, self.raw, work)?))
+    }
+
+    fn replay(&self, graph: &dyn Graph) -> Result<()> {
+        self.device.context.bind()?;
+        CudaGraph::of(graph).launch(self.raw)
     }
 
     fn record(&self) -> Result<Box<dyn Event>> {
