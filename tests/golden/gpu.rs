@@ -60,6 +60,7 @@ fn families_agree_with_the_reference() {
 fn half_precision_is_near_the_cpu() {
     let Some(device) = gpu() else { return };
     let tokens: Vec<u32> = (0..90).map(|i| i * 37 % 251).collect();
+    let mut far = Vec::new();
     for (dtype, most) in [("bfloat16", 4e-2), ("float16", 5e-3)] {
         for name in FAMILIES {
             let dir = changed_dir(name, &json!({"torch_dtype": dtype}));
@@ -71,10 +72,13 @@ fn half_precision_is_near_the_cpu() {
                 let rows = found.chunks(vocab).zip(expected.chunks(vocab));
                 let worst = rows.map(|(f, e)| distance(f, e)).fold(0.0, f32::max);
                 println!("{name} {dtype}, chunks of {chunk}: {worst:e} from the CPU");
-                assert!(worst <= most, "{name} {dtype}, chunks of {chunk}: {worst:e} from the CPU");
+                if worst > most {
+                    far.push(format!("{name} {dtype}, chunks of {chunk}: {worst:e}"));
+                }
             }
         }
     }
+    assert!(far.is_empty(), "{far:#?}");
 }
 
 fn dummy_on(device: &Arc<dyn Device>, dtype: &str) -> ModelRunner {
