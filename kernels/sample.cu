@@ -55,7 +55,7 @@ struct SampleParams {
 };
 static_assert(sizeof(SampleParams) == 88, "mirrored in src/hal/cuda/ops/sample.rs");
 
-constexpr uint32_t MAX_PARTS = 32, SCAN_THREADS = 512, THREADS = 1024;
+constexpr uint32_t MAX_PARTS = 32, THREADS = 512;
 
 struct Part {
   uint64_t best;  // smallest candidate()
@@ -130,7 +130,7 @@ __device__ __forceinline__ int sampler_row(const SampleParams& p, uint32_t s) {
   return row < int(p.state_rows) ? row : -1;
 }
 
-extern "C" __global__ void __launch_bounds__(SCAN_THREADS) yn_sample_scan(const __grid_constant__ SampleParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) yn_sample_scan(const __grid_constant__ SampleParams p) {
   __shared__ uint64_t best_scratch[32];
   __shared__ float lowest_scratch[32];
   const uint32_t s = blockIdx.y, t = threadIdx.x;
@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) yn_sample_scan(const 
   const uint32_t share = (p.vocabulary + 4 * p.parts - 1) / (4 * p.parts) * 4;
   const uint32_t from = min(share * blockIdx.x, p.vocabulary), to = min(from + share, p.vocabulary);
 
-  for (uint32_t i = t; i < row.num_biases; i += SCAN_THREADS) {
+  for (uint32_t i = t; i < row.num_biases; i += THREADS) {
     if (!row.owns(i, from, to)) continue;
     float x = row.logits[row.biases[2 * i]];
     scratch.before_bias[i] = x;
@@ -171,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) yn_sample_scan(const 
   if (t == 0) scratch.parts[blockIdx.x] = Part{best, lowest, uint32_t(any_nan)};
 }
 
-constexpr uint32_t BINS = 2048, CAPACITY = 2048;
+constexpr uint32_t BINS = 2048, CAPACITY = 2048, SHARE = BINS / THREADS;
 constexpr float ONE = 4398046511104.0f;  // 2^42, the mass of the most probable candidate
 constexpr float NEAR = 12.0f, FAR = 32.0f;  // distances where windows end; what is farther has no mass
 
@@ -300,11 +300,11 @@ struct Search {
 
   // Finds the bin where the running count or mass reaches `threshold`; sums start from `count` and `mass`.
   __device__ Found locate(bool by_count, uint64_t threshold, uint64_t count, uint64_t mass) {
-    static_assert(BINS == 2 * THREADS, "two bins a thread");
+    static_assert(BINS == SHARE * THREADS, "a share of bins for each thread");
     if (threadIdx.x == 0) sh.found.index = NONE;
-    const uint32_t first = 2 * threadIdx.x;
-    uint64_t masses[2], c = 0, m = 0;
-    for (uint32_t j = 0; j < 2; j++) {
+    const uint32_t first = SHARE * threadIdx.x;
+    uint64_t masses[SHARE], c = 0, m = 0;
+    for (uint32_t j = 0; j < SHARE; j++) {
       masses[j] = uint64_t(sh.high[first + j]) << 32 | sh.low[first + j];
       c += sh.number[first + j];
       m += masses[j];
@@ -312,7 +312,7 @@ struct Search {
     scan(sh, c, m);
     c += count;
     m += mass;
-    for (uint32_t j = 0; j < 2; j++) {
+    for (uint32_t j = 0; j < SHARE; j++) {
       const uint32_t n = sh.number[first + j];
       const uint64_t before = by_count ? c : m, after = by_count ? c + n : m + masses[j];
       if (before < threshold && threshold <= after) sh.found = Found{first + j, n, c, m};
@@ -356,11 +356,11 @@ struct Search {
 
   // Finds the candidate of the list where the running count or mass reaches `threshold`.
   __device__ Found resolve(bool by_count, uint64_t threshold) {
-    static_assert(CAPACITY == 2 * THREADS, "two candidates a thread");
+    static_assert(CAPACITY == SHARE * THREADS, "a share of candidates for each thread");
     if (threadIdx.x == 0) sh.found.index = NONE;
-    const uint32_t first = 2 * threadIdx.x, n = min(sh.listed, CAPACITY);
-    uint64_t masses[2], c = 0, m = 0;
-    for (uint32_t j = 0; j < 2; j++) {
+    const uint32_t first = SHARE * threadIdx.x, n = min(sh.listed, CAPACITY);
+    uint64_t masses[SHARE], c = 0, m = 0;
+    for (uint32_t j = 0; j < SHARE; j++) {
       const bool inside = first + j < n;
       masses[j] = inside ? mass_of(distance(unfalling(uint32_t(sh.list[first + j] >> 32)))) : 0;
       c += inside;
@@ -369,7 +369,8 @@ struct Search {
     scan(sh, c, m);
     c += listed_count;
     m += listed_mass;
-    for (uint32_t j = 0; j < 2 && first + j < n; j++) {
+    for (uint32_t j = 0; j < SHARE; j++) {
+      if (first + j >= n) break;
       const uint64_t before = by_count ? c : m;
       c += 1;
       m += masses[j];
@@ -464,9 +465,9 @@ struct Search {
 
   // Sums of the first window, before the second one.
   __device__ void end_of_window() {
-    const uint32_t first = 2 * threadIdx.x;
+    const uint32_t first = SHARE * threadIdx.x;
     uint64_t c = 0, m = 0;
-    for (uint32_t j = 0; j < 2; j++) {
+    for (uint32_t j = 0; j < SHARE; j++) {
       c += sh.number[first + j];
       m += uint64_t(sh.high[first + j]) << 32 | sh.low[first + j];
     }
@@ -502,7 +503,7 @@ __device__ __forceinline__ uint32_t draw(const SampleParams& p, const Row& row, 
   return found.index != NONE ? found.index : uint32_t(best);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) yn_sample_draw(const __grid_constant__ SampleParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) yn_sample_draw(const __grid_constant__ SampleParams p) {
   __shared__ Shared sh;
   const uint32_t s = blockIdx.x, t = threadIdx.x;
   const int index = sampler_row(p, s);

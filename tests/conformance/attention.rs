@@ -41,8 +41,10 @@ impl Shape {
 const EPS: f64 = 1e-5;
 const LAYERS: usize = 2;
 const LAYER: usize = 1;
-const BLOCKS: usize = 64;
-const MAX_POSITION: usize = 256;
+/// Tokens that a cache has room for, and positions of its rope table.
+const TOKENS: usize = 1024;
+const LONG_TOKENS: usize = 4096;
+const MAX_POSITION: usize = 1024;
 
 /// A cache and the sequences in it.
 pub(crate) struct Cache<'a> {
@@ -68,17 +70,22 @@ pub(crate) struct Sequence {
 
 impl<'a> Cache<'a> {
     pub(crate) fn new(kit: &'a Kit, shape: Shape, sequences: usize) -> Self {
+        Self::for_tokens(kit, shape, sequences, TOKENS)
+    }
+
+    fn for_tokens(kit: &'a Kit, shape: Shape, sequences: usize, tokens: usize) -> Self {
+        let blocks = tokens / shape.block_size;
         let block_bytes = shape.block_size * 2 * LAYERS * shape.kv_heads * shape.head_dim * shape.dtype.size();
         // Every pattern of 0xff is a NaN in all three dtypes.
-        let pool = kit.upload(&vec![0xff; BLOCKS * block_bytes], BLOCKS, block_bytes, DType::U8);
+        let pool = kit.upload(&vec![0xff; blocks * block_bytes], blocks, block_bytes, DType::U8);
         let half = shape.head_dim / 2;
         let angle = |p: usize, i: usize| p as f32 * 10_000_f32.powf(-(i as f32) / half as f32);
         let table: Vec<f32> = (0..MAX_POSITION)
             .flat_map(|p| (0..half).map(move |i| angle(p, i).cos()).chain((0..half).map(move |i| angle(p, i).sin())))
             .collect();
-        let mut free: Vec<i32> = (0..BLOCKS as i32).collect();
+        let mut free: Vec<i32> = (0..blocks as i32).collect();
         let mut rng = SplitMix64(9);
-        for i in (1..BLOCKS).rev() {
+        for i in (1..blocks).rev() {
             free.swap(i, rng.below(i as u64 + 1) as usize);
         }
         let rope = kit.floats(&table, shape.head_dim);
@@ -147,7 +154,7 @@ impl<'a> Cache<'a> {
     fn run(&self, qkv: &[f32], tokens: (&[i32], &[i32]), sequences: (&[i32], &[i32], &[i32])) -> Vec<f32> {
         let Shape { heads, head_dim, .. } = self.shape;
         let kit = self.kit;
-        let qkv = kit.floats(qkv, self.shape.qkv_cols());
+        let qkv = kit.acts(qkv, self.shape.qkv_cols());
         let (positions, slots) = (kit.ints(tokens.0, 1), kit.ints(tokens.1, 1));
         let [query, key] = &self.norm_tensors;
         let args = RopeWriteKv {
@@ -186,6 +193,7 @@ impl<'a> Cache<'a> {
         let mut out = Vec::new();
         for head in 0..heads {
             let query = self.rotated(&qkv[head * d..(head + 1) * d], 0, position);
+            let query: Vec<f32> = query.into_iter().map(|x| rounded(x, self.kit.act)).collect();
             let g = head / (heads / kv_heads);
             let at = |t: usize| (t * kv_heads + g) * d;
             let dot = |t: usize| -> f64 {
@@ -235,8 +243,23 @@ fn shapes() -> Vec<Shape> {
 }
 
 pub(crate) fn all(kit: &Kit) {
-    for shape in shapes() {
+    for shape in shapes().into_iter().filter(|shape| takes(kit, shape)) {
         mixed_batches(kit, shape);
+    }
+}
+
+/// Whether a cache of the shape's dtype goes with the activations of a run.
+fn takes(kit: &Kit, shape: &Shape) -> bool {
+    kit.act == DType::F32 || kit.act == shape.dtype
+}
+
+/// A key or a query may round the other way where the device fuses the rotation, and half-precision devices round weights.
+fn tolerance(kit: &Kit, dtype: DType) -> f64 {
+    match (kit.act, dtype) {
+        (DType::F16, _) => 5e-3,
+        (DType::Bf16, _) => 4e-2,
+        (_, DType::F32) => 5e-6,
+        _ => 2e-2,
     }
 }
 
@@ -255,7 +278,7 @@ fn mixed_batches(kit: &Kit, shape: Shape) {
         let cols = shape.qkv_cols();
         let data: Vec<Vec<f32>> = step
             .iter()
-            .map(|(s, n)| noise((index * 7 + s) as u64, n * cols).iter().map(|x| 2.0 * x).collect())
+            .map(|(s, n)| kit.noise((index * 7 + s) as u64, n * cols).iter().map(|x| 2.0 * x).collect())
             .collect();
         let before: Vec<usize> = step.iter().map(|(s, _)| cache.sequences[*s].tokens).collect();
         let feed: Vec<(usize, &[f32])> = step.iter().zip(&data).map(|((s, _), d)| (*s, d.as_slice())).collect();
@@ -266,9 +289,55 @@ fn mixed_batches(kit: &Kit, shape: Shape) {
                 expected.extend(cache.model(*s, first + i, row));
             }
         }
-        // A key may round the other way where the device fuses the rotation.
-        let tolerance = if shape.dtype == DType::F32 { 5e-6 } else { 2e-2 };
-        close(&format!("attention {shape:?} step {index}"), &got, &expected, tolerance);
+        close(&format!("attention {shape:?} step {index}"), &got, &expected, tolerance(kit, shape.dtype));
+    }
+}
+
+/// Contexts of several chunks in batches of prefills that begin anywhere and decodes, for every head dimension and ratio of
+/// heads. Only some tokens are compared: the first, the last, and every 41st.
+pub(crate) fn long_contexts(kit: &Kit) {
+    for (i, (heads, kv_heads, head_dim)) in
+        [(4, 4, 64), (8, 2, 64), (7, 1, 80), (8, 1, 96), (8, 2, 128), (2, 2, 128), (4, 1, 256), (17, 1, 64), (6, 2, 32)]
+            .into_iter()
+            .enumerate()
+    {
+        let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
+        let plain = Shape::plain((heads, kv_heads, head_dim), [16, 32, 5][i % 3], dtype);
+        long_batches(kit, plain);
+        let window = Some([1, 64, 65, 255, 256, 257, 300][i % 7]);
+        long_batches(kit, Shape { window, soft_cap: (i % 2 == 0).then_some(3.0), ..plain });
+    }
+}
+
+fn long_batches(kit: &Kit, shape: Shape) {
+    let mut cache = Cache::for_tokens(kit, shape, 4, LONG_TOKENS);
+    let cols = shape.qkv_cols();
+    let steps: [&[(usize, usize)]; 5] = [
+        &[(0, 300), (1, 1), (2, 255)],
+        &[(1, 1), (0, 213), (3, 2), (2, 1)],
+        &[(0, 1), (1, 1), (2, 1), (3, 1)],
+        &[(2, 256), (0, 1), (3, 70)],
+        &[(3, 1), (2, 1), (0, 1)],
+    ];
+    for (index, step) in steps.iter().enumerate() {
+        let data: Vec<Vec<f32>> = step.iter().map(|(s, n)| kit.noise((index * 5 + s) as u64, n * cols)).collect();
+        let before: Vec<usize> = step.iter().map(|(s, _)| cache.sequences[*s].tokens).collect();
+        let feed: Vec<(usize, &[f32])> = step.iter().zip(&data).map(|((s, _), d)| (*s, d.as_slice())).collect();
+        let got = cache.step(&feed);
+        let mut rows = got.chunks_exact(shape.heads * shape.head_dim);
+        for ((s, tokens), first) in feed.iter().zip(before) {
+            let last = tokens.len() / cols - 1;
+            for (i, row) in tokens.chunks_exact(cols).enumerate() {
+                let got = rows.next().unwrap();
+                if i % 41 == 0 || i == last {
+                    let expected = cache.model(*s, first + i, row);
+                    let what = format!("attention {shape:?} step {index}, sequence {s}, token {i}");
+                    close(&what, got, &expected, tolerance(kit, shape.dtype));
+                } else {
+                    assert!(got.iter().all(|x| x.is_finite()), "attention {shape:?} step {index} token {i}");
+                }
+            }
+        }
     }
 }
 

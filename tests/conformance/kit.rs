@@ -10,12 +10,31 @@ use yinian::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
 pub(crate) struct Kit {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) stream: Box<dyn Stream>,
+    /// Dtype of activations.
+    pub(crate) act: DType,
 }
 
 impl Kit {
-    pub(crate) fn new(device: Arc<dyn Device>) -> Self {
+    pub(crate) fn new(device: Arc<dyn Device>, act: DType) -> Self {
         let stream = device.stream().unwrap();
-        Self { device, stream }
+        Self { device, stream, act }
+    }
+
+    /// Dtypes of activations to run with.
+    pub(crate) fn acts_of(device: &dyn Device) -> Vec<DType> {
+        let mut acts = WEIGHTS.map(|dtype| device.caps().activations.of(dtype)).to_vec();
+        acts.dedup();
+        acts
+    }
+
+    /// What a result of activations may be off where one of F32 may be off by `exact`.
+    pub(crate) fn tolerance(&self, exact: f64) -> f64 {
+        exact
+            + match self.act {
+                DType::F16 => 1.02 / 2048.0,
+                DType::Bf16 => 1.02 / 256.0,
+                _ => 0.0,
+            }
     }
 
     /// Waits for what is enqueued; a device that runs behind its caller tells here what it found wrong.
@@ -43,9 +62,19 @@ impl Kit {
         self.upload(&bytes, x.len() / cols, cols, DType::I32)
     }
 
-    /// An output full of NaN.
+    /// Activations.
+    pub(crate) fn acts(&self, x: &[f32], cols: usize) -> Tensor {
+        self.upload(&encode(x, self.act), x.len() / cols, cols, self.act)
+    }
+
+    /// Noise that activations can hold.
+    pub(crate) fn noise(&self, seed: u64, n: usize) -> Vec<f32> {
+        noise(seed, n).iter().map(|x| rounded(*x, self.act)).collect()
+    }
+
+    /// An output of activations full of NaN.
     pub(crate) fn poisoned(&self, rows: usize, cols: usize) -> Tensor {
-        self.floats(&vec![f32::NAN; rows * cols], cols)
+        self.acts(&vec![f32::NAN; rows * cols], cols)
     }
 
     pub(crate) fn download(&self, tensor: &Tensor) -> Vec<u8> {
@@ -58,7 +87,13 @@ impl Kit {
     }
 
     pub(crate) fn read(&self, tensor: &Tensor) -> Vec<f32> {
-        self.download(tensor).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        let bytes = self.download(tensor);
+        let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes(b.try_into().unwrap()));
+        match tensor.dtype() {
+            DType::F16 => pairs().map(|x| f16::from_bits(x).to_f32()).collect(),
+            DType::Bf16 => pairs().map(|x| bf16::from_bits(x).to_f32()).collect(),
+            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+        }
     }
 
     pub(crate) fn read_ints(&self, tensor: &Tensor) -> Vec<i32> {

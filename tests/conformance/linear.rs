@@ -8,8 +8,7 @@ const SHAPES: [(usize, usize); 9] =
     [(1, 1), (31, 7), (32, 1), (33, 16), (63, 33), (64, 64), (65, 7), (160, 128), (100, 576)];
 
 pub(crate) fn all(kit: &Kit) {
-    // Where activations are of the model's dtype these F32 ones go with F32 weights.
-    let fits = |dtype: &DType| kit.device.caps().activations.of(*dtype) == DType::F32;
+    let fits = |dtype: &DType| kit.device.caps().activations.of(*dtype) == kit.act;
     for dtype in WEIGHTS.into_iter().filter(fits) {
         for (n, k) in SHAPES {
             let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
@@ -23,18 +22,18 @@ pub(crate) fn all(kit: &Kit) {
 }
 
 fn case(kit: &Kit, w: &[f32], matrix: &yinian::hal::Matrix, (m, n, k, dtype): (usize, usize, usize, DType)) {
-    let x = noise(m as u64 + 100, m * k);
+    let x = kit.noise(m as u64 + 100, m * k);
     // A guard row behind the output: nothing may be written past it.
     let whole = kit.poisoned(m + 1, n);
-    let bias = if m % 2 == 1 { noise(n as u64 + 200, n) } else { vec![0.0; n] };
+    let bias = if m % 2 == 1 { kit.noise(n as u64 + 200, n) } else { vec![0.0; n] };
     let tensor = kit.floats(&bias, n);
     let some = if m % 2 == 1 { Some(&tensor) } else { None };
-    kit.stream.linear(&whole.slice_rows(0, m), &kit.floats(&x, k), matrix, some).unwrap();
+    kit.stream.linear(&whole.slice_rows(0, m), &kit.acts(&x, k), matrix, some).unwrap();
     let dot = |r: usize, c: usize| -> f64 {
         f64::from(bias[c]) + (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[c * k + i])).sum::<f64>()
     };
     let expected: Vec<f64> = (0..m * n).map(|i| dot(i / n, i % n)).collect();
     let got = kit.read(&whole);
-    close(&format!("linear {m}x{n}x{k} {dtype}"), &got[..m * n], &expected, 2e-7 * (k as f64).max(8.0));
+    close(&format!("linear {m}x{n}x{k} {dtype}"), &got[..m * n], &expected, kit.tolerance(2e-7 * (k as f64).max(8.0)));
     assert!(got[m * n..].iter().all(|x| x.is_nan()), "linear {m}x{n}x{k} {dtype} wrote behind its output");
 }

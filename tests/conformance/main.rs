@@ -7,6 +7,7 @@ mod kit;
 mod linear;
 mod rowwise;
 mod sample;
+mod vocabulary;
 
 use kit::Kit;
 use yinian::base::ErrorKind;
@@ -28,7 +29,7 @@ fn devices() -> Vec<Kit> {
                 ..DeviceOptions::default()
             };
             match registry::open("cpu", &options) {
-                Ok(device) => kits.push(Kit::new(device)),
+                Ok(device) => kits.extend(Kit::acts_of(&*device).into_iter().map(|act| Kit::new(device.clone(), act))),
                 Err(e) if threads == 1 => {
                     assert!(matches!(e.kind, ErrorKind::Unsupported | ErrorKind::Invalid), "{e}");
                     eprintln!("left out: {e}");
@@ -55,6 +56,7 @@ const TABLE: &[Case] = &[
     ("gather_rows", rowwise::gather_rows),
     ("linear", linear::all),
     ("rope_write_kv and paged_attention", attention::all),
+    ("long contexts", attention::long_contexts),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),
@@ -63,6 +65,8 @@ const TABLE: &[Case] = &[
     ("sample: the reference's processors", sample::reference_processors),
     ("sample: extremes", sample::extremes),
     ("sample: distribution", sample::distribution),
+    ("sample: large vocabularies", vocabulary::draws),
+    ("logprobs: large vocabularies", vocabulary::logprobs),
     ("row invariance of linear", invariance::linear),
     ("row invariance of attention", invariance::attention),
     ("row invariance of row ops", invariance::row_ops),
@@ -88,9 +92,14 @@ fn every_op_on_a_gpu() {
     println!("{}", device.caps().description);
     let mut failed = Vec::new();
     for (name, run) in TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance")) {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&Kit::new(device.clone()))));
-        println!("{name}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
-        failed.extend(outcome.err().map(|_| *name));
+        // Logits are F32 whatever the activations are.
+        let reads_logits = name.starts_with("sample") || name.starts_with("logprobs");
+        for act in Kit::acts_of(&*device).into_iter().take(if reads_logits { 1 } else { usize::MAX }) {
+            let run = || run(&Kit::new(device.clone(), act));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            println!("{name} in {act}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+            failed.extend(outcome.err().map(|_| (*name, act)));
+        }
     }
     assert!(failed.is_empty(), "{failed:?}");
 }

@@ -4,7 +4,7 @@ use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded};
 use yinian::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};
 
 const ROWS: [usize; 4] = [1, 2, 17, 130];
-const COLS: [usize; 8] = [1, 7, 15, 16, 33, 63, 65, 576];
+const COLS: [usize; 9] = [1, 7, 15, 16, 33, 63, 65, 576, 8200];
 
 pub(crate) fn copies(kit: &Kit) {
     let x = noise(1, 5 * 33);
@@ -29,7 +29,7 @@ pub(crate) fn embed(kit: &Kit) {
             let expected: Vec<f32> = ids
                 .iter()
                 .flat_map(|id| &table[pick(*id) * cols..][..cols])
-                .map(|x| rounded(*x, dtype) * scale)
+                .map(|x| rounded(rounded(*x, dtype) * scale, kit.act))
                 .collect();
             assert_eq!(bits(&kit.read(&out)), bits(&expected), "embed {rows}x{cols} {dtype}");
             let wrong = kit.ints(&[rows as i32], 1);
@@ -53,11 +53,11 @@ fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
 pub(crate) fn rms_norm(kit: &Kit) {
     for rows in ROWS {
         for cols in COLS {
-            let (x, w) = (noise(2, rows * cols), noise(3, cols));
-            let (xt, wt, out) = (kit.floats(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
+            let (x, w) = (kit.noise(2, rows * cols), noise(3, cols));
+            let (xt, wt, out) = (kit.acts(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
             kit.stream.rms_norm(&out, &xt, &wt, 1e-5).unwrap();
             let expected = norm_model(&x, &w, 1e-5);
-            close(&format!("rms_norm {rows}x{cols}"), &kit.read(&out), &expected, 2e-6);
+            close(&format!("rms_norm {rows}x{cols}"), &kit.read(&out), &expected, kit.tolerance(2e-6));
             kit.stream.rms_norm(&xt, &xt, &wt, 1e-5).unwrap();
             assert_eq!(bits(&kit.read(&xt)), bits(&kit.read(&out)), "rms_norm in place");
         }
@@ -67,12 +67,13 @@ pub(crate) fn rms_norm(kit: &Kit) {
 pub(crate) fn add_rms_norm(kit: &Kit) {
     for rows in ROWS {
         for cols in COLS {
-            let (r, x, w) = (noise(4, rows * cols), noise(5, rows * cols), noise(6, cols));
-            let (rt, xt, out) = (kit.floats(&r, cols), kit.floats(&x, cols), kit.poisoned(rows, cols));
+            let (r, x, w) = (kit.noise(4, rows * cols), kit.noise(5, rows * cols), noise(6, cols));
+            let (rt, xt, out) = (kit.acts(&r, cols), kit.acts(&x, cols), kit.poisoned(rows, cols));
             kit.stream.add_rms_norm(&out, &rt, &xt, &kit.floats(&w, cols), 1e-6).unwrap();
-            let sum: Vec<f32> = r.iter().zip(&x).map(|(a, b)| a + b).collect();
+            let sum: Vec<f32> = r.iter().zip(&x).map(|(a, b)| rounded(a + b, kit.act)).collect();
             assert_eq!(bits(&kit.read(&rt)), bits(&sum), "residual {rows}x{cols}");
-            close(&format!("add_rms_norm {rows}x{cols}"), &kit.read(&out), &norm_model(&sum, &w, 1e-6), 2e-6);
+            let expected = norm_model(&sum, &w, 1e-6);
+            close(&format!("add_rms_norm {rows}x{cols}"), &kit.read(&out), &expected, kit.tolerance(2e-6));
         }
     }
 }
@@ -80,15 +81,15 @@ pub(crate) fn add_rms_norm(kit: &Kit) {
 fn act_mul(kit: &Kit, activation: Activation, model: fn(f64) -> f64) {
     for rows in ROWS {
         for cols in COLS {
-            let mut x: Vec<f32> = noise(7, rows * 2 * cols).iter().map(|v| v * 20.0).collect();
+            let mut x: Vec<f32> = noise(7, rows * 2 * cols).iter().map(|v| rounded(v * 20.0, kit.act)).collect();
             x[0] = [-200.0, 200.0, 0.0][cols % 3];
             let out = kit.poisoned(rows, cols);
-            kit.stream.act_mul(&out, &kit.floats(&x, 2 * cols), activation).unwrap();
+            kit.stream.act_mul(&out, &kit.acts(&x, 2 * cols), activation).unwrap();
             let expected: Vec<f64> = x
                 .chunks_exact(2 * cols)
                 .flat_map(|row| (0..cols).map(|i| model(f64::from(row[i])) * f64::from(row[cols + i])))
                 .collect();
-            close(&format!("act_mul {activation:?} {rows}x{cols}"), &kit.read(&out), &expected, 1e-6);
+            close(&format!("act_mul {activation:?} {rows}x{cols}"), &kit.read(&out), &expected, kit.tolerance(1e-6));
         }
     }
 }
@@ -123,10 +124,10 @@ pub(crate) fn soft_cap(kit: &Kit) {
 
 pub(crate) fn gather_rows(kit: &Kit) {
     for cols in COLS {
-        let x = noise(8, 19 * cols);
+        let x = kit.noise(8, 19 * cols);
         let index: Vec<i32> = (0..23).map(|i| (i * 5) % 19).collect();
         let out = kit.poisoned(index.len(), cols);
-        kit.stream.gather_rows(&out, &kit.floats(&x, cols), &kit.ints(&index, 1)).unwrap();
+        kit.stream.gather_rows(&out, &kit.acts(&x, cols), &kit.ints(&index, 1)).unwrap();
         let expected: Vec<f32> = index.iter().flat_map(|i| &x[*i as usize * cols..][..cols]).copied().collect();
         assert_eq!(kit.read(&out), expected, "gather_rows of {cols}");
     }

@@ -8,25 +8,25 @@ use yinian::hal::ops::{
 };
 
 #[derive(Debug, Clone)]
-struct Row {
-    temperature: f32,
-    top_k: i32,
-    top_p: f32,
-    seed: u64,
-    choice: i32,
-    prompt_len: i32,
-    min_tokens: i32,
-    ends: Vec<i32>,
-    min_p: f32,
+pub(crate) struct Row {
+    pub(crate) temperature: f32,
+    pub(crate) top_k: i32,
+    pub(crate) top_p: f32,
+    pub(crate) seed: u64,
+    pub(crate) choice: i32,
+    pub(crate) prompt_len: i32,
+    pub(crate) min_tokens: i32,
+    pub(crate) ends: Vec<i32>,
+    pub(crate) min_p: f32,
     /// Repetition, presence, frequency; not counted when neutral.
-    penalties: [f32; 3],
-    prompt: Vec<usize>,
-    output: Vec<usize>,
-    biases: Vec<(i32, f32)>,
+    pub(crate) penalties: [f32; 3],
+    pub(crate) prompt: Vec<usize>,
+    pub(crate) output: Vec<usize>,
+    pub(crate) biases: Vec<(i32, f32)>,
 }
 
 const NEUTRAL: [f32; 3] = [1.0, 0.0, 0.0];
-const GREEDY: Row = Row {
+pub(crate) const GREEDY: Row = Row {
     temperature: 0.0,
     top_k: 0,
     top_p: 1.0,
@@ -87,7 +87,7 @@ impl Row {
 }
 
 /// Draws for `rows`, whose logits are the rows of `logits`, at `position`; sampler rows stand in reverse order.
-fn run(kit: &Kit, logits: &[f32], rows: &[Row], position: i32) -> yinian::base::Result<Vec<i32>> {
+pub(crate) fn run(kit: &Kit, logits: &[f32], rows: &[Row], position: i32) -> yinian::base::Result<Vec<i32>> {
     let n = rows.len();
     let state: Vec<i32> = rows.iter().rev().flat_map(Row::words).collect();
     let index: Vec<i32> = (0..n as i32).rev().collect();
@@ -156,7 +156,7 @@ pub(crate) fn min_tokens(kit: &Kit) {
 }
 
 /// The probabilities that are left, in order of falling logit, then rising id.
-fn candidates(logits: &[f32], row: &Row) -> Vec<(usize, f64)> {
+pub(crate) fn candidates(logits: &[f32], row: &Row) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
     if row.top_k > 0 {
@@ -220,7 +220,7 @@ pub(crate) fn draws(kit: &Kit) {
 }
 
 /// The logits after biases and penalties.
-fn processed(logits: &[f32], row: &Row) -> Vec<f32> {
+pub(crate) fn processed(logits: &[f32], row: &Row) -> Vec<f32> {
     let mut x = logits.to_vec();
     for (id, bias) in &row.biases {
         x[*id as usize] += bias;
@@ -307,33 +307,35 @@ pub(crate) fn distribution(kit: &Kit) {
 
 /// Reports of some rows of logits, in a shuffled order, against a plain model.
 pub(crate) fn logprobs(kit: &Kit) {
-    for (seed, (vocabulary, n, k)) in
-        [(1, 1, 0), (1, 2, 3), (2, 3, 1), (33, 5, 20), (1000, 7, 20), (1000, 4, 0), (5, 3, 9)].into_iter().enumerate()
-    {
-        let mut logits: Vec<f32> = noise(seed as u64, n * vocabulary).iter().map(|x| x * 20.0).collect();
-        // Some ties: of equals the smaller id comes first.
-        logits.iter_mut().step_by(3).for_each(|x| *x = x.round() + 0.0);
-        let tokens: Vec<i32> = (0..n).map(|s| ((s * 7 + seed) % vocabulary) as i32).collect();
-        let index: Vec<i32> = (0..n as i32).rev().step_by(2).collect();
-        let out = kit.ints(&vec![0x7f7f_7f7f; index.len() * 3 * (1 + k)], 3 * (1 + k));
-        let args = (kit.floats(&logits, vocabulary), kit.ints(&index, 1), kit.ints(&tokens, 1));
-        kit.stream.logprobs(&Logprobs { logits: &args.0, index: &args.1, tokens: &args.2, out: &out }).unwrap();
-        for (row, found) in index.iter().zip(kit.read_ints(&out).chunks_exact(3 * (1 + k))) {
-            let x = &logits[*row as usize * vocabulary..(*row as usize + 1) * vocabulary];
-            let mut order: Vec<usize> = (0..vocabulary).collect();
-            order.sort_by(|a, b| x[*b].total_cmp(&x[*a]).then(a.cmp(b)));
-            let max = f64::from(x[order[0]]);
-            let log_sum = max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln();
-            let token = tokens[*row as usize] as usize;
-            let mut expected = vec![(token, order.iter().position(|id| *id == token).unwrap() + 1)];
-            expected.extend(order.iter().take(k).zip(1..).map(|(id, rank)| (*id, rank)));
-            for (entry, (id, rank)) in found.chunks_exact(3).zip(&expected) {
-                assert_eq!((entry[0] as usize, entry[1] as usize), (*id, *rank), "vocabulary {vocabulary}");
-                let (logprob, truth) = (f64::from(f32::from_bits(entry[2] as u32)), f64::from(x[*id]) - log_sum);
-                assert!((logprob - truth).abs() <= 1e-5 * truth.abs().max(1.0), "{logprob} for {truth}");
-            }
-            assert!(found.chunks_exact(3).skip(expected.len()).all(|entry| entry == [-1, 0, 0]));
+    let shapes = [(1, 1, 0), (1, 2, 3), (2, 3, 1), (33, 5, 20), (1000, 7, 20), (1000, 4, 0), (5, 3, 9)];
+    shapes.into_iter().enumerate().for_each(|(seed, shape)| reports(kit, seed, shape));
+}
+
+/// `n` rows of logits, `k` tokens of each.
+pub(crate) fn reports(kit: &Kit, seed: usize, (vocabulary, n, k): (usize, usize, usize)) {
+    let mut logits: Vec<f32> = noise(seed as u64, n * vocabulary).iter().map(|x| x * 20.0).collect();
+    // Some ties: of equals the smaller id comes first.
+    logits.iter_mut().step_by(3).for_each(|x| *x = x.round() + 0.0);
+    let tokens: Vec<i32> = (0..n).map(|s| ((s * 7 + seed) % vocabulary) as i32).collect();
+    let index: Vec<i32> = (0..n as i32).rev().step_by(2).collect();
+    let out = kit.ints(&vec![0x7f7f_7f7f; index.len() * 3 * (1 + k)], 3 * (1 + k));
+    let args = (kit.floats(&logits, vocabulary), kit.ints(&index, 1), kit.ints(&tokens, 1));
+    kit.stream.logprobs(&Logprobs { logits: &args.0, index: &args.1, tokens: &args.2, out: &out }).unwrap();
+    for (row, found) in index.iter().zip(kit.read_ints(&out).chunks_exact(3 * (1 + k))) {
+        let x = &logits[*row as usize * vocabulary..(*row as usize + 1) * vocabulary];
+        let mut order: Vec<usize> = (0..vocabulary).collect();
+        order.sort_by(|a, b| x[*b].total_cmp(&x[*a]).then(a.cmp(b)));
+        let max = f64::from(x[order[0]]);
+        let log_sum = max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln();
+        let token = tokens[*row as usize] as usize;
+        let mut expected = vec![(token, order.iter().position(|id| *id == token).unwrap() + 1)];
+        expected.extend(order.iter().take(k).zip(1..).map(|(id, rank)| (*id, rank)));
+        for (entry, (id, rank)) in found.chunks_exact(3).zip(&expected) {
+            assert_eq!((entry[0] as usize, entry[1] as usize), (*id, *rank), "vocabulary {vocabulary}");
+            let (logprob, truth) = (f64::from(f32::from_bits(entry[2] as u32)), f64::from(x[*id]) - log_sum);
+            assert!((logprob - truth).abs() <= 1e-5 * truth.abs().max(1.0), "{logprob} for {truth}");
         }
+        assert!(found.chunks_exact(3).skip(expected.len()).all(|entry| entry == [-1, 0, 0]));
     }
 }
 

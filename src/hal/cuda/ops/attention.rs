@@ -19,8 +19,8 @@ const MAX_ITEMS: usize = 2048;
 const PLAN_BYTES: u32 = 8 * (MAX_ITEMS as u32 + 1);
 /// Blocks of the plain kernel on one multiprocessor.
 const PLAIN_BLOCKS: u32 = 4;
-/// Head dimensions with tensor-core kernels.
-const DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// Head dimensions with tensor-core kernels; rows and keys of a tile of the one for prefills.
+const DIMS: [(usize, usize, usize); 5] = [(64, 128, 64), (80, 64, 64), (96, 128, 32), (128, 128, 32), (256, 64, 32)];
 
 /// Shared memory of a decode block, without its plan.
 const fn decode_shared(dim: usize) -> u32 {
@@ -28,37 +28,56 @@ const fn decode_shared(dim: usize) -> u32 {
     (rows * (dim + 8) * 2 + 1152) as u32
 }
 
+/// Shared memory of a prefill block.
+const fn prefill_shared(dim: usize, rows: usize, keys: usize) -> u32 {
+    ((rows + 4 * keys) * (dim + 8) * 2 + keys * 16 + 8) as u32
+}
+
 #[derive(Debug)]
 pub(super) struct Kernels {
     plain: KvFamily,
     merge: Family,
-    decode: Vec<Decode>,
+    tensor: Vec<Tensor>,
 }
 
-/// The tensor-core kernel of decodes for one dtype and head dimension.
+/// The tensor-core kernels for one dtype and head dimension.
 #[derive(Debug)]
-struct Decode {
+struct Tensor {
     dtype: DType,
     dim: usize,
-    kernel: Kernel,
+    decode: Kernel,
+    prefill: Kernel,
+    prefill_rows: usize,
+    prefill_shared: u32,
 }
 
 impl Kernels {
     pub(super) fn load(modules: &Modules) -> Result<Self> {
-        let mut decode = Vec::with_capacity(2 * DIMS.len());
+        let mut tensor = Vec::with_capacity(2 * DIMS.len());
         for dtype in [DType::F16, DType::Bf16] {
-            for dim in DIMS {
-                let name = format!("yn_attention_decode_{dim}_{}", short_name(dtype));
-                let shared = decode_shared(dim) + PLAN_BYTES;
-                let kernel = modules.kernel_with_shared("attention_decode", &name, shared)?;
-                decode.push(Decode { dtype, dim, kernel });
+            for (dim, prefill_rows, keys) in DIMS {
+                let load = |kind: &str, shared| {
+                    let name = format!("yn_attention_{kind}_{dim}_{}", short_name(dtype));
+                    modules.kernel_with_shared(&format!("attention_{kind}"), &name, shared)
+                };
+                let prefill_shared = prefill_shared(dim, prefill_rows, keys);
+                let decode = load("decode", decode_shared(dim) + PLAN_BYTES)?;
+                let prefill = load("prefill", prefill_shared)?;
+                tensor.push(Tensor { dtype, dim, decode, prefill, prefill_rows, prefill_shared });
             }
         }
         Ok(Self {
             plain: KvFamily::load(modules, "attention_plain", "yn_attention_plain", PLAN_BYTES)?,
             merge: Family::load(modules, "attention_plain", "yn_attention_merge")?,
-            decode,
+            tensor,
         })
+    }
+
+    fn tensor(&self, args: &PagedAttention<'_>) -> Option<&Tensor> {
+        let (kv, act) = (&args.kv, args.qkv.dtype());
+        let tensors = [args.qkv, args.out];
+        let aligned = tensors.iter().all(|t| t.addr().is_multiple_of(16)) && KvMap::new(kv).aligned(kv);
+        self.tensor.iter().find(|t| aligned && (t.dtype, t.dtype, t.dim) == (act, kv.dtype, kv.head_dim))
     }
 }
 
@@ -101,8 +120,16 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
     if args.qkv.rows() == 0 {
         return Ok(());
     }
-    let params = params(s, args);
-    items(s, args, params, (0, args.qkv.rows()))
+    let mut params = params(s, args);
+    let (tokens, sequences) = (args.qkv.rows(), args.context_lens.rows());
+    let tensor = s.kernels().attention.tensor(args);
+    let Some(tensor) = tensor.filter(|_| tokens > sequences) else { return items(s, args, params, (0, tokens)) };
+    // Sequences with one token, then those with several.
+    params.by_sequence = 1;
+    items(s, args, params, (0, sequences))?;
+    let ratio = args.heads / args.kv.kv_heads;
+    let tiles = small((tokens * ratio).div_ceil(tensor.prefill_rows) + sequences);
+    s.launch(&tensor.prefill, [tiles, small(args.kv.kv_heads), 1], BLOCK, tensor.prefill_shared, &params)
 }
 
 fn check(args: &PagedAttention<'_>) {
@@ -161,20 +188,17 @@ struct Chosen<'a> {
 }
 
 fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<'a>> {
-    let (kv, act) = (&args.kv, args.qkv.dtype());
-    let aligned = args.qkv.addr().is_multiple_of(16) && KvMap::new(kv).aligned(kv);
-    let found = kernels.decode.iter().find(|d| aligned && (d.dtype, d.dtype, d.dim) == (act, kv.dtype, kv.head_dim));
-    Ok(match found {
-        Some(decode) => {
-            let blocks = match decode.dim {
-                ..=80 => 3,
-                81..=128 => 2,
+    Ok(match kernels.tensor(args) {
+        Some(tensor) => {
+            let blocks = match tensor.dim {
+                64 | 80 => 3,
+                96 | 128 => 2,
                 _ => 1,
             };
-            Chosen { kernel: &decode.kernel, rows: DECODE_ROWS, shared_bytes: decode_shared(decode.dim), blocks }
+            Chosen { kernel: &tensor.decode, rows: DECODE_ROWS, shared_bytes: decode_shared(tensor.dim), blocks }
         }
         None => {
-            let kernel = kernels.plain.of(act, kv.dtype)?;
+            let kernel = kernels.plain.of(args.qkv.dtype(), args.kv.dtype)?;
             Chosen { kernel, rows: PLAIN_ROWS, shared_bytes: 0, blocks: PLAIN_BLOCKS }
         }
     })

@@ -8,8 +8,8 @@ use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::{Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord};
 
 /// Threads of the kernels' blocks.
-const SCAN_BLOCK: u32 = 512;
-const DRAW_BLOCK: u32 = 1024;
+const SAMPLE_BLOCK: u32 = 512;
+const LOGPROBS_BLOCK: u32 = 1024;
 /// Parts of a row that are scanned side by side, at most and in numbers at least.
 const MAX_PARTS: usize = 32;
 const MIN_PART: usize = 4096;
@@ -101,8 +101,8 @@ pub(in crate::hal::cuda) fn sample(s: &CudaStream, args: &Sample<'_>) -> Result<
             vectors: vectors(args.logits),
         };
         let kernels = &s.kernels().sample;
-        s.launch(&kernels.scan, [parts, count, 1], SCAN_BLOCK, 0, &params)?;
-        s.launch(&kernels.draw, [count, 1, 1], DRAW_BLOCK, 0, &params)?;
+        s.launch(&kernels.scan, [parts, count, 1], SAMPLE_BLOCK, 0, &params)?;
+        s.launch(&kernels.draw, [count, 1, 1], SAMPLE_BLOCK, 0, &params)?;
     }
     Ok(())
 }
@@ -144,5 +144,5 @@ pub(in crate::hal::cuda) fn logprobs(s: &CudaStream, args: &Logprobs<'_>) -> Res
         k: small(cols / ENTRY - 1),
         vectors: vectors(args.logits),
     };
-    s.launch(&s.kernels().sample.logprobs, [small(n), 1, 1], DRAW_BLOCK, 0, &params)
+    s.launch(&s.kernels().sample.logprobs, [small(n), 1, 1], LOGPROBS_BLOCK, 0, &params)
 }
