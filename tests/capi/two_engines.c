@@ -1,4 +1,5 @@
-/* Two engines in one process do not know each other; one queue may serve both; logs go to a callback or a queue. */
+/* Two engines in one process do not know each other; one queue may serve both; logs go to a callback or a queue.
+   usage: two_engines MODEL_DIRECTORY [FEATURES], a mask of the CPU */
 #include "check.h"
 
 static const char *story =
@@ -33,10 +34,11 @@ int main(int argc, char **argv) {
   tally t;
   size_t used = 0, at;
   int logged = 0;
-  CHECK(argc == 2);
+  CHECK(argc == 2 || argc == 3);
   EXPECT(yn_log_to_callback((yn_log_fn)on_log, &lines, 5), YN_OK, NULL);
   mock = create("{\"model\": \"mock:words\", \"log_level\": \"trace\"}");
-  snprintf(config, sizeof config, "{\"model\": \"%s\", \"served_model_name\": \"tiny\", \"log_level\": \"off\"}", argv[1]);
+  snprintf(config, sizeof config, "{\"model\": \"%s\", \"served_model_name\": \"tiny\", \"log_level\": \"off\"%s%s%s}", argv[1],
+           argc == 3 ? ", \"cpu_features\": \"" : "", argc == 3 ? argv[2] : "", argc == 3 ? "\"" : "");
   demo = create(config);
   CHECK(of_mock >= 1 && of_demo == 0);
   CHECK(mock.id != demo.id);
