@@ -252,6 +252,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
         progress(step as f32 / steps as f32)?;
         std::thread::sleep(Duration::from_millis(1));
     }
+    assert!(!spec.panic_load, "the mock model was told to panic while it loads");
     if config.tokenizer.is_some() {
         return Err(Error::invalid("config key \"tokenizer\" is set; a mock model has its own, leave the key out"));
     }

@@ -22,6 +22,7 @@ pub use submission::{OutputMode, Prompt, Submission};
 
 use crate::base::clock::Clock;
 use crate::base::config::EngineConfig;
+use crate::base::error::panic_text;
 use crate::base::{Error, ErrorKind, RequestId, Result, SeqId};
 use crate::plan::StopCriteria;
 use crate::plan::params::MAX_LOGPROBS;
@@ -30,6 +31,7 @@ use intake::Job;
 use logging::Logger;
 use queue::{Cancel, StreamInfo};
 use shared::{Live, Shared};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -132,7 +134,11 @@ impl Engine {
             self.threads.sweep(self.shared.clock.now_ns());
             Ok(())
         };
-        let result = build::parts(&self.config, &self.shared.signal, &mut progress).and_then(|parts| {
+        let built = catch_unwind(AssertUnwindSafe(|| build::parts(&self.config, &self.shared.signal, &mut progress)));
+        let built = built.unwrap_or_else(|payload| {
+            Err(Error::internal(format!("loading panicked: {}; please report it", panic_text(&*payload))))
+        });
+        let result = built.and_then(|parts| {
             let loaded = Loaded {
                 text: Arc::clone(&parts.limits.text),
                 defaults: parts.defaults,

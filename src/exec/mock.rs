@@ -31,14 +31,16 @@ pub struct MockSpec {
     pub panic_byte: Option<u8>,
     /// Time loading takes.
     pub load: Duration,
+    /// Loading panics after that time.
+    pub panic_load: bool,
 }
 
 impl MockSpec {
     /// Parses `mock:words[,delay_us=N][,fail_step=N][,fail_from=N][,panic_step=N][,hang_step=N][,fault_rank=N]
-    /// [,panic_byte=N][,load_ms=N]`.
+    /// [,panic_byte=N][,load_ms=N][,panic_load=1]`.
     pub fn parse(model: &str) -> Result<Self> {
         let usage = "expected mock:words, with options delay_us, fail_step, fail_from, panic_step, hang_step, fault_rank, \
-                     panic_byte, load_ms as name=number";
+                     panic_byte, load_ms, panic_load as name=number";
         let mut parts = model.strip_prefix("mock:").unwrap_or_default().split(',');
         if parts.next() != Some("words") {
             return Err(Error::invalid(format!("model {model:?} is no mock model; {usage}")));
@@ -55,6 +57,7 @@ impl MockSpec {
                 Some(("fault_rank", n @ 0..64)) => spec.fault_rank = n as usize,
                 Some(("panic_byte", n @ 0..=255)) => spec.panic_byte = Some(n as u8),
                 Some(("load_ms", n @ 0..=60_000)) => spec.load = Duration::from_millis(n),
+                Some(("panic_load", n @ 0..=1)) => spec.panic_load = n == 1,
                 _ => return Err(Error::invalid(format!("option {part:?} of model {model:?} is unknown; {usage}"))),
             }
         }

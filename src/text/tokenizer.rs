@@ -2,8 +2,10 @@
 
 use super::config::TokenizerConfig;
 use super::files::{MAX_TOKENIZER_BYTES, read_bounded};
+use crate::base::error::panic_text;
 use crate::base::{Error, Result, Token};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// Longest text one call encodes, in bytes.
@@ -41,6 +43,16 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
+/// The tokenizer's crate indexes and unwraps by what its file says: a panic in it is an error of the model.
+fn guarded<T>(body: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(payload) => {
+            Err(format!("the tokenizer panicked, its tokenizer.json may be broken: {}", panic_text(&*payload)))
+        }
+    }
+}
+
 impl Tokenizer {
     /// Reads a `tokenizer.json`, or the one in a directory, with the settings beside it.
     pub fn open(path: &Path) -> Result<Self> {
@@ -51,9 +63,11 @@ impl Tokenizer {
     pub(super) fn open_with(path: &Path, config: &mut TokenizerConfig) -> Result<Self> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let json = read_bounded(&file, MAX_TOKENIZER_BYTES)?;
-        let mut parsed = tokenizers::Tokenizer::from_bytes(&json)
-            .map_err(|e| Error::invalid(format!("{} is not a tokenizer: {e}", file.display())))?;
+        let broken = |why: String| Error::invalid(format!("{} is not a tokenizer: {why}", file.display()));
+        let mut parsed = guarded(|| tokenizers::Tokenizer::from_bytes(&json)).map_err(broken)?;
         config.apply(&mut parsed).map_err(|e| e.within(file.display()))?;
+        // Some of what is wrong in a file shows only in use.
+        guarded(|| parsed.encode_fast("a 1", true).and_then(|e| parsed.decode(e.get_ids(), false))).map_err(broken)?;
         Ok(Self { kind: Kind::HuggingFace(Box::new(parsed)) })
     }
 
@@ -79,7 +93,7 @@ impl Tokenizer {
                 Ok(text.bytes().map(Token::from).collect())
             }
             Kind::HuggingFace(t) => {
-                let encoded = t.encode_fast(text, special == SpecialTokens::Add);
+                let encoded = guarded(|| t.encode_fast(text, special == SpecialTokens::Add));
                 encoded
                     .map(|e| e.get_ids().to_vec())
                     .map_err(|e| Error::invalid(format!("the text does not encode: {e}")))
@@ -103,8 +117,7 @@ impl Tokenizer {
                 assert!(panic_byte.is_none_or(|b| !bytes.contains(&b)), "the mock tokenizer was told to panic");
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Kind::HuggingFace(t) => t
-                .decode(tokens, special == ShowSpecial::Hide)
+            Kind::HuggingFace(t) => guarded(|| t.decode(tokens, special == ShowSpecial::Hide))
                 .map_err(|e| Error::invalid(format!("the tokens do not decode: {e}"))),
         }
     }
@@ -133,5 +146,42 @@ impl Tokenizer {
             },
             Kind::HuggingFace(t) => t.token_to_id(token),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn with(changes: serde_json::Value) -> Result<Tokenizer> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/text/byte_bpe/tokenizer.json");
+        let mut whole: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), whole.to_string()).unwrap();
+        Tokenizer::open(dir.path())
+    }
+
+    #[test]
+    fn prompts_are_neither_cut_nor_padded() {
+        let text = "one two three four five six seven eight nine ten";
+        let plain = with(json!({})).unwrap().encode(text, SpecialTokens::Add).unwrap();
+        let truncation = json!({"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"});
+        let padding = json!({"strategy": {"Fixed": 512}, "direction": "Right", "pad_to_multiple_of": 1_u64 << 51,
+                             "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"});
+        let both = with(json!({"truncation": truncation, "padding": padding})).unwrap();
+        assert!(plain.len() > 8 && plain.len() < 512);
+        assert_eq!(both.encode(text, SpecialTokens::Add).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_panic_of_the_parser_is_an_error() {
+        let processor = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+                               "pair": [], "special_tokens": {}});
+        let e = with(json!({"post_processor": processor})).unwrap_err().message;
+        assert!(e.contains("tokenizer.json is not a tokenizer"), "{e}");
     }
 }

@@ -211,6 +211,13 @@ pub(crate) fn texts() -> Vec<Bad> {
         ("no vocabulary", edited(&|t| drop(t["model"].as_object_mut().unwrap().remove("vocab")))),
         ("no merges", edited(&|t| drop(t["model"].as_object_mut().unwrap().remove("merges")))),
         ("merges of unknown tokens", edited(&|t| t["model"]["merges"] = json!([["☃☃", "☃"]]))),
+        (
+            "post-processor without its token",
+            edited(&|t| {
+                t["post_processor"] = json!({"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+                    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]});
+            }),
+        ),
         ("unknown kind of model", edited(&|t| t["model"]["type"] = json!("Magic"))),
         ("deep arrays", "[".repeat(100_000)),
         (

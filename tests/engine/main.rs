@@ -6,9 +6,12 @@ mod modes;
 mod ranks;
 
 use host::{Answer, Host};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use yinian::base::clock::MonotonicClock;
+use yinian::base::config::EngineConfig;
 use yinian::base::{ErrorKind, Token};
-use yinian::engine::{OutputMode, Prompt, State, Submission};
+use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, State, Submission};
 use yinian::plan::FinishReason;
 
 const PROMPTS: [&str; 4] =
@@ -233,6 +236,21 @@ fn loading_takes_requests_and_a_failed_load_ends_them() {
         host.queue.poll(Some(Duration::from_secs(20)), &mut host.reader).unwrap();
     }
     assert_eq!(host.reader.states.last().unwrap().2, Some(ErrorKind::NotFound));
+}
+
+#[test]
+fn a_panic_while_loading_fails_the_engine() {
+    let mut host = Host::new(r#"{"model": "mock:words,load_ms=50,panic_load=1", "async_load": true}"#);
+    let early = host.submit(host.request("early", 5));
+    host.read(1);
+    let answer = &host.reader.answers[&early];
+    assert_eq!((answer.finish, answer.error), (Some(FinishReason::Error), Some(ErrorKind::Internal)));
+    assert!(answer.cause.contains("told to panic while it loads"), "{}", answer.cause);
+    assert_eq!(host.engine.stats().state, State::Failed);
+    assert_eq!(host.engine.submit(host.request("late", 5)).unwrap_err().kind, ErrorKind::Internal);
+    let config = EngineConfig::from_json(br#"{"model": "mock:words,panic_load=1"}"#).unwrap();
+    let e = Engine::start(config, EventQueue::new(None), Arc::new(MonotonicClock::starting_at(0))).unwrap_err();
+    assert!(e.kind == ErrorKind::Internal && e.message.contains("loading panicked"), "{e}");
 }
 
 #[test]

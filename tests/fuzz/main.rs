@@ -11,17 +11,19 @@ mod targets;
 mod watch;
 
 use corpus::{Corpus, Shape};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 use watch::Watch;
 use yinian::base::error::MAX_MESSAGE;
 use yinian::base::rng::{SplitMix64, mix};
 
 /// How many targets share the time; [`fuzz`] checks it against `tests/fuzz/corpus`.
-const TARGETS: u32 = 6;
+const TARGETS: u32 = 7;
 /// Most memory one input may have the target's thread take.
 const MOST_BYTES: isize = 256 << 20;
 /// Inputs with a new answer that are kept to be mutated further.
@@ -60,6 +62,25 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+thread_local! {
+    /// While an input runs: the last panic. Those that the library catches shall not fill the output.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Panics on a thread whose input runs are kept, others printed as always.
+fn keep_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let kept = PANIC.with_borrow_mut(|last| last.as_mut().map(|last| *last = info.to_string()));
+            if kept.is_none() {
+                others(info);
+            }
+        }));
+    });
+}
+
 /// What an answer is about, without the values in it: inputs with a new one are worth mutating.
 fn kind_of(answer: &Result<(), String>) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -96,18 +117,20 @@ impl Run<'_> {
     /// Gives one input to the target.
     fn one(&mut self, input: &[u8]) -> Answer {
         self.watch.begin(input);
+        PANIC.set(Some(String::new()));
         let before = memory::mark();
         let outcome = catch_unwind(AssertUnwindSafe(|| (self.target.run)(input)));
+        let panic = PANIC.take().unwrap_or_default();
         let used = memory::since(before);
         self.watch.end();
-        let answer = outcome.unwrap_or_else(|_| panic!("{} panics", self.watch.which()));
+        let answer = outcome.unwrap_or_else(|_| panic!("{}: {panic}", self.watch.which()));
         assert!(used.peak <= MOST_BYTES, "{} takes {} bytes", self.watch.which(), used.peak);
         if let Err(message) = &answer {
             let text = !message.is_empty() && message.len() <= MAX_MESSAGE;
             assert!(text, "{} has a message of {} bytes: {message}", self.watch.which(), message.len());
         }
         self.taken += u64::from(answer.is_ok());
-        self.left += used.left - memory::held_by(&answer);
+        self.left += used.left - memory::held_by(&answer) - panic.capacity() as isize;
         Answer { taken: answer.is_ok(), new: self.kinds.insert(kind_of(&answer)) }
     }
 }
@@ -115,6 +138,7 @@ impl Run<'_> {
 /// Runs a target until its share of the time is over.
 pub(crate) fn fuzz(target: &Target<'_>) {
     assert_eq!(corpus::folders(), TARGETS as usize, "TARGETS");
+    keep_panics();
     let seed = number("FUZZ_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 16);
     let mut run = Run { target, watch: Watch::new(target.name, seed), taken: 0, kinds: HashSet::new(), left: 0 };
     if let Ok(file) = std::env::var("FUZZ_INPUT") {
@@ -142,10 +166,11 @@ pub(crate) fn fuzz(target: &Target<'_>) {
     }
     let (taken, kinds) = (run.taken - of_corpus, run.kinds.len());
     say(&format!(
-        "{}: {inputs} inputs, {:.0} a second, {} % taken, {kinds} kinds of answer",
+        "{}: {inputs} inputs, {:.0} a second, {} % taken, {kinds} kinds of answer, {} KiB left",
         target.name,
         inputs as f64 / start.elapsed().as_secs_f64(),
-        taken * 100 / inputs
+        taken * 100 / inputs,
+        run.left.max(0) >> 10
     ));
     assert!(inputs > 100, "{}: {inputs} inputs only", target.name);
     assert!(taken * 100 >= inputs * target.least_taken, "{}: {taken} of {inputs} inputs are taken", target.name);

@@ -11,7 +11,7 @@ use yinian::engine::plan_memory;
 use yinian::hal::registry::{DeviceOptions, open};
 use yinian::model::spec::{DecoderSpec, RopeScaling};
 use yinian::model::{inspect, load};
-use yinian::text::{ChatTemplate, TextModel};
+use yinian::text::{ChatTemplate, ShowSpecial, SpecialTokens, TextModel, Tokenizer};
 
 const JSON: &[&str] = &[
     "0",
@@ -122,6 +122,25 @@ fn engine_configs() {
         least_taken: 10,
         most_left: CACHES,
     });
+}
+
+/// Tokenizers of model directories. What is taken is put to use: a panic then is the request's, and reported as ours.
+#[test]
+fn tokenizers() {
+    let dir = directory();
+    let path = dir.path().join("tokenizer.json");
+    let run = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let tokenizer = Tokenizer::open(&path).map_err(message)?;
+        let text = "Once upon a  time\n 2024 <s> \u{0}é🦊 <|user|>aaaaaaaa";
+        let tokens = tokenizer.encode(text, SpecialTokens::Add).map_err(message)?;
+        tokenizer.decode(&tokens, ShowSpecial::Show).map(drop).map_err(message)
+    };
+    let words =
+        &["BPE", "WordPiece", "Unigram", "WordLevel", "Sequence", "Split", "Regex", "(a|a)*b", "(?=", "▁", "<0x00>"];
+    // The crate keeps the words of each model that a thread used until the thread ends.
+    let most_left = isize::MAX;
+    fuzz(&Target { name: "tokenizer", shape: Shape::Json, words, run: &run, least_taken: 10, most_left });
 }
 
 #[test]
