@@ -143,3 +143,16 @@ fn layouts_and_constants_are_as_committed() {
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(committed == found, "layouts differ from tests/capi/layout.txt; found:\n{found}");
 }
+
+#[test]
+fn every_program_is_run_under_the_memory_checkers_too() {
+    let script = std::fs::read_to_string(root().join("tests/capi/sanitize.sh")).unwrap();
+    let words: BTreeSet<&str> = script.split_whitespace().collect();
+    for entry in std::fs::read_dir(root().join("tests/capi")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "c") {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            assert!(words.contains(name), "tests/capi/sanitize.sh does not run {name}");
+        }
+    }
+}

@@ -61,7 +61,9 @@ check forks smoke
 check leaks faults
 check forks wake
 check leaks free_traffic
-check leaks arguments
+check leaks arguments "$model"
+check leaks configs "$model"
+check leaks requests '{"model": "mock:words", "max_model_len": 100}' 257
 check leaks two_engines "$model" avx2
 check leaks two_engines "$model" portable
 if [ "$tool" = valgrind ]; then
