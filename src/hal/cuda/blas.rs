@@ -10,6 +10,8 @@ use std::ptr::null_mut;
 
 /// Algorithms asked of the library; the first that it says runs is taken.
 const CANDIDATES: usize = 8;
+/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts of a sum are added up in F32, not in the output's dtype.
+const REDUCTION: u32 = 2;
 /// `CUBLAS_OP_T` of cublas_api.h.
 const TRANSPOSED: i32 = 1;
 /// Alignment that is worth knowing, in bytes.
@@ -205,6 +207,7 @@ impl Blas {
         let ((workspace, wide), limits) = (
             ((&raw const workspace_bytes).cast::<c_void>(), size_of::<usize>()),
             [
+                (Pref::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, bytes(&REDUCTION)),
                 (Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, bytes(&w)),
                 (Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, bytes(&x)),
                 (Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, bytes(&out)),
