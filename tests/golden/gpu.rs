@@ -2,14 +2,14 @@
 //! precision and with all of sampling. Nothing here asks for equal bits: that is the business of numeric modes.
 
 use super::families::changed_dir;
-use super::world::{Alone, CHUNK_MOST, generate, runner, runner_on, step};
-use super::{CHUNKS, RELATIVE, cases, distance, dummy, folder, prompt};
+use super::world::{Alone, CHUNK_MOST, generate, runner, runner_on};
+use super::{CHUNKS, RELATIVE, assert_depth_does_not_change_tokens, cases, distance, dummy, dummy_on, folder, prompt};
 use serde_json::json;
 use std::sync::Arc;
 use yinian::base::config::LoadFormat;
 use yinian::hal::Device;
 use yinian::hal::registry::{DeviceOptions, open};
-use yinian::plan::{Penalties, StepEntry, StepOutcome};
+use yinian::plan::Penalties;
 use yinian::runner::ModelRunner;
 
 const FAMILIES: [&str; 9] = [
@@ -83,14 +83,6 @@ fn half_precision_is_near_the_cpu() {
     assert!(far.is_empty(), "{far:#?}");
 }
 
-fn dummy_on(device: &Arc<dyn Device>, dtype: &str) -> ModelRunner {
-    let mut config = super::tiny_config();
-    config["torch_dtype"] = dtype.into();
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    runner_on(device, dir.path(), LoadFormat::Dummy)
-}
-
 /// Seven sequences with all of sampling in one batch, resumed half-way: the tokens of the CPU.
 #[test]
 fn sampling_draws_the_tokens_of_the_cpu() {
@@ -121,21 +113,5 @@ fn sampling_draws_the_tokens_of_the_cpu() {
 #[test]
 fn depth_does_not_change_tokens() {
     let Some(device) = gpu() else { return };
-    let mut runner = dummy_on(&device, "bfloat16");
-    let mut seqs = [Alone::new(0, &prompt(20), 0.9)];
-    generate(&mut runner, &mut seqs, (CHUNK_MOST, 30));
-    let mut ahead = Alone::new(0, &prompt(20), 0.9);
-    runner.launch(&step(&[&ahead], CHUNK_MOST)).unwrap();
-    let mut found = Vec::new();
-    for _ in 0..30 {
-        ahead.computed = ahead.tokens.len();
-        ahead.tokens.push(0);
-        let mut plan = step(&[&ahead], 1);
-        plan.tokens.clear();
-        plan.entries = plan.entries.into_iter().map(|e| StepEntry { tokens: 0..0, ..e }).collect();
-        runner.launch(&plan).unwrap();
-        let StepOutcome::Done(results) = runner.finish().unwrap().outcome else { panic!("a step failed") };
-        found.push(results.sampled[0].token);
-    }
-    assert_eq!(found, seqs[0].generated());
+    assert_depth_does_not_change_tokens(&mut dummy_on(&device, "bfloat16"));
 }

@@ -9,9 +9,11 @@ mod world;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use world::{Alone, CHUNK_MOST, generate, runner, step, tiny_config};
+use std::sync::Arc;
+use world::{Alone, CHUNK_MOST, cpu, generate, runner, runner_on, step, tiny_config};
 use yinian::base::config::LoadFormat;
 use yinian::base::{SeqId, Token};
+use yinian::hal::Device;
 use yinian::plan::{Penalties, StepEntry, StepOutcome, StepResults};
 use yinian::runner::ModelRunner;
 
@@ -108,11 +110,15 @@ fn llama_with_shared_heads_and_scaled_rope_agrees() {
 }
 
 pub(crate) fn dummy(dtype: &str) -> ModelRunner {
+    dummy_on(&cpu(), dtype)
+}
+
+pub(crate) fn dummy_on(device: &Arc<dyn Device>, dtype: &str) -> ModelRunner {
     let dir = tempfile::tempdir().unwrap();
     let mut config = tiny_config();
     config["torch_dtype"] = dtype.into();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    runner(dir.path(), LoadFormat::Dummy)
+    runner_on(device, dir.path(), LoadFormat::Dummy)
 }
 
 pub(crate) fn prompt(len: u32) -> Vec<Token> {
@@ -156,11 +162,9 @@ fn company_does_not_change_tokens() {
 }
 
 /// A step launched before its predecessor is finished takes its token from the device.
-#[test]
-fn depth_does_not_change_tokens() {
-    let mut runner = dummy("float32");
+pub(crate) fn assert_depth_does_not_change_tokens(runner: &mut ModelRunner) {
     let mut seqs = [Alone::new(0, &prompt(20), 0.9)];
-    generate(&mut runner, &mut seqs, (CHUNK_MOST, 30));
+    generate(runner, &mut seqs, (CHUNK_MOST, 30));
     let expected = seqs[0].generated().to_vec();
     let mut ahead = Alone::new(0, &prompt(20), 0.9);
     runner.launch(&step(&[&ahead], CHUNK_MOST)).unwrap();
@@ -179,6 +183,11 @@ fn depth_does_not_change_tokens() {
         found.push(sampled[0].token);
     }
     assert_eq!(found, expected);
+}
+
+#[test]
+fn depth_does_not_change_tokens() {
+    assert_depth_does_not_change_tokens(&mut dummy("float32"));
 }
 
 /// The largest logit after `sampling`'s bias and penalties.

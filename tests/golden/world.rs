@@ -19,8 +19,11 @@ pub(crate) const CHUNK_MOST: usize = 128;
 
 /// A runner for up to eight sequences of 256 tokens.
 pub(crate) fn runner(dir: &Path, format: LoadFormat) -> ModelRunner {
-    let options = DeviceOptions { threads: Some(2), ..DeviceOptions::default() };
-    runner_on(&open("cpu", &options).expect("device"), dir, format)
+    runner_on(&cpu(), dir, format)
+}
+
+pub(crate) fn cpu() -> Arc<dyn Device> {
+    open("cpu", &DeviceOptions { threads: Some(2), ..DeviceOptions::default() }).expect("device")
 }
 
 pub(crate) fn runner_on(device: &Arc<dyn Device>, dir: &Path, format: LoadFormat) -> ModelRunner {

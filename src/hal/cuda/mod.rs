@@ -3,9 +3,6 @@
 //! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `event` and
 //!   `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
 
-// The ops that use the rest are on their way.
-#![allow(dead_code)]
-
 mod blas;
 mod convert;
 mod driver;
