@@ -10,9 +10,11 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 run() {
   local name=$1 from=$SECONDS
   shift
-  if timeout 300 "$@" >"$logs/$name.log" 2>&1; then outcome=ok; else outcome="FAILED ($?)"; fi
+  if timeout 600 "$@" >"$logs/$name.log" 2>&1; then outcome=ok; else outcome="FAILED ($?)"; fi
   printf '%-28s %-12s %4d s  %s\n' "$name" "$outcome" $((SECONDS - from)) "$(grep -E '^test result' "$logs/$name.log" | tail -1)"
   [[ $outcome == ok ]] || grep -E 'panicked|apart|expected|^test .*FAILED|Error|error' -A3 "$logs/$name.log" | head -30
 }
 run conformance bin/conformance --nocapture every_op_on_a_gpu
 run golden bin/golden --nocapture gpu::
+run workloads bin/workloads --device cuda
+cat "$logs/workloads.log"
