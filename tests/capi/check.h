@@ -2,6 +2,7 @@
 #ifndef CHECK_H
 #define CHECK_H
 #include "yinian.h"
+#include <dirent.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -195,5 +196,31 @@ static inline void check_idle(yn_engine engine) {
     CHECK(now_s() < end);
     sleep_us(1000);
   }
+}
+
+/* Threads of the library; each of them must block every signal of the mask. */
+static inline int threads_that_block(unsigned long long want) {
+  DIR *d = opendir("/proc/self/task");
+  struct dirent *entry;
+  int seen = 0;
+  CHECK(d != NULL);
+  while ((entry = readdir(d)) != NULL) {
+    char path[300], line[256];
+    int ours = 0;
+    FILE *f;
+    snprintf(path, sizeof path, "/proc/self/task/%s/status", entry->d_name);
+    if (entry->d_name[0] == '.' || (f = fopen(path, "r")) == NULL) continue;
+    while (fgets(line, sizeof line, f) != NULL) {
+      unsigned long long mask;
+      if (strncmp(line, "Name:\tyn-", 9) == 0) ours = 1;
+      if (!ours || sscanf(line, "SigBlk: %llx", &mask) != 1) continue;
+      if ((mask & want) != want) fprintf(stderr, "%s: SigBlk %llx lacks %llx\n", path, mask, want & ~mask);
+      CHECK((mask & want) == want);
+      seen++;
+    }
+    fclose(f);
+  }
+  closedir(d);
+  return seen;
 }
 #endif

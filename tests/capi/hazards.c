@@ -1,7 +1,6 @@
 /* What hosts do to a library: signals, forks, cancelled threads, no descriptors and no room left.
    usage: hazards MODEL_DIRECTORY */
 #include "check.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -167,31 +166,6 @@ static void forks_under_traffic(void) {
 }
 
 /* Signals of hosts never run on a thread of the library, but a fault there reaches the host's crash handler. */
-static int threads_that_block(unsigned long long want) {
-  DIR *d = opendir("/proc/self/task");
-  struct dirent *entry;
-  int seen = 0;
-  CHECK(d != NULL);
-  while ((entry = readdir(d)) != NULL) {
-    char path[300], line[256];
-    int ours = 0;
-    FILE *f;
-    snprintf(path, sizeof path, "/proc/self/task/%s/status", entry->d_name);
-    if (entry->d_name[0] == '.' || (f = fopen(path, "r")) == NULL) continue;
-    while (fgets(line, sizeof line, f) != NULL) {
-      unsigned long long mask;
-      if (strncmp(line, "Name:\tyn-", 9) == 0) ours = 1;
-      if (!ours || sscanf(line, "SigBlk: %llx", &mask) != 1) continue;
-      if ((mask & want) != want) fprintf(stderr, "%s: SigBlk %llx lacks %llx\n", path, mask, want & ~mask);
-      CHECK((mask & want) == want);
-      seen++;
-    }
-    fclose(f);
-  }
-  closedir(d);
-  return seen;
-}
-
 static void blocked_signals(void) {
   /* All but those nobody can block, the two the C library keeps to itself, the one valgrind does, and faults. */
   static const int open[] = {SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};

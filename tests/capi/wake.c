@@ -107,30 +107,13 @@ static void wakes(yn_engine engine) {
   CHECK(now_s() - from < 5);
 }
 
-/* Every thread of the library blocks every signal that can be blocked. */
+/* Every thread of the library blocks the signals that hosts handle. */
 static void signals(void) {
-  DIR *d = opendir("/proc/self/task");
-  struct dirent *entry;
-  int seen = 0;
-  CHECK(d != NULL);
-  while ((entry = readdir(d)) != NULL) {
-    char path[300], line[256];
-    int ours = 0;
-    FILE *f;
-    snprintf(path, sizeof path, "/proc/self/task/%s/status", entry->d_name);
-    if (entry->d_name[0] == '.' || (f = fopen(path, "r")) == NULL) continue;
-    while (fgets(line, sizeof line, f) != NULL) {
-      unsigned long long mask;
-      if (strncmp(line, "Name:\tyn-", 9) == 0) ours = 1;
-      if (!ours || sscanf(line, "SigBlk: %llx", &mask) != 1) continue;
-      CHECK((mask >> (SIGINT - 1) & 1) && (mask >> (SIGTERM - 1) & 1) && (mask >> (SIGUSR1 - 1) & 1));
-      CHECK((mask >> (SIGPROF - 1) & 1) && (mask >> (SIGCHLD - 1) & 1));
-      seen++;
-    }
-    fclose(f);
-  }
-  closedir(d);
-  CHECK(seen >= 4);
+  static const int handled[] = {SIGINT, SIGTERM, SIGUSR1, SIGPROF, SIGCHLD};
+  unsigned long long mask = 0;
+  size_t i;
+  for (i = 0; i < sizeof handled / sizeof *handled; i++) mask |= 1ull << (handled[i] - 1);
+  CHECK(threads_that_block(mask) >= 4);
 }
 
 #define CHILD(call) if ((call) != YN_E_FORKED) _exit(__LINE__ % 200 + 1)
