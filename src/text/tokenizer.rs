@@ -65,6 +65,7 @@ impl Tokenizer {
         let json = read_bounded(&file, MAX_TOKENIZER_BYTES)?;
         let broken = |why: String| Error::invalid(format!("{} is not a tokenizer: {why}", file.display()));
         let mut parsed = guarded(|| tokenizers::Tokenizer::from_bytes(&json)).map_err(broken)?;
+        check_growth(&parsed).map_err(broken)?;
         config.apply(&mut parsed).map_err(|e| e.within(file.display()))?;
         // Some of what is wrong in a file shows only in use.
         guarded(|| parsed.encode_fast("a 1", true).and_then(|e| parsed.decode(e.get_ids(), false))).map_err(broken)?;
@@ -146,6 +147,20 @@ impl Tokenizer {
             },
             Kind::HuggingFace(t) => t.token_to_id(token),
         }
+    }
+}
+
+/// Each ByteLevel stage writes a byte that is no plain ASCII as two, so that a row of them doubles a text again and again.
+const MAX_BYTE_LEVELS: usize = 4;
+
+fn check_growth(parsed: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
+    let stages = serde_json::to_string(&(parsed.get_normalizer(), parsed.get_pre_tokenizer()));
+    let found = stages.map_err(|e| e.to_string())?.matches(r#""type":"ByteLevel""#).count();
+    match found {
+        0..=MAX_BYTE_LEVELS => Ok(()),
+        _ => Err(format!(
+            "it has {found} ByteLevel stages, each of which may double a text; at most {MAX_BYTE_LEVELS} run"
+        )),
     }
 }
 
