@@ -43,8 +43,11 @@ fn kernels() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     println!("cargo:rerun-if-changed={}", root.join("target/cuda-compiler/complete").display());
     let sources = sources(&root.join("kernels"));
+    // Beside the profiles, which share the images.
+    let kept = out.ancestors().nth(4).expect("OUT_DIR is four folders below the target's").join("cuda-images");
+    std::fs::create_dir_all(&kept).expect("the target folder can be written");
     let images = match compiler(&root) {
-        Some(nvcc) => compile(&nvcc, &sources, &out),
+        Some(nvcc) => compile(&nvcc, &sources, &kept),
         None => {
             println!(
                 "cargo:warning=no CUDA compiler was found, so the library has no CUDA kernels; see kernels/fetch_compiler.sh"
@@ -92,7 +95,7 @@ fn compiler(root: &Path) -> Option<PathBuf> {
 fn compile(
     nvcc: &Path,
     (sources, headers): &(Vec<PathBuf>, Vec<(PathBuf, Vec<u8>)>),
-    out: &Path,
+    kept: &Path,
 ) -> Vec<(String, PathBuf)> {
     let version = Command::new(nvcc).arg("--version").output().expect("the CUDA compiler starts").stdout;
     let mut running = Vec::new();
@@ -102,7 +105,7 @@ fn compile(
         let stem = source.file_stem().expect("a file").to_string_lossy().into_owned();
         let mut hash = DefaultHasher::new();
         (&version, FLAGS, headers, std::fs::read(source).expect("a kernel")).hash(&mut hash);
-        let image = out.join(format!("{stem}-{:016x}.fatbin", hash.finish()));
+        let image = kept.join(format!("{stem}-{:016x}.fatbin", hash.finish()));
         images.push((stem, image.clone()));
         if image.is_file() {
             continue;
@@ -110,7 +113,7 @@ fn compile(
         if running.len() >= jobs {
             finish(running.remove(0));
         }
-        let part = image.with_extension("part");
+        let part = image.with_extension(format!("part{}", std::process::id()));
         let child = Command::new(nvcc).args(FLAGS).arg("-o").arg(&part).arg(source).spawn();
         running.push((child.expect("the CUDA compiler starts"), part, image, source.clone()));
     }

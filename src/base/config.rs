@@ -150,10 +150,11 @@ pub enum LoadFormat {
     Dummy,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NumericMode {
     /// Tokens may depend on the batch where logits nearly tie.
+    #[default]
     Fast,
     /// Tokens do not depend on the batch, bit for bit.
     Invariant,

@@ -1,5 +1,6 @@
 //! The one list of backends.
 
+use crate::base::config::NumericMode;
 use crate::base::{Error, Result};
 use crate::hal::{Device, cpu, cuda};
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ pub struct DeviceOptions {
     pub cpu_features: Option<String>,
     /// Where vendor libraries are looked for before the loader's own path.
     pub library_dir: Option<PathBuf>,
+    /// How numbers are to be computed. A device that cannot says so in its caps.
+    pub numeric_mode: NumericMode,
 }
 
 /// A device by its name.
