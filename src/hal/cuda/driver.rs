@@ -15,7 +15,7 @@ include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
 const VERSION: c_int = 13_000;
 
 /// Entry points we call; all are asked for once, because a missing one would panic where it is called.
-const SYMBOLS: [&str; 38] = [
+const SYMBOLS: [&str; 39] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -48,6 +48,7 @@ const SYMBOLS: [&str; 38] = [
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
     "cuLaunchKernelEx",
+    "cuTensorMapEncodeTiled",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",

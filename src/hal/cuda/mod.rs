@@ -79,7 +79,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
     let sm_count = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     let modules = Modules::load(&context)?;
     let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
-    let kernels = Kernels::load(&modules)?;
+    let kernels = Kernels::load(&modules, capability)?;
     let caps = Caps {
         name: "cuda",
         description: format!("{name}, compute capability {}.{}, {sm_count} SMs", capability / 10, capability % 10),
