@@ -53,7 +53,14 @@ pub const KEYS: &[Key] = &[
         "invariant: tokens do not depend on the batch; aligned: rounding as in the reference implementation; the CPU \
          backend is invariant in both fast and invariant, and refuses aligned",
     ),
-    later("embedding_placement", "string", "\"device\"", "where the embedding table lives"),
+    key(
+        "embedding_placement",
+        "string: device | host",
+        "\"device\"",
+        "where the embedding table lives; host keeps it in page-locked host memory that a GPU reads rows from, and leaves its \
+         bytes on the GPU to the KV cache; a model whose output head is the table keeps it on the device; on the CPU both are \
+         the same",
+    ),
     key("tensor_parallel_size", "integer, 1..=64", "1", "ranks one model is spread over; divides its heads"),
     key("threads", "integer, 1..=256", "cores of the process", "compute threads of the CPU backend"),
     key("pipeline_depth", "integer, 1..=3", "2", "steps in flight"),
@@ -120,6 +127,7 @@ pub struct EngineConfig {
     pub device_library_dir: Option<String>,
     pub load_format: LoadFormat,
     pub numeric_mode: NumericMode,
+    pub embedding_placement: Placement,
     pub tensor_parallel_size: usize,
     pub threads: Option<usize>,
     pub pipeline_depth: usize,
@@ -172,6 +180,25 @@ impl NumericMode {
     }
 }
 
+/// Whose memory a matrix is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    #[default]
+    Device,
+    /// Memory of the host that the device reads.
+    Host,
+}
+
+impl Placement {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Host => "host",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
@@ -194,6 +221,7 @@ impl Default for EngineConfig {
             device_library_dir: None,
             load_format: LoadFormat::Auto,
             numeric_mode: NumericMode::Fast,
+            embedding_placement: Placement::Device,
             tensor_parallel_size: 1,
             threads: None,
             pipeline_depth: 2,
@@ -359,6 +387,9 @@ mod tests {
             br#"{"model": "m", "threads": 2, "max_num_seqs": 8, "seed": 1, "tokenizer": null}"#,
         )
         .unwrap();
+        assert_eq!(c.embedding_placement, Placement::Device);
+        let host = EngineConfig::from_json(br#"{"model": "m", "embedding_placement": "host"}"#).unwrap();
+        assert_eq!(host.embedding_placement, Placement::Host);
         assert_eq!((c.threads, c.max_num_seqs, c.pipeline_depth, c.seed), (Some(2), 8, 2, Some(1)));
     }
 
@@ -389,6 +420,7 @@ mod tests {
             (r#"{"model": "m", "pipeline_depth": 4}"#, "pipeline_depth"),
             (r#"{"model": "m", "block_size": 24}"#, "block_size"),
             (r#"{"model": "m", "load_format": "gguf"}"#, "load_format"),
+            (r#"{"model": "m", "embedding_placement": "disk"}"#, "embedding_placement"),
             (r#"{"model": "m", "cpu_features": "sse9"}"#, "cpu_features"),
             (r#"{}"#, "model"),
         ] {

@@ -6,10 +6,13 @@ pub mod arena;
 pub mod comm;
 pub mod cpu;
 pub mod cuda;
+pub mod load;
 pub mod ops;
+mod readers;
 pub mod registry;
 pub mod tensor;
 
+pub use load::{FilePart, MatrixLoader, MatrixPart, WeightFile};
 pub use ops::Ops;
 pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, RandomRows, Tensor};
 
@@ -84,6 +87,20 @@ pub trait Device: Send + Sync + Debug {
         let data = parts.iter().map(|part| part.bytes(cols, dtype)).collect::<Result<Vec<_>>>()?;
         let host = parts.iter().zip(&data).map(|(part, data)| HostMatrix { rows: part.rows, cols, dtype, data });
         self.load_matrix(&host.collect::<Vec<_>>())
+    }
+    /// A matrix in host memory that [`Ops::embed`] reads where it lies: it takes none of a device that has memory of its
+    /// own, and there no [`Ops::linear`] takes it. Elsewhere it is like any other.
+    fn load_host_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+        self.load_matrix(parts)
+    }
+    /// The same of random numbers.
+    fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        self.random_matrix(parts, cols, dtype)
+    }
+    /// Loads many matrices of `bytes` in all at once; `None` where one after the other is as fast.
+    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        let _ = bytes;
+        Ok(None)
     }
     fn stream(&self) -> Result<Box<dyn Stream>>;
 }

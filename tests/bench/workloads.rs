@@ -63,6 +63,9 @@ const WORKLOADS: &[Workload] = &[
     fixed("s05-b1", 1, (128, 512, 0), (4332.0, 547.0)),
     fixed("s05-b256", 256, (128, 512, 0), (388_000.0, 48_500.0)),
     chat("s05-chat", 4000, (288_000.0, 20_900.0)),
+    // Run by name alone: with {"device_memory_bytes": 40000000000}, and "embedding_placement" at each of its values, KV memory
+    // bounds the batch. Without figures, as they would be of a whole device.
+    Workload { shape: "s13v300k", ..fixed("s13v-u", 192, (1000, 100, 0), (f64::NAN, f64::NAN)) },
 ];
 
 /// config.json of a shape.
@@ -77,6 +80,7 @@ fn model(shape: &str) -> Value {
         "s8" => llama(128_256, 4096, 14_336, 32, 32, 8),
         "s7" => llama(32_000, 4096, 11_008, 32, 32, 32),
         "s13" => llama(32_000, 5120, 13_824, 40, 40, 40),
+        "s13v300k" => llama(300_000, 5120, 13_824, 40, 40, 40),
         "tiny" => llama(512, 64, 128, 2, 4, 2),
         _ => json!({"architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16", "vocab_size": 151_936,
                     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
@@ -260,7 +264,11 @@ fn main() {
         return Host::start("tiny", device, &more).measure(&tiny);
     }
     println!("{:<11} {:>10} {:>10} {:>10} {:>7} {:>8}", "workload", "limit", "vllm", "ours", "limit", "vllm");
-    for shape in ["s8", "s7", "s13", "s05"] {
+    for shape in ["s8", "s7", "s13", "s05", "s13v300k"] {
+        let by_name = names.iter().any(|n| n.starts_with("s13v"));
+        if shape == "s13v300k" && !by_name {
+            continue;
+        }
         let chosen = |w: &&Workload| names.is_empty() || names.iter().any(|n| w.name.starts_with(n.as_str()));
         let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape).filter(chosen).collect();
         if !chosen.is_empty() {

@@ -1,26 +1,29 @@
 //! The CUDA backend: driver and cuBLASLt opened at run time, kernels compiled with the library.
 //!
-//! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `event` and
-//!   `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
+//! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `load` fills it
+//!   with weights, `event` and `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
 
 mod blas;
 mod convert;
 mod driver;
 mod event;
 mod graph;
+mod load;
 mod memory;
 mod ops;
 mod random;
 mod stream;
 
+use crate::base::config::Placement;
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
-    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
+    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo, RandomRows, Stream,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use driver::{Context, Modules};
+use load::CudaLoader;
 use memory::{CudaMatrix, DeviceMemory, PinnedMemory};
 use ops::Kernels;
 use random::Random;
@@ -119,10 +122,19 @@ impl Device for CudaDevice {
         Ok(Box::new(PinnedMemory::new(&self.context, bytes)?))
     }
     fn load_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
-        Ok(Arc::new(CudaMatrix::new(&self.context, parts)?))
+        load::now(&self.context, parts, Placement::Device)
+    }
+    fn load_host_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+        load::now(&self.context, parts, Placement::Host)
+    }
+    fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        load::random_on_host(&self.context, &self.random, parts, (cols, dtype))
+    }
+    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        Ok(Some(Box::new(CudaLoader::new(&self.context, bytes)?)))
     }
     fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
-        let matrix = CudaMatrix::zeroed(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
+        let matrix = CudaMatrix::unfilled(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
         self.random.fill(&self.context, &matrix, parts)?;
         Ok(Arc::new(matrix))
     }
