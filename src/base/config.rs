@@ -1,7 +1,9 @@
 //! The engine's configuration: one JSON object, every key known, typed and bounded.
 
 use crate::base::{Error, ErrorKind, Result, json};
+use crate::base::planted::Planted;
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// Where a key stands in this build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,10 @@ pub struct EngineConfig {
     pub log_level: LogLevel,
     pub seed: Option<u64>,
     pub cpu_features: Option<String>,
+    /// Set by tests only.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub planted: Option<Arc<Planted>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -214,6 +220,7 @@ impl Default for EngineConfig {
             log_level: LogLevel::Info,
             seed: None,
             cpu_features: None,
+            planted: None,
         }
     }
 }

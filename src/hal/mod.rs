@@ -7,6 +7,7 @@ pub mod comm;
 pub mod cpu;
 pub mod cuda;
 pub mod ops;
+mod planted;
 pub mod registry;
 pub mod tensor;
 

@@ -91,7 +91,7 @@ pub fn load_shard(
         LoadFormat::Auto | LoadFormat::Safetensors => Box::new(SafetensorsWeights::open(dir)?),
     };
     check_names(source.as_ref(), info, names)?;
-    let stream = device.stream()?;
+    let stream = device.stream().map_err(|e| e.within("the stream that loads weights"))?;
     let (source, stream, local) = (source.as_ref(), stream.as_ref(), shard.info(info));
     let mut loader = Loader { info, shard, local, source, device, stream, progress, bytes_done: 0 };
     loader.model(names, max_len)
@@ -173,6 +173,7 @@ impl Loader<'_> {
             self.floats(max_len, spec.head_dim, &mut |put| {
                 (0..max_len).for_each(|position| rope::fill_row(&frequencies, position, &mut *put));
             })
+            .map_err(|e| e.within(format!("the rope table of {max_len} positions")))
         });
         let ropes = ropes.collect::<Result<_>>()?;
         Ok(Model { info: self.local.clone(), embed, layers, final_norm, head, ropes })
@@ -282,7 +283,9 @@ impl Loader<'_> {
             bytes.extend_from_slice(&widened(&data).bytes);
         }
         let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) + shift);
-        let tensor = self.floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))?;
+        let tensor = self
+            .floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))
+            .map_err(|e| e.within(&parts[0].name))?;
         parts.iter().for_each(|part| self.source.release(&part.name));
         self.advance(bytes.len())?;
         Ok(tensor)

@@ -1,6 +1,8 @@
 //! The engine with all its threads on the mock model: what becomes of requests when things go wrong around them.
 
+mod faults;
 mod host;
+mod lost;
 mod logprobs;
 mod modes;
 mod ranks;

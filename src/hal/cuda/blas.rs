@@ -1,6 +1,6 @@
 //! Matrix products through cuBLASLt, one prepared plan per shape.
 
-use super::driver::preload;
+use super::driver::{check_alive, preload};
 use crate::base::{DType, Error, ErrorKind, Result};
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 use std::collections::HashMap;
@@ -78,7 +78,8 @@ fn check(status: cublasStatus_t, what: &str) -> Result<()> {
     match status {
         cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
         cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => Err(Error::no_memory(format!("cuBLASLt: {what}: {status:?}"))),
-        _ => Err(Error::new(ErrorKind::Device, format!("cuBLASLt: {what}: {status:?}"))),
+        // The library does not say when it is the context that is lost.
+        _ => check_alive().and(Err(Error::new(ErrorKind::Device, format!("cuBLASLt: {what}: {status:?}")))),
     }
 }
 
