@@ -1,7 +1,7 @@
 //! The engine's configuration: one JSON object, every key known, typed and bounded.
 
-use crate::base::{Error, ErrorKind, Result, json};
 use crate::base::planted::Planted;
+use crate::base::{Error, ErrorKind, Result, json};
 use serde::Deserialize;
 use std::sync::Arc;
 

@@ -143,7 +143,9 @@ impl StepRunner for MockRunner {
         }
         let tokens = plan.num_tokens() as u64;
         if let Some(most) = self.spec.memory_tokens.filter(|most| tokens > *most) {
-            return Err(Error::no_memory(format!("the mock model has memory for {most} tokens, the step has {tokens}")));
+            return Err(Error::no_memory(format!(
+                "the mock model has memory for {most} tokens, the step has {tokens}"
+            )));
         }
         if let Some(MockRank { place, stream, x, .. }) = &self.rank {
             place.all_reduce(stream.as_ref(), x)?;

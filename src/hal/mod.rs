@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod ops;
 mod planted;
 pub mod registry;
+pub mod survey;
 pub mod tensor;
 
 pub use ops::Ops;

@@ -1,8 +1,8 @@
 //! The one list of backends.
 
 use crate::base::config::NumericMode;
-use crate::base::{Error, ErrorKind, Result};
 use crate::base::planted::Planted;
+use crate::base::{Error, ErrorKind, Result};
 use crate::hal::{Device, cpu, cuda, planted};
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -178,7 +178,8 @@ fn step_hangs() {
     log::set_logger(&Lines).expect("no logger yet");
     log::set_max_level(log::LevelFilter::Warn);
     let mut host = Host::start(demo("cuda", r#", "watchdog_ms": 1000"#)).expect("an engine");
-    let (mut idle, mut cpu) = (Host::start(demo("cuda", "")).expect("an engine"), Host::start(demo("cpu", "")).expect("cpu"));
+    let (mut idle, mut cpu) =
+        (Host::start(demo("cuda", "")).expect("an engine"), Host::start(demo("cpu", "")).expect("cpu"));
     let (truth, of_cpu) = (answers(&mut idle), answers(&mut cpu));
     let neighbour = BadNeighbour::open(0).expect("a neighbour");
     neighbour.occupy(Duration::from_secs(60)).expect("a kernel that spins");
@@ -186,7 +187,11 @@ fn step_hangs() {
     let requests = (0..4).map(|i| host.request(&format!("Fox {i}"), 50)).collect();
     for answer in host.serve(requests) {
         assert_ended(&answer, ErrorKind::Device);
-        assert!(answer.cause.contains("has not ended after") && answer.cause.contains("watchdog_ms"), "{}", answer.cause);
+        assert!(
+            answer.cause.contains("has not ended after") && answer.cause.contains("watchdog_ms"),
+            "{}",
+            answer.cause
+        );
     }
     println!("requests ended after {:?}", from.elapsed());
     assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&from.elapsed()));

@@ -33,7 +33,8 @@ fn steps_too_large_for_the_memory_are_made_smaller() {
     let requests = requests(&host, 8, 20);
     let long = |i: usize| i % 4 == 1;
     for (i, answer) in host.serve(requests).into_iter().enumerate() {
-        let expected = if long(i) { (FinishReason::Error, Some(ErrorKind::NoMemory)) } else { (FinishReason::Length, None) };
+        let expected =
+            if long(i) { (FinishReason::Error, Some(ErrorKind::NoMemory)) } else { (FinishReason::Length, None) };
         assert_eq!((answer.finish, answer.error), (Some(expected.0), expected.1), "request {i}: {}", answer.cause);
     }
     assert_eq!(host.engine.stats().state, State::Ready);

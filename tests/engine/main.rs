@@ -2,8 +2,8 @@
 
 mod faults;
 mod host;
-mod lost;
 mod logprobs;
+mod lost;
 mod modes;
 mod ranks;
 

@@ -1,6 +1,6 @@
 //! Matrix products through cuBLASLt, one prepared plan per shape.
 
-use super::driver::{check_alive, preload};
+use super::driver::{before_the_path, check_alive, preload};
 use crate::base::{DType, Error, ErrorKind, Result};
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 use std::collections::HashMap;
@@ -94,8 +94,11 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
     }
     Err(Error::new(
         ErrorKind::Device,
-        "no cuBLASLt: libcublasLt.so, .so.13 and .so.12 were searched on the loader's path; install the CUDA libraries, or \
-         name their folder in \"device_library_dir\"",
+        format!(
+            "no cuBLASLt: {}libcublasLt.so, .so.13 and .so.12 were searched on the loader's path; install the CUDA libraries, \
+             or name their folder in \"device_library_dir\"",
+            before_the_path(library_dir, "libcublasLt.so.13, .so.12 and .so")
+        ),
     ))
 }
 

@@ -57,6 +57,11 @@ const SYMBOLS: [&str; 39] = [
     "cuGraphExecDestroy",
 ];
 
+/// Kernel images of this build by their names.
+pub(super) fn images() -> impl Iterator<Item = (&'static str, &'static [u8])> {
+    IMAGES.iter().copied()
+}
+
 /// Whether this build has kernels.
 pub(super) fn has_kernels() -> bool {
     !IMAGES.is_empty()
@@ -133,8 +138,11 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::new(
             ErrorKind::Device,
-            "no CUDA driver: libcuda.so and libcuda.so.1 were searched on the loader's path; install NVIDIA's driver, or \
-             name its folder in \"device_library_dir\"",
+            format!(
+                "no CUDA driver: {}libcuda.so and libcuda.so.1 were searched on the loader's path; install NVIDIA's driver, or \
+                 name its folder in \"device_library_dir\"",
+                before_the_path(library_dir, "libcuda.so.1")
+            ),
         ));
     }
     let missing = catch_unwind(|| {
@@ -168,11 +176,27 @@ pub(super) fn cuda_version(version: c_int) -> String {
 }
 
 fn too_old(why: &str) -> Error {
-    let text = format!(
-        "the CUDA driver is too old: {why}; this build needs one for CUDA {} (580 or newer)",
-        cuda_version(VERSION)
-    );
+    let text = format!("the CUDA driver is too old: {why}; this build needs one for {}", needed());
     Error::new(ErrorKind::Device, text)
+}
+
+/// The oldest driver that serves, for people.
+pub(super) fn needed() -> String {
+    format!("CUDA {} (580 or newer)", cuda_version(VERSION))
+}
+
+/// How many GPUs the loaded driver shows.
+pub(super) fn count() -> Result<usize> {
+    let mut count = 0;
+    // SAFETY: `count` is writable.
+    check(unsafe { sys::cuDeviceGetCount(&raw mut count) }, "cuDeviceGetCount")?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// What the search for a library begins with, where a folder is configured.
+pub(super) fn before_the_path(library_dir: Option<&Path>, names: &str) -> String {
+    library_dir
+        .map_or_else(String::new, |dir| format!("{names} in {:?} (\"device_library_dir\"), then ", dir.display()))
 }
 
 /// Opens a library by its path, so that a later search by name finds it loaded.
@@ -197,10 +221,8 @@ unsafe impl Sync for Context {}
 
 impl Context {
     pub(super) fn open(ordinal: usize) -> Result<Self> {
-        let mut count = 0;
-        // SAFETY: `count` is writable.
-        check(unsafe { sys::cuDeviceGetCount(&raw mut count) }, "cuDeviceGetCount")?;
-        if ordinal >= count as usize {
+        let count = count()?;
+        if ordinal >= count {
             return Err(Error::invalid(format!(
                 "device \"cuda:{ordinal}\" does not exist; the driver shows {count} (CUDA_VISIBLE_DEVICES may hide some)"
             )));

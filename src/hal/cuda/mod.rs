@@ -14,6 +14,7 @@ mod ops;
 pub mod planted;
 mod random;
 mod stream;
+mod survey;
 
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
@@ -28,6 +29,7 @@ use ops::Kernels;
 use random::Random;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
+pub(super) use survey::survey;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;

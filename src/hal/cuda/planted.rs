@@ -46,7 +46,8 @@ impl BadNeighbour {
     pub fn open(ordinal: usize) -> Result<Self> {
         let device = open_device(ordinal, &DeviceOptions::default())?;
         let modules: &Modules = &device.modules;
-        let (write, spin) = (modules.kernel("planted", "yn_planted_write")?, modules.kernel("planted", "yn_planted_spin")?);
+        let (write, spin) =
+            (modules.kernel("planted", "yn_planted_write")?, modules.kernel("planted", "yn_planted_spin")?);
         let stop = PinnedMemory::new(&device.context, size_of::<AtomicU32>())?;
         let mut stream = null_mut();
         let entered = device.context.enter()?;
