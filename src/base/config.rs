@@ -1,7 +1,9 @@
 //! The engine's configuration: one JSON object, every key known, typed and bounded.
 
+use crate::base::planted::Planted;
 use crate::base::{Error, ErrorKind, Result, json};
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// Where a key stands in this build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +150,10 @@ pub struct EngineConfig {
     pub log_level: LogLevel,
     pub seed: Option<u64>,
     pub cpu_features: Option<String>,
+    /// Set by tests only.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub planted: Option<Arc<Planted>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -242,6 +248,7 @@ impl Default for EngineConfig {
             log_level: LogLevel::Info,
             seed: None,
             cpu_features: None,
+            planted: None,
         }
     }
 }

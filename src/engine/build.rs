@@ -139,6 +139,7 @@ fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> 
         cpu_features: config.cpu_features.clone(),
         library_dir: config.device_library_dir.as_deref().map(PathBuf::from),
         numeric_mode: config.numeric_mode,
+        planted: config.planted.clone(),
     };
     let devices: Vec<_> = (0..ranks).map(|_| registry::open(&config.device, &options)).collect::<Result<_>>()?;
     if ranks > 1 && devices[0].caps().activations != Activations::Always(DType::F32) {

@@ -7,6 +7,7 @@ pub mod worker;
 
 use crate::base::Result;
 use crate::plan::{StepOutput, StepPlan};
+use std::time::Duration;
 
 /// Runs steps in order. One owner, one thread.
 pub trait Executor: Send + std::fmt::Debug {
@@ -23,4 +24,10 @@ pub trait Executor: Send + std::fmt::Debug {
     }
     /// Gives the device up without waiting for it: what runs there may never end.
     fn abandon(&mut self) {}
+    /// Ends its threads, which let go of the device, and waits for at most `wait`. False when they are left behind with what
+    /// they hold, as what they wait for has not ended.
+    fn end(&mut self, wait: Duration) -> bool {
+        let _ = wait;
+        true
+    }
 }

@@ -6,10 +6,14 @@ use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, Result, StepId, threads};
 use crate::hal::comm::LocalGroup;
 use crate::plan::{StepOutcome, StepOutput, StepPlan};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long whoever drops an executor waits for its thread.
+const DROP_WAIT: Duration = Duration::from_secs(10);
 
 /// What a worker drives: enqueues a step, then waits for the oldest one.
 pub trait StepRunner: Send + std::fmt::Debug {
@@ -38,7 +42,7 @@ struct Order {
     epoch: u64,
 }
 
-/// The engine's end of a worker thread. Dropping it ends the thread and waits for it, unless abandoned.
+/// The engine's end of a worker thread. Dropping it ends the thread and waits a while for it.
 #[derive(Debug)]
 pub struct WorkerExecutor {
     orders: Option<Sender<Order>>,
@@ -100,7 +104,24 @@ impl Executor for WorkerExecutor {
             group.fail(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
         }
         self.orders = None;
-        self.thread = None;
+    }
+
+    fn end(&mut self, wait: Duration) -> bool {
+        self.orders = None;
+        let Some(thread) = self.thread.take() else { return true };
+        let over = Instant::now() + wait;
+        loop {
+            match self.landed.recv_deadline(over) {
+                // Nobody wants it any more.
+                Ok(_) => {}
+                // The runner is gone.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+        // A panic of the thread was already reported through `landed`.
+        let _ = thread.join();
+        true
     }
 }
 
@@ -114,11 +135,7 @@ impl WorkerExecutor {
 
 impl Drop for WorkerExecutor {
     fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was already reported through `landed`.
-            let _ = thread.join();
-        }
+        self.end(DROP_WAIT);
     }
 }
 
@@ -151,7 +168,7 @@ fn work(mut runner: Box<dyn StepRunner>, inbox: &Receiver<Order>, outbox: &Outbo
         let landed = if failed_epoch.is_some_and(|failed| epoch <= failed) {
             Ok(failed_step(plan.id, Error::new(ErrorKind::Device, "an earlier step failed")))
         } else {
-            run(runner.as_mut(), &plan)
+            run(runner.as_mut(), &plan).and_then(unless_lost)
         };
         if landed.as_ref().is_ok_and(|o| matches!(o.outcome, StepOutcome::Failed(_))) {
             failed_epoch = Some(epoch);
@@ -173,6 +190,14 @@ fn run(runner: &mut dyn StepRunner, plan: &StepPlan) -> Result<StepOutput> {
     catch_unwind(AssertUnwindSafe(step)).map_err(|payload| {
         Error::internal(format!("step {} panicked in the worker: {}", plan.id.0, panic_text(&*payload)))
     })
+}
+
+/// A step that failed because its device is lost is the executor's end: no other step can do better.
+fn unless_lost(output: StepOutput) -> Result<StepOutput> {
+    match output.outcome {
+        StepOutcome::Failed(e) if e.kind == ErrorKind::DeviceLost => Err(e.within(format!("step {}", output.id.0))),
+        _ => Ok(output),
+    }
 }
 
 fn failed_step(id: StepId, error: Error) -> StepOutput {

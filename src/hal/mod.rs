@@ -8,8 +8,10 @@ pub mod cpu;
 pub mod cuda;
 pub mod load;
 pub mod ops;
+mod planted;
 mod readers;
 pub mod registry;
+pub mod survey;
 pub mod tensor;
 
 pub use load::{FilePart, MatrixLoader, MatrixPart, WeightFile};

@@ -116,7 +116,7 @@ pub fn load_shard(
         LoadFormat::Auto | LoadFormat::Safetensors => Box::new(SafetensorsWeights::open(dir)?),
     };
     check_names(source.as_ref(), info, names)?;
-    let stream = device.stream()?;
+    let stream = device.stream().map_err(|e| e.within("the stream that loads weights"))?;
     let (source, stream, local) = (source.as_ref(), stream.as_ref(), shard.info(info));
     // What a source makes up is made on the device.
     let matrices = if format == LoadFormat::Dummy { None } else { device.loader(local.weight_bytes)? };
@@ -222,9 +222,10 @@ impl Loader<'_> {
         let mut ropes = Vec::with_capacity(spec.ropes.len());
         for rope in &spec.ropes {
             let frequencies = rope::frequencies(rope, spec.head_dim);
-            ropes.push(self.floats(max_len, spec.head_dim, &mut |put| {
+            let table = self.floats(max_len, spec.head_dim, &mut |put| {
                 (0..max_len).for_each(|position| rope::fill_row(&frequencies, position, &mut *put));
-            })?);
+            });
+            ropes.push(table.map_err(|e| e.within(format!("the rope table of {max_len} positions")))?);
         }
         Ok(Model { info: self.local.clone(), embed, layers, final_norm, head, ropes })
     }
@@ -353,7 +354,9 @@ impl Loader<'_> {
             }
         }
         let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) + shift);
-        let tensor = self.floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))?;
+        let tensor = self
+            .floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))
+            .map_err(|e| e.within(&parts[0].name))?;
         parts.iter().for_each(|part| self.source.release(&part.name));
         self.advance(bytes.len())?;
         Ok(tensor)

@@ -11,8 +11,11 @@ mod graph;
 mod load;
 mod memory;
 mod ops;
+#[doc(hidden)]
+pub mod planted;
 mod random;
 mod stream;
+mod survey;
 
 use crate::base::config::Placement;
 use crate::base::{DType, Error, Result};
@@ -29,6 +32,7 @@ use ops::Kernels;
 use random::Random;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
+pub(super) use survey::survey;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;
@@ -42,7 +46,7 @@ pub struct CudaDevice {
     random: Random,
     kernels: Kernels,
     /// The kernels' code.
-    _modules: Modules,
+    modules: Modules,
     context: Arc<Context>,
     /// For streams, which keep the device alive.
     me: Weak<CudaDevice>,
@@ -60,8 +64,12 @@ pub fn check_build() -> Result<()> {
 
 /// Opens the GPU with this number of those the driver shows. Errors: `Unsupported` without kernels or for a GPU that is too
 /// old, `Device` without a driver or cuBLASLt, or with ones too old (the error says what was searched), `Invalid` for a
-/// number beyond the GPUs there are, `NoMemory`.
+/// number beyond the GPUs there are, `NoMemory`, `DeviceLost` where this process has lost the GPU's context.
 pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
+    Ok(open_device(ordinal, options)?)
+}
+
+fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice>> {
     check_build()?;
     let library_dir = options.library_dir.as_deref();
     driver::load(library_dir)?;
@@ -101,7 +109,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         convert,
         random,
         kernels,
-        _modules: modules,
+        modules,
         context,
         me: Weak::clone(me),
     }))
