@@ -20,6 +20,7 @@ pub(super) struct DeviceMemory {
 impl DeviceMemory {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         let _entered = context.enter()?;
+        context.calls.allocations.add(1);
         let mut addr = 0;
         // SAFETY: `addr` is writable; a size of 0 is not asked for.
         let result = unsafe { sys::cuMemAlloc_v2(&raw mut addr, bytes.max(1)) };
@@ -45,6 +46,7 @@ impl Allocation for DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if let Ok(_entered) = self.context.enter() {
+            self.context.calls.allocations.add(1);
             // SAFETY: allocated in `new`, freed once; the driver waits for work that uses it.
             let _ = unsafe { sys::cuMemFree_v2(self.addr) };
         }
@@ -65,6 +67,7 @@ unsafe impl Send for PinnedMemory {}
 impl PinnedMemory {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         let _entered = context.enter()?;
+        context.calls.allocations.add(1);
         let mut ptr: *mut c_void = null_mut();
         // SAFETY: `ptr` is writable. No flags: write-combined memory would be slow to read.
         let result = unsafe { sys::cuMemHostAlloc(&raw mut ptr, bytes.max(1), 0) };
@@ -90,6 +93,7 @@ impl HostBuffer for PinnedMemory {
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
         if let Ok(_entered) = self.context.enter() {
+            self.context.calls.allocations.add(1);
             // SAFETY: allocated in `new`, freed once.
             let _ = unsafe { sys::cuMemFreeHost(self.ptr.cast()) };
         }
@@ -119,6 +123,7 @@ impl CudaMatrix {
         let _entered = context.enter()?;
         let mut at = matrix.addr();
         for part in parts {
+            context.calls.other_waits.add(1);
             // SAFETY: the parts add up to the allocation; the data is readable and the copy has ended on return.
             let result = unsafe { sys::cuMemcpyHtoD_v2(at, part.data.as_ptr().cast(), part.data.len()) };
             check(result, "copying weights to the device")?;

@@ -16,7 +16,7 @@ mod stream;
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
-    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
+    Activations, Allocation, Caps, Device, DriverCalls, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -125,6 +125,9 @@ impl Device for CudaDevice {
         let matrix = CudaMatrix::zeroed(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
         self.random.fill(&self.context, &matrix, parts)?;
         Ok(Arc::new(matrix))
+    }
+    fn driver_calls(&self) -> Option<DriverCalls> {
+        Some(self.context.calls.read())
     }
     fn stream(&self) -> Result<Box<dyn Stream>> {
         let device = self.me.upgrade().ok_or_else(|| Error::internal("the CUDA device is being dropped"))?;
