@@ -1,12 +1,11 @@
 //! The `mock:` model: deterministic tokens and delays without weights, for tests of hosts and wrappers.
 
-use super::worker::StepRunner;
+use super::worker::{Flight, Landed, StepRunner};
 use crate::base::rng::mix;
 use crate::base::{Error, ErrorKind, Result, Token};
 use crate::hal::comm::Communicator;
 use crate::hal::{Stream, Tensor};
 use crate::plan::{Logprob, RowInit, Sampled, Scored, StepOutcome, StepOutput, StepPlan, StepResults};
-use std::collections::VecDeque;
 use std::time::Duration;
 
 /// End-of-sequence id of the mock model: one above the 256 bytes.
@@ -78,7 +77,6 @@ pub struct MockRunner {
     spec: MockSpec,
     rows: Vec<MockRow>,
     rank: Option<MockRank>,
-    done: VecDeque<StepOutput>,
 }
 
 /// One of several ranks of a mock model: all of them run everything, and meet in every step.
@@ -102,7 +100,7 @@ struct MockRow {
 
 impl MockRunner {
     pub fn new(spec: MockSpec, max_num_seqs: usize) -> Self {
-        Self { spec, rows: vec![MockRow::default(); max_num_seqs], rank: None, done: VecDeque::new() }
+        Self { spec, rows: vec![MockRow::default(); max_num_seqs], rank: None }
     }
 
     /// The same as one of several ranks.
@@ -124,7 +122,7 @@ impl MockRunner {
 }
 
 impl StepRunner for MockRunner {
-    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+    fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
         let rank = self.rank.as_ref().map_or(0, |r| r.rank);
         let at = |step: Option<u64>| step == Some(plan.id.0) && rank == self.spec.fault_rank;
         if !self.spec.delay.is_zero() {
@@ -174,12 +172,7 @@ impl StepRunner for MockRunner {
                 logprobs: e.logprobs.map_or(Vec::new(), |k| logprobs(token, k)),
             });
         }
-        self.done.push_back(StepOutput { id: plan.id, outcome: StepOutcome::Done(results) });
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<StepOutput> {
-        self.done.pop_front().ok_or_else(|| Error::internal("no step was launched"))
+        Ok(Box::new(Landed(StepOutput { id: plan.id, outcome: StepOutcome::Done(results) })))
     }
 }
 

@@ -18,6 +18,10 @@ pub trait Executor: Send + std::fmt::Debug {
     /// The next landed step in submission order, or `None` when none has landed yet. After a step that failed, every
     /// step submitted before that failure was polled lands as failed as well. `Err` means the executor itself is lost.
     fn poll(&mut self) -> Result<Option<StepOutput>>;
+    /// Host time that launching the step polled last took, in ns; 0 where nobody counts it.
+    fn launch_ns(&self) -> u64 {
+        0
+    }
     /// The ranks that keep the oldest step from ending while others wait for them, as far as can be told.
     fn late(&self) -> Vec<usize> {
         Vec::new()

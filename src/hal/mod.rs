@@ -105,6 +105,23 @@ pub trait Device: Send + Sync + Debug {
         Ok(None)
     }
     fn stream(&self) -> Result<Box<dyn Stream>>;
+    /// Where it has a driver that can make the host wait.
+    #[doc(hidden)]
+    fn driver_calls(&self) -> Option<DriverCalls> {
+        None
+    }
+}
+
+/// How often a device's driver was called, since it was opened, with something that may make the host wait. For tests.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DriverCalls {
+    pub event_waits: u64,
+    /// For a stream, or for a copy that has ended when the call returns.
+    pub other_waits: u64,
+    /// Device or page-locked memory taken or given back.
+    pub allocations: u64,
+    pub events_made: u64,
 }
 
 /// Host memory for transfers.

@@ -1,6 +1,8 @@
 //! The CUDA driver: finding it, the device's context, kernels, and its errors as ours.
 
+use crate::base::metrics::Cell;
 use crate::base::{Error, ErrorKind, Result};
+use crate::hal::DriverCalls;
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
@@ -213,6 +215,27 @@ pub(super) fn preload(path: &Path) {
 pub(super) struct Context {
     raw: sys::CUcontext,
     device: sys::CUdevice,
+    pub(super) calls: Calls,
+}
+
+/// Counts what may make the host wait: of the entry points above nothing else does once the device is warm.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    pub(super) event_waits: Cell,
+    pub(super) other_waits: Cell,
+    pub(super) allocations: Cell,
+    pub(super) events_made: Cell,
+}
+
+impl Calls {
+    pub(super) fn read(&self) -> DriverCalls {
+        DriverCalls {
+            event_waits: self.event_waits.get(),
+            other_waits: self.other_waits.get(),
+            allocations: self.allocations.get(),
+            events_made: self.events_made.get(),
+        }
+    }
 }
 
 // SAFETY: the driver's contexts may be used from any thread; which one is current is each thread's own business.
@@ -234,7 +257,7 @@ impl Context {
             check(sys::cuDeviceGet(&raw mut device, ordinal as c_int), "cuDeviceGet")?;
             check(sys::cuDevicePrimaryCtxRetain(&raw mut raw, device), "opening the device")?;
         }
-        let context = Self { raw, device };
+        let context = Self { raw, device, calls: Calls::default() };
         context.check_alive().map_err(|e| e.within(format!("opening GPU {ordinal}")))?;
         Ok(context)
     }
@@ -261,6 +284,7 @@ impl Context {
 
     /// Waits for the default stream of the entered context.
     pub(super) fn finish(&self) -> Result<()> {
+        self.calls.other_waits.add(1);
         // SAFETY: the null stream always exists.
         check(unsafe { sys::cuStreamSynchronize(null_mut()) }, "work on the device")
     }

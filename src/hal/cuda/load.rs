@@ -103,6 +103,7 @@ fn copy_now(context: &Context, data: &[u8], (to, at): (&dyn Allocation, usize), 
         Placement::Device => {
             assert!(at + data.len() <= to.bytes(), "{} bytes at {at} of {}", data.len(), to.bytes());
             let _entered = context.enter()?;
+            context.calls.other_waits.add(1);
             // SAFETY: inside the allocation; the data is readable and was copied from on return.
             let result = unsafe { sys::cuMemcpyHtoD_v2(to.addr() + at as u64, data.as_ptr().cast(), data.len()) };
             check(result, "copying weights to the device")?;

@@ -32,6 +32,7 @@ impl DeviceMemory {
     /// The same with whatever was there before, for what is written whole.
     pub(super) fn unfilled(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         let _entered = context.enter()?;
+        context.calls.allocations.add(1);
         let mut addr = 0;
         // SAFETY: `addr` is writable; a size of 0 is not asked for.
         let result = unsafe { sys::cuMemAlloc_v2(&raw mut addr, bytes.max(1)) };
@@ -52,6 +53,7 @@ impl Allocation for DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if let Ok(_entered) = self.context.enter() {
+            self.context.calls.allocations.add(1);
             // SAFETY: allocated in `new`, freed once; the driver waits for work that uses it.
             let _ = unsafe { sys::cuMemFree_v2(self.addr) };
         }
@@ -72,6 +74,7 @@ unsafe impl Send for PinnedMemory {}
 impl PinnedMemory {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         let _entered = context.enter()?;
+        context.calls.allocations.add(1);
         let mut ptr: *mut c_void = null_mut();
         // SAFETY: `ptr` is writable. No flags: write-combined memory would be slow to read.
         let result = unsafe { sys::cuMemHostAlloc(&raw mut ptr, bytes.max(1), 0) };
@@ -97,6 +100,7 @@ impl HostBuffer for PinnedMemory {
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
         if let Ok(_entered) = self.context.enter() {
+            self.context.calls.allocations.add(1);
             // SAFETY: allocated in `new`, freed once.
             let _ = unsafe { sys::cuMemFreeHost(self.ptr.cast()) };
         }

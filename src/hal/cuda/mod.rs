@@ -21,7 +21,8 @@ use crate::base::config::Placement;
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
-    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo, RandomRows, Stream,
+    Activations, Allocation, Caps, Device, DriverCalls, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo,
+    RandomRows, Stream,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -145,6 +146,9 @@ impl Device for CudaDevice {
         let matrix = CudaMatrix::unfilled(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
         self.random.fill(&self.context, &matrix, parts)?;
         Ok(Arc::new(matrix))
+    }
+    fn driver_calls(&self) -> Option<DriverCalls> {
+        Some(self.context.calls.read())
     }
     fn stream(&self) -> Result<Box<dyn Stream>> {
         let device = self.me.upgrade().ok_or_else(|| Error::internal("the CUDA device is being dropped"))?;

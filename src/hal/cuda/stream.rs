@@ -3,7 +3,7 @@
 use super::CudaDevice;
 use super::blas::{Blas, Product};
 use super::driver::{Kernel, check};
-use super::event::CudaEvent;
+use super::event::Events;
 use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
@@ -28,6 +28,7 @@ pub(super) struct CudaStream {
     /// Biases in the dtype of a product's output.
     bias: DeviceMemory,
     faults: Arc<Faults>,
+    events: Arc<Events>,
     device: Arc<CudaDevice>,
 }
 
@@ -42,6 +43,7 @@ impl CudaStream {
         let workspace = DeviceMemory::new(&device.context, WORKSPACE_BYTES)?;
         let bias = DeviceMemory::new(&device.context, MAX_BIAS * DType::F32.size())?;
         let faults = Arc::new(Faults::new(&device.context)?);
+        let events = Arc::new(Events::new(&device.context, &faults));
         let entered = device.context.enter()?;
         let mut raw = null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -50,7 +52,7 @@ impl CudaStream {
         let blas = Blas::new();
         drop(entered);
         match blas {
-            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, device }),
+            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, events, device }),
             Err(e) => {
                 // SAFETY: created above, destroyed once.
                 let _ = unsafe { sys::cuStreamDestroy_v2(raw) };
@@ -157,6 +159,14 @@ impl Ops for CudaStream {
         ops::gather_rows(self, out, x, index)
     }
 
+    fn copy_rows(&self, out: (&Tensor, &Tensor), x: (&Tensor, &Tensor)) -> Result<()> {
+        ops::copy_rows(self, out, x)
+    }
+
+    fn mask_logits(&self, logits: &Tensor, masks: &Tensor) -> Result<()> {
+        ops::mask_logits(self, logits, masks)
+    }
+
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         ops::sample(self, args)
     }
@@ -202,6 +212,6 @@ impl Stream for CudaStream {
     }
 
     fn record(&self) -> Result<Box<dyn Event>> {
-        Ok(Box::new(CudaEvent::record(&self.device.context, self.raw, &self.faults)?))
+        Ok(Box::new(self.events.record(self.raw)?))
     }
 }
