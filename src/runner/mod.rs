@@ -2,6 +2,7 @@
 //! device memory between steps.
 
 mod budget;
+mod cost;
 mod graphs;
 mod inputs;
 mod memory;
@@ -9,5 +10,6 @@ mod model_runner;
 mod rows;
 
 pub use budget::num_blocks;
+pub use cost::step_cost;
 pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
 pub use model_runner::ModelRunner;

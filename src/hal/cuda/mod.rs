@@ -11,12 +11,13 @@ mod graph;
 mod memory;
 mod ops;
 mod random;
+mod rates;
 mod stream;
 
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
-    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
+    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Rates, Stream,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -107,6 +108,9 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
 impl Device for CudaDevice {
     fn caps(&self) -> &Caps {
         &self.caps
+    }
+    fn rates(&self, dtype: DType) -> Option<Rates> {
+        rates::of(&self.context, dtype)
     }
     fn memory(&self) -> Result<MemoryInfo> {
         let (free_bytes, total_bytes) = self.context.memory()?;
