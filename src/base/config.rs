@@ -69,6 +69,13 @@ pub const KEYS: &[Key] = &[
     key("max_model_len", "integer, tokens, >= 1", "the model's", "longest prompt plus output of one request"),
     key("max_num_seqs", "integer, 1..=4096", "256", "sequences that run at once"),
     key("max_num_batched_tokens", "integer, tokens, 1..=65536", "512", "tokens of one step"),
+    key(
+        "max_decode_slowdown",
+        "number, 0 or 1..=100",
+        "1.75 on a GPU, else 0",
+        "how many times longer a step may take because prompts run beside its decodes, by a model of the device: long prompts \
+         go in smaller chunks while others decode; 0 bounds steps by max_num_batched_tokens alone",
+    ),
     key("block_size", "integer, tokens, power of two 1..=256", "the device's", "tokens per KV block"),
     key(
         "gpu_memory_utilization",
@@ -136,6 +143,7 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
+    pub max_decode_slowdown: Option<f64>,
     pub block_size: Option<u32>,
     pub kv_cache_bytes: Option<usize>,
     pub gpu_memory_utilization: Option<f64>,
@@ -234,6 +242,7 @@ impl Default for EngineConfig {
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 512,
+            max_decode_slowdown: None,
             block_size: None,
             kv_cache_bytes: None,
             gpu_memory_utilization: None,
@@ -318,6 +327,14 @@ impl EngineConfig {
         {
             return Err(Error::invalid(format!(
                 "config key \"gpu_memory_utilization\" is {share}; expected a number above 0, at most 1"
+            )));
+        }
+        if let Some(factor) = self.max_decode_slowdown
+            && factor != 0.0
+            && !(1.0..=100.0).contains(&factor)
+        {
+            return Err(Error::invalid(format!(
+                "config key \"max_decode_slowdown\" is {factor}; expected 0 or a number from 1 to 100"
             )));
         }
         if let Some(len) = self.max_model_len {
@@ -428,6 +445,8 @@ mod tests {
             (r#"{"model": "m", "block_size": 24}"#, "block_size"),
             (r#"{"model": "m", "load_format": "gguf"}"#, "load_format"),
             (r#"{"model": "m", "embedding_placement": "disk"}"#, "embedding_placement"),
+            (r#"{"model": "m", "max_decode_slowdown": 0.5}"#, "max_decode_slowdown"),
+            (r#"{"model": "m", "max_decode_slowdown": 101}"#, "max_decode_slowdown"),
             (r#"{"model": "m", "cpu_features": "sse9"}"#, "cpu_features"),
             (r#"{}"#, "model"),
         ] {

@@ -16,7 +16,7 @@ use crate::hal::{Activations, Caps, Device, Tensor};
 use crate::model::{self, LoadOptions, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
 use crate::sched::policy::Policy;
-use crate::sched::{SchedConfig, Scheduler, policy};
+use crate::sched::{SchedConfig, Scheduler, StepBound, policy};
 use crate::text::TextModel;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, Hasher};
@@ -42,6 +42,10 @@ pub(crate) type Progress<'a> = &'a mut dyn FnMut(f32) -> Result<()>;
 /// Longest sequence when neither config nor model limits it sooner.
 const MOCK_MODEL_LEN: usize = 32_768;
 const MOCK_BLOCK_SIZE: u32 = 16;
+/// How many times longer a step may take with prompts beside its decodes.
+const DECODE_SLOWDOWN: f64 = 1.75;
+/// Tokens of a prompt that a step takes whatever they cost.
+const MIN_CHUNK: u32 = 16;
 
 pub(crate) fn parts(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     if config.model.starts_with("mock:") { mock(config, signal, progress) } else { real(config, signal, progress) }
@@ -68,6 +72,7 @@ struct Sizes {
     /// One of each rank.
     devices: Vec<Arc<dyn Device>>,
     mode: NumericMode,
+    bound: Option<StepBound>,
     options: RunnerOptions,
     kv_block_bytes: usize,
     fixed_bytes: usize,
@@ -90,6 +95,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let devices = devices(config, ranks)?;
     let device = &devices[0];
     let mode = numeric_mode(config.numeric_mode, device.caps())?;
+    let bound = step_bound(config, device.as_ref(), &local)?;
     let max_model_len = model_len(config, &info)?;
     let block_size = config.block_size.unwrap_or(device.caps().block_size);
     let kv = runner::kv_spec(&local, block_size);
@@ -119,6 +125,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         meeting_bytes,
         devices,
         mode,
+        bound,
         options,
         kv_block_bytes,
         fixed_bytes,
@@ -185,7 +192,7 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     };
     let defaults = sizes.info.sampling_defaults();
     Ok(Parts {
-        sched: scheduler(config, &sizes.options)?,
+        sched: scheduler(config, &sizes.options, sizes.bound)?,
         exec: Box::new(exec),
         info: info(config, &sizes),
         block_size: sizes.options.block_size,
@@ -232,10 +239,11 @@ fn rank_runner(mut models: Vec<Model>, sizes: &Sizes) -> Result<Box<dyn StepRunn
     Ok(Box::new(RankRunner::start(starts, group.clone())?))
 }
 
-fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler> {
+fn scheduler(config: &EngineConfig, options: &RunnerOptions, bound: Option<StepBound>) -> Result<Scheduler> {
     let sched = SchedConfig {
         max_seqs: options.max_num_seqs,
         max_tokens: options.max_num_batched_tokens,
+        bound,
         max_model_len: options.max_model_len,
         num_blocks: options.num_blocks,
         block_size: options.block_size,
@@ -243,6 +251,26 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
         hash_bits: 64,
     };
     Ok(Scheduler::new(sched, policy(config)?))
+}
+
+/// How much prompts may slow down decoding, where the device tells its rates.
+fn step_bound(config: &EngineConfig, device: &dyn Device, local: &ModelInfo) -> Result<Option<StepBound>> {
+    match (config.max_decode_slowdown, device.rates(local.dtype)) {
+        (Some(0.0), _) | (None, None) => Ok(None),
+        (Some(factor), None) => Err(no_rates(factor, device.caps().name)),
+        (factor, Some(rates)) => Ok(Some(StepBound {
+            cost: runner::step_cost(local, &rates),
+            percent: (100.0 * factor.unwrap_or(DECODE_SLOWDOWN)) as u32,
+            min_chunk: MIN_CHUNK,
+        })),
+    }
+}
+
+fn no_rates(factor: f64, device: &str) -> Error {
+    Error::unsupported(format!(
+        "config key \"max_decode_slowdown\" is {factor}; how long a step takes is not known of device {device}, so steps \
+         cannot be bounded by it: leave the key out and lower max_num_batched_tokens"
+    ))
 }
 
 fn policy(config: &EngineConfig) -> Result<Box<dyn Policy>> {
@@ -273,6 +301,9 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
             "config key \"embedding_placement\" is \"host\"; a mock model has no embedding table, leave the key out",
         ));
     }
+    if let Some(factor) = config.max_decode_slowdown.filter(|f| *f > 0.0) {
+        return Err(no_rates(factor, "mock"));
+    }
     registry::check(&config.device)?;
     let steps = spec.load.as_millis() as u32;
     for step in 0..steps {
@@ -297,7 +328,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     };
     let exec = WorkerExecutor::spawn(mock_runner(spec, config)?, config.pipeline_depth, Arc::clone(signal))?;
     Ok(Parts {
-        sched: scheduler(config, &options)?,
+        sched: scheduler(config, &options, None)?,
         exec: Box::new(exec),
         limits: Limits {
             text: Arc::new(text),
@@ -393,6 +424,7 @@ fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
         "device": device_json(sizes.devices[0].caps()),
         "numeric_mode": sizes.mode.name(),
         "limits": limits_json(config, &sizes.options),
+        "max_decode_slowdown": sizes.bound.map(|b| f64::from(b.percent) / 100.0),
         "memory": memory_json(sizes),
         "prefix_caching": config.enable_prefix_caching,
         "scheduling_policy": config.scheduling_policy,

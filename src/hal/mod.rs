@@ -65,6 +65,19 @@ impl Activations {
     }
 }
 
+/// What a device does in a microsecond when it does nothing else, as found in practice, and what it loses between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    /// Operations of matrix products of several hundred rows.
+    pub products_per_us: u64,
+    /// Operations of attention over long contexts.
+    pub attention_per_us: u64,
+    /// Bytes read from its memory.
+    pub bytes_per_us: u64,
+    /// Nanoseconds a decoder layer takes beside what it reads and computes.
+    pub layer_ns: u64,
+}
+
 /// Bytes of a device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryInfo {
@@ -77,6 +90,11 @@ pub struct MemoryInfo {
 pub trait Device: Send + Sync + Debug {
     fn caps(&self) -> &Caps;
     fn memory(&self) -> Result<MemoryInfo>;
+    /// How fast it is with weights of this dtype, for the scheduler's model of steps; `None` where nobody knows.
+    fn rates(&self, dtype: DType) -> Option<Rates> {
+        let _ = dtype;
+        None
+    }
     /// Zeroed memory, aligned to at least 64 bytes. `NoMemory` when it does not fit.
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>>;
     /// Host memory the device can copy from and to at full speed.

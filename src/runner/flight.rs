@@ -30,9 +30,7 @@ pub(super) struct Wanted {
 
 impl Wanted {
     pub(super) fn of(plan: &StepPlan, alternatives: usize) -> Self {
-        let scores = |e: &crate::plan::StepEntry| {
-            e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives))
-        };
+        let scores = |e: &crate::plan::StepEntry| e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives));
         Self {
             scorers: plan.entries.iter().filter_map(scores).collect(),
             samplers: plan.entries.iter().filter(|e| e.samples).map(|e| (e.seq, e.logprobs)).collect(),

@@ -38,7 +38,7 @@ static void types(void) {
   static const char *const integers[] = {"tensor_parallel_size", "threads", "pipeline_depth", "max_model_len", "max_num_seqs",
                                          "max_num_batched_tokens", "block_size", "kv_cache_bytes", "max_waiting",
                                          "max_unread_bytes", "default_timeout_ms", "watchdog_ms", "seed", "device_memory_bytes"};
-  static const char *const numbers[] = {"gpu_memory_utilization"};
+  static const char *const numbers[] = {"gpu_memory_utilization", "max_decode_slowdown"};
   static const char *const no_numbers[] = {"\"0.5\"", "\"\"", "true", "[]", "{}", "[0.5]"};
   static const char *const no_integers[] = {"-1", "1.5", "1e99", "\"4\"", "\"\"", "true", "[]", "{}", "[4]",
                                             "18446744073709551616", "-9223372036854775808"};
@@ -87,6 +87,9 @@ static void ranges(void) {
       {"gpu_memory_utilization", "0", YN_E_INVALID, "gpu_memory_utilization"},
       {"gpu_memory_utilization", "-0.5", YN_E_INVALID, "gpu_memory_utilization"},
       {"gpu_memory_utilization", "1.01", YN_E_INVALID, "gpu_memory_utilization"},
+      {"max_decode_slowdown", "0.99", YN_E_INVALID, "max_decode_slowdown"},
+      {"max_decode_slowdown", "100.5", YN_E_INVALID, "max_decode_slowdown"},
+      {"max_decode_slowdown", "-0.5", YN_E_INVALID, "max_decode_slowdown"},
       {"default_timeout_ms", "4294967296", YN_E_INVALID, "default_timeout_ms"},
       {"watchdog_ms", "4294967296", YN_E_INVALID, "watchdog_ms"},
       {"device", "\"toaster\"", YN_E_INVALID, "device"}, {"device", "\"cpu:1\"", YN_E_INVALID, "device"},

@@ -14,6 +14,7 @@ mod ops;
 #[doc(hidden)]
 pub mod planted;
 mod random;
+mod rates;
 mod stream;
 mod survey;
 
@@ -22,7 +23,7 @@ use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
     Activations, Allocation, Caps, Device, DriverCalls, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo,
-    RandomRows, Stream,
+    RandomRows, Rates, Stream,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -119,6 +120,9 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
 impl Device for CudaDevice {
     fn caps(&self) -> &Caps {
         &self.caps
+    }
+    fn rates(&self, dtype: DType) -> Option<Rates> {
+        rates::of(&self.context, dtype)
     }
     fn memory(&self) -> Result<MemoryInfo> {
         let (free_bytes, total_bytes) = self.context.memory()?;
