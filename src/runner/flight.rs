@@ -58,6 +58,11 @@ pub(super) const REPORT_ENTRY: usize = 3;
 const NO_TOKEN: u32 = u32::MAX;
 
 impl Flight {
+    /// Whether the step has ended on the device.
+    pub fn has_ended(&self) -> Result<bool> {
+        self.event.is_done()
+    }
+
     /// Sleeps until the step has ended on the device. A device error becomes a failed outcome.
     pub fn land(self) -> StepOutput {
         let outcome = match self.event.wait().and_then(|()| self.results()) {

@@ -211,13 +211,32 @@ impl Host {
         (from.elapsed().as_secs_f64(), reader.tokens, reader.first_ns)
     }
 
+    fn host_times(&self) -> Vec<Times> {
+        let text = self.engine.metrics();
+        let value = |line: &str| line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok()).expect("a number");
+        let of = |part: &&str| {
+            let name = format!("yinian:step_{part}_seconds");
+            let lines = |end: &str| {
+                let start = format!("{name}_{end}{{");
+                text.lines().filter(move |line| line.starts_with(&start))
+            };
+            let bound = |line: &str| line.split("le=\"").nth(1).and_then(|b| b.split('"').next()).map(str::to_owned);
+            let counts = lines("bucket").map(|line| {
+                let bound = bound(line).and_then(|b| b.parse().ok()).unwrap_or(f64::INFINITY);
+                (bound, value(line) as u64)
+            });
+            Times { sum: lines("sum").map(value).sum(), counts: counts.collect() }
+        };
+        PARTS.iter().map(of).collect()
+    }
+
     fn measure(&self, w: &Workload) {
         // Warms up; other tokens, so that nothing of the measured prompts is cached.
         let few = Workload { requests: w.requests.min(4), ..fixed(w.name, 4, (100, 8, 0), (0.0, 0.0)) };
         self.run(self.requests(&few, 1));
         let requests = self.requests(w, 2);
         let inputs: usize = requests.iter().map(|r| if let Prompt::Tokens(t) = &r.prompt { t.len() } else { 0 }).sum();
-        let steps = self.engine.stats().steps;
+        let (steps, times) = (self.engine.stats().steps, self.host_times());
         let (seconds, outputs, first) = self.run(requests);
         let steps = self.engine.stats().steps - steps;
         let counted = if w.name == "s8-prefill" { inputs } else { outputs };
@@ -232,7 +251,27 @@ impl Host {
             1e3 * seconds / steps.max(1) as f64,
             first[first.len() / 2] as f64 / 1e6,
         );
+        let after = self.host_times();
+        let parts = PARTS.iter().zip(times.iter().zip(&after)).map(|(part, (before, after))| part_of(part, before, after));
+        println!("            host work of a step in us (mean, median and most at most): {}", parts.collect::<Vec<_>>().join("; "));
     }
+}
+
+/// What the host does for a step, as the engine's metrics name it.
+const PARTS: [&str; 3] = ["plan", "launch", "fold"];
+
+/// Sum in seconds and cumulative counts under their bounds in seconds.
+struct Times {
+    sum: f64,
+    counts: Vec<(f64, u64)>,
+}
+
+fn part_of(part: &str, before: &Times, after: &Times) -> String {
+    let counts: Vec<_> = after.counts.iter().zip(&before.counts).map(|(a, b)| (a.0, a.1 - b.1)).collect();
+    let all = counts.last().map_or(0, |c| c.1);
+    let bound = |n: u64| 1e6 * counts.iter().find(|c| c.1 >= n).map_or(f64::INFINITY, |c| c.0);
+    let mean = 1e6 * (after.sum - before.sum) / all.max(1) as f64;
+    format!("{part} {mean:.1}, {:.0}, {:.0}", bound(all.div_ceil(2)), bound(all))
 }
 
 fn log_normal(rng: &mut SplitMix64, median: f64, sigma: f64) -> f64 {

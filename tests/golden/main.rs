@@ -4,6 +4,7 @@
 mod families;
 mod gpu;
 mod logprobs;
+mod pipeline;
 mod ranks;
 mod world;
 
