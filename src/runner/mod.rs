@@ -5,11 +5,12 @@ mod budget;
 mod flight;
 mod graphs;
 mod inputs;
+mod late;
 mod memory;
 mod model_runner;
 mod rows;
 
 pub use budget::num_blocks;
 pub use flight::Flight;
-pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
+pub use memory::{RunnerMemory, RunnerOptions, kv_spec, late_mask_bytes, memory_plan};
 pub use model_runner::ModelRunner;

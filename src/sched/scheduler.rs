@@ -5,7 +5,7 @@
 
 use crate::base::{BlockId, Error};
 use crate::base::{Row, SeqId, StepId};
-use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPlan};
+use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPart, StepPlan};
 use crate::sched::block_pool::BlockPool;
 use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
 use crate::sched::prefix::{PrefixCache, ROOT};
@@ -23,14 +23,17 @@ pub(super) struct FlightEntry {
     pub(super) start: u32,
     pub(super) end: u32,
     pub(super) samples: bool,
+    /// Its token waits for a mask.
+    pub(super) waits: bool,
     /// Positions whose logits tell of prompt tokens.
     pub(super) scores: Option<(u32, u32)>,
 }
 
-/// A submitted step.
+/// A submitted step, or a late part of one.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) id: StepId,
+    pub(super) part: StepPart,
     pub(super) entries: Vec<FlightEntry>,
 }
 
@@ -149,6 +152,9 @@ impl Scheduler {
             pending: 0,
             inflight: 0,
             planned_in: 0,
+            masked: request.masked,
+            late: None,
+            supplied: false,
             lead: request.lead,
             limit: max_tokens.min((self.cfg.max_model_len as u32).saturating_sub(prompt_len)),
             prompt_len,
@@ -305,7 +311,7 @@ impl Scheduler {
             targets: Vec::new(),
             row_inits: Vec::new(),
         };
-        let flight = self.spare.pop().unwrap_or_default();
+        let flight = self.take_spare();
         Draft { plan, flight, left: self.cfg.max_tokens as u32, claims: 0, short: false }
     }
 
@@ -318,8 +324,12 @@ impl Scheduler {
         self.next_step += 1;
         self.stats.steps += 1;
         self.sizes = (draft.plan.tokens.len(), draft.plan.blocks.len());
-        self.inflight.push_back(Flight { id: draft.plan.id, entries: draft.flight });
+        self.inflight.push_back(Flight { id: draft.plan.id, part: StepPart::First, entries: draft.flight });
         Some(draft.plan)
+    }
+
+    pub(super) fn take_spare(&mut self) -> Vec<FlightEntry> {
+        self.spare.pop().unwrap_or_default()
     }
 
     pub(super) fn recycle(&mut self, mut entries: Vec<FlightEntry>) {
@@ -421,6 +431,10 @@ impl Scheduler {
             }
             plan.row_inits.push(init);
         }
+        let waits = samples && s.masked;
+        if waits {
+            s.late = Some(plan.id);
+        }
         let unscored = s.unscored(start, end);
         let scores = s.prompt_logprobs.filter(|_| !unscored.is_empty()).map(|alternatives| {
             let targets =
@@ -437,8 +451,12 @@ impl Scheduler {
             samples,
             logprobs: s.logprobs,
             scores,
+            awaits_mask: waits,
         });
         s.computed = end;
+        if waits && self.planted == Some(Planted::LateForgotten) {
+            s.late = None;
+        }
         if self.planted == Some(Planted::ScoredEarly) && !unscored.is_empty() {
             s.scored = unscored.end;
         }
@@ -446,7 +464,7 @@ impl Scheduler {
         s.inflight += 1;
         s.planned_in = plan.id.0 + 1;
         let scores = (!unscored.is_empty()).then_some((unscored.start, unscored.end));
-        draft.flight.push(FlightEntry { slot, start, end, samples, scores });
+        draft.flight.push(FlightEntry { slot, start, end, samples, waits, scores });
         draft.left = draft.left.saturating_sub(len);
         self.stats.planned_tokens += u64::from(len);
         if self.planted(Planted::PublishEarly) {

@@ -68,6 +68,7 @@ fn plan(seqs: u32, start: u32, len: u32) -> StepPlan {
         samples: true,
         logprobs: None,
         scores: None,
+        awaits_mask: false,
     });
     StepPlan {
         id: StepId(0),

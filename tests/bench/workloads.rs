@@ -252,8 +252,12 @@ impl Host {
             first[first.len() / 2] as f64 / 1e6,
         );
         let after = self.host_times();
-        let parts = PARTS.iter().zip(times.iter().zip(&after)).map(|(part, (before, after))| part_of(part, before, after));
-        println!("            host work of a step in us (mean, median and most at most): {}", parts.collect::<Vec<_>>().join("; "));
+        let parts =
+            PARTS.iter().zip(times.iter().zip(&after)).map(|(part, (before, after))| part_of(part, before, after));
+        println!(
+            "            host work of a step in us (mean, median and most at most): {}",
+            parts.collect::<Vec<_>>().join("; ")
+        );
     }
 }
 

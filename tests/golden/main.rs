@@ -3,6 +3,7 @@
 
 mod families;
 mod gpu;
+mod late;
 mod logprobs;
 mod pipeline;
 mod ranks;

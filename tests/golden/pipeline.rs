@@ -2,8 +2,8 @@
 //! the calls that could have made the host wait.
 
 use super::gpu::gpu;
-use super::world::{Alone, CHUNK_MOST, cpu, generate, runner_on, step};
 use super::prompt;
+use super::world::{Alone, CHUNK_MOST, cpu, generate, runner_on, step};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use yinian::base::config::LoadFormat;
@@ -97,7 +97,7 @@ fn run(device: &Arc<dyn Device>, runner: ModelRunner) -> Run {
     let mut worker = WorkerExecutor::spawn(Box::new(traced), 2, Arc::clone(&signal)).unwrap();
     let mut seqs = sequences();
     let mut run = Run { tokens: vec![Vec::new(); SEQS as usize], trace: vec![], calls: None, launch_ns: vec![] };
-    let mut land = |worker: &mut WorkerExecutor, run: &mut Run| {
+    let land = |worker: &mut WorkerExecutor, run: &mut Run| {
         let output = loop {
             match worker.poll().unwrap() {
                 Some(output) => break output,

@@ -150,7 +150,7 @@ impl SimRank {
             Some(Fault::FailsLanding) => StepOutcome::Failed(Error::new(ErrorKind::Device, "told to fail")),
             _ => StepOutcome::Done(results),
         };
-        Ok(StepOutput { id: plan.id, outcome })
+        Ok(StepOutput::first(plan.id, outcome))
     }
 }
 
