@@ -2,11 +2,11 @@
 //! rank 0 tells what it was. All ranks have launched a step before one of them is sent the next; how far their devices have
 //! come with it is known when it lands.
 
-use super::worker::{Flight, StepRunner};
+use super::worker::{Flight, StepRunner, Work};
 use crate::base::error::panic_text;
 use crate::base::{Error, Result, StepId, threads};
 use crate::hal::comm::LocalGroup;
-use crate::plan::{StepOutcome, StepOutput, StepPlan};
+use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub enum Planted {
 /// A rank above 0: its thread owns its runner.
 #[derive(Debug)]
 struct Rank {
-    orders: Option<Sender<Arc<StepPlan>>>,
+    orders: Option<Sender<Arc<Work>>>,
     verdicts: Receiver<Verdict>,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,7 +50,7 @@ pub struct RankRunner {
     group: LocalGroup,
     planted: Option<Planted>,
     /// For [`Planted::StalePlan`].
-    before: Option<Arc<StepPlan>>,
+    before: Option<Arc<Work>>,
 }
 
 impl RankRunner {
@@ -89,12 +89,12 @@ impl RankRunner {
     pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: LocalGroup) -> Result<Self> {
         let start = |(i, mut runner): (usize, Box<dyn StepRunner>)| {
             let rank = i + 1;
-            let (orders, inbox) = bounded::<Arc<StepPlan>>(1);
+            let (orders, inbox) = bounded::<Arc<Work>>(1);
             let (outbox, verdicts) = bounded(1);
             let group = group.clone();
             let work = move || {
-                while let Ok(plan) = inbox.recv() {
-                    if outbox.send(step((rank, runner.as_mut()), &plan, &group)).is_err() {
+                while let Ok(work) = inbox.recv() {
+                    if outbox.send(step((rank, runner.as_mut()), &work, &group)).is_err() {
                         break;
                     }
                 }
@@ -116,20 +116,20 @@ impl RankRunner {
         self
     }
 
-    /// What `rank` is sent for `plan`.
-    fn order(&self, rank: usize, plan: &Arc<StepPlan>) -> Option<Arc<StepPlan>> {
-        let odd = rank == self.others.len() && plan.id.0 % 7 == 3;
+    /// What `rank` is sent for `work`.
+    fn order(&self, rank: usize, work: &Arc<Work>) -> Option<Arc<Work>> {
+        let odd = rank == self.others.len() && work.id().0 % 7 == 3;
         match self.planted {
             Some(Planted::NotSent) if odd => None,
-            Some(Planted::StalePlan) if odd => Some(Arc::clone(self.before.as_ref().unwrap_or(plan))),
-            _ => Some(Arc::clone(plan)),
+            Some(Planted::StalePlan) if odd => Some(Arc::clone(self.before.as_ref().unwrap_or(work))),
+            _ => Some(Arc::clone(work)),
         }
     }
 }
 
 /// Launches a step of one rank. When it fails or ends otherwise than the others, those are not left waiting for it.
-fn step((rank, runner): (usize, &mut dyn StepRunner), plan: &StepPlan, group: &LocalGroup) -> Verdict {
-    let launched = catch_unwind(AssertUnwindSafe(|| runner.launch(plan)));
+fn step((rank, runner): (usize, &mut dyn StepRunner), work: &Work, group: &LocalGroup) -> Verdict {
+    let launched = catch_unwind(AssertUnwindSafe(|| work.launch_on(runner)));
     let verdict = launched.map_err(|payload| panic_text(&*payload).to_string());
     match &verdict {
         Ok(Ok(_)) => group.leave(rank),
@@ -143,6 +143,7 @@ fn step((rank, runner): (usize, &mut dyn StepRunner), plan: &StepPlan, group: &L
 #[derive(Debug)]
 struct RankFlight {
     id: StepId,
+    part: StepPart,
     ranks: Vec<Box<dyn Flight>>,
 }
 
@@ -154,11 +155,12 @@ impl Flight for RankFlight {
             StepOutcome::Failed(e) => Some(e.clone().within(format!("rank {rank}"))),
             StepOutcome::Done(_) => None,
         });
-        match failed.map_or_else(|| agree(self.id, &outputs), Err) {
-            Ok(()) if !outputs.is_empty() => outputs.swap_remove(0),
-            Ok(()) => StepOutput { id: self.id, outcome: StepOutcome::Failed(Error::internal("no rank ran the step")) },
-            Err(e) => StepOutput { id: self.id, outcome: StepOutcome::Failed(e) },
-        }
+        let error = match failed.map_or_else(|| agree(self.id, &outputs), Err) {
+            Ok(()) if !outputs.is_empty() => return outputs.swap_remove(0),
+            Ok(()) => Error::internal("no rank ran the step"),
+            Err(e) => e,
+        };
+        StepOutput { id: self.id, part: self.part, outcome: StepOutcome::Failed(error) }
     }
 }
 
@@ -180,12 +182,26 @@ fn agree(id: StepId, outputs: &[StepOutput]) -> Result<()> {
 }
 
 impl StepRunner for RankRunner {
-    /// Launches the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
     fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
-        let plan = Arc::new(plan.clone());
+        self.launch_on_all(Work::Step(plan.clone()))
+    }
+
+    fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Box<dyn Flight>> {
+        self.launch_on_all(Work::Late(step, masks.to_vec()))
+    }
+
+    fn group(&self) -> Option<LocalGroup> {
+        Some(self.group.clone())
+    }
+}
+
+impl RankRunner {
+    /// Launches the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
+    fn launch_on_all(&mut self, work: Work) -> Result<Box<dyn Flight>> {
+        let work = Arc::new(work);
         let mut silent = None;
         for (rank, other) in (1..).zip(&self.others) {
-            let Some(order) = self.order(rank, &plan) else {
+            let Some(order) = self.order(rank, &work) else {
                 silent = Some(rank);
                 continue;
             };
@@ -195,9 +211,9 @@ impl StepRunner for RankRunner {
             }
         }
         if self.planted == Some(Planted::StalePlan) {
-            self.before = Some(Arc::clone(&plan));
+            self.before = Some(Arc::clone(&work));
         }
-        let mut verdicts = vec![step((0, self.first.as_mut()), &plan, &self.group)];
+        let mut verdicts = vec![step((0, self.first.as_mut()), &work, &self.group)];
         let gone = || Err("its thread has ended".to_owned());
         let others = (1..).zip(&self.others).filter(|(rank, _)| silent != Some(*rank));
         verdicts.extend(others.map(|(_, other)| other.verdicts.recv().unwrap_or_else(|_| gone())));
@@ -216,11 +232,7 @@ impl StepRunner for RankRunner {
             flights.into_iter().for_each(|flight| drop(flight.land()));
             return Err(e);
         }
-        Ok(Box::new(RankFlight { id: plan.id, ranks: flights }))
-    }
-
-    fn group(&self) -> Option<LocalGroup> {
-        Some(self.group.clone())
+        Ok(Box::new(RankFlight { id: work.id(), part: work.part(), ranks: flights }))
     }
 }
 
@@ -283,7 +295,7 @@ mod tests {
             let late = Error::no_memory("told to fail late");
             let done = StepOutcome::Done(StepResults::default());
             let outcome = if odd == Some(Odd::FailsLate) { StepOutcome::Failed(late) } else { done };
-            Ok(Box::new(Landed(StepOutput { id, outcome })))
+            Ok(Box::new(Landed(StepOutput::first(id, outcome))))
         }
     }
 

@@ -138,23 +138,4 @@ impl Host {
             cache_salt: vec![],
         }
     }
-
-    /// Means of the engine's histograms of the host's work (those whose names say "host"), since its start.
-    pub(crate) fn print_host_work(&self) {
-        let metrics = self.engine.metrics();
-        let value = |name: &str| -> Option<f64> {
-            let line = metrics.lines().find(|l| l.split(['{', ' ']).next() == Some(name))?;
-            line.rsplit(' ').next()?.parse().ok()
-        };
-        for line in metrics.lines() {
-            let Some(name) = line.split(['{', ' ']).next().and_then(|n| n.strip_suffix("_count")) else { continue };
-            if !name.contains("host") || line.starts_with('#') {
-                continue;
-            }
-            let (Some(sum), Some(count)) = (value(&format!("{name}_sum")), value(&format!("{name}_count"))) else {
-                continue;
-            };
-            println!("{name}: mean {:.1} us over {count} steps", 1e6 * sum / count.max(1.0));
-        }
-    }
 }

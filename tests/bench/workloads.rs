@@ -7,9 +7,11 @@
 //! and vLLM 0.26.0 measured on the same kind of machine.
 
 mod host;
+mod host_work;
 mod shapes;
 
 use host::{Arguments, Host};
+use host_work::HostWork;
 use serde_json::json;
 use shapes::{WORKLOADS, Workload, fixed};
 use std::time::{Duration, Instant};
@@ -63,7 +65,7 @@ fn measure(host: &Host, w: &Workload) {
     run(host, few.prompts(1, host.vocab));
     let prompts = w.prompts(2, host.vocab);
     let inputs: usize = prompts.iter().map(|p| p.0.len()).sum();
-    let steps = host.engine.stats().steps;
+    let (steps, work) = (host.engine.stats().steps, HostWork::read(&host.engine.metrics()));
     let (seconds, outputs, first) = run(host, prompts);
     let steps = host.engine.stats().steps - steps;
     let rate = if w.counts_prompts() { inputs } else { outputs } as f64 / seconds;
@@ -77,6 +79,8 @@ fn measure(host: &Host, w: &Workload) {
         1e3 * seconds / steps.max(1) as f64,
         first[first.len() / 2] as f64 / 1e6,
     );
+    let work = HostWork::read(&host.engine.metrics()).since(&work);
+    println!("            host work of a step in us (mean, median and most at most): {work}");
 }
 
 fn start(shape: &str, arguments: &Arguments) -> Host {
@@ -91,8 +95,7 @@ fn main() {
     if names.iter().any(|n| n == "tiny") {
         let tiny = Workload { shape: "tiny", ..fixed("s8-tiny", 64, (40, 20, 0), (1.0, 1.0)) };
         let host = start("tiny", &arguments);
-        measure(&host, &tiny);
-        return host.print_host_work();
+        return measure(&host, &tiny);
     }
     println!("{:<11} {:>10} {:>10} {:>10} {:>7} {:>8}", "workload", "limit", "vllm", "ours", "limit", "vllm");
     for shape in ["s8", "s7", "s13", "s05", "s13v300k"] {
@@ -104,7 +107,6 @@ fn main() {
         if !chosen.is_empty() {
             let host = start(shape, &arguments);
             chosen.into_iter().for_each(|w| measure(&host, w));
-            host.print_host_work();
         }
     }
 }

@@ -56,6 +56,8 @@ const TABLE: &[Case] = &[
     ("act_mul: GELU", rowwise::gelu_mul),
     ("soft_cap", rowwise::soft_cap),
     ("gather_rows", rowwise::gather_rows),
+    ("copy_rows", rowwise::copy_rows),
+    ("mask_logits", rowwise::mask_logits),
     ("linear", linear::all),
     ("rope_write_kv and paged_attention", attention::all),
     ("long contexts", attention::long_contexts),

@@ -218,3 +218,45 @@ pub(crate) fn gather_rows(kit: &Kit) {
         assert_eq!(kit.read(&out), expected, "gather_rows of {cols}");
     }
 }
+
+pub(crate) fn copy_rows(kit: &Kit) {
+    for cols in COLS.into_iter().chain([SAMPLER_WORDS]) {
+        let (x, before) = (noise(8, 19 * cols), noise(9, 31 * cols));
+        let to: Vec<i32> = (0..13).map(|i| (i * 7 + 30) % 31).collect();
+        let from: Vec<i32> = (0..13).map(|i| (i * 5) % 19).collect();
+        let mut expected = before.clone();
+        for (to, from) in to.iter().zip(&from) {
+            let row = &x[*from as usize * cols..][..cols];
+            expected[*to as usize * cols..][..cols].copy_from_slice(row);
+        }
+        let (out, index) = (kit.floats(&before, cols), (kit.ints(&to, 1), kit.ints(&from, 1)));
+        kit.stream.copy_rows((&out, &index.0), (&kit.floats(&x, cols), &index.1)).unwrap();
+        assert_eq!(kit.read(&out), expected, "copy_rows of {cols}");
+        let words = |x: &[f32]| -> Vec<i32> { x.iter().map(|v| v.to_bits() as i32).collect() };
+        let out = kit.ints(&words(&before), cols);
+        kit.stream.copy_rows((&out, &index.0), (&kit.ints(&words(&x), cols), &index.1)).unwrap();
+        assert_eq!(kit.read_ints(&out), words(&expected), "copy_rows of {cols} I32");
+    }
+}
+
+pub(crate) fn mask_logits(kit: &Kit) {
+    for (rows, vocabulary) in [(1, 1), (2, 31), (3, 32), (1, 33), (17, 1000), (2, 8193)] {
+        let x = noise(3, rows * vocabulary);
+        let words = vocabulary.div_ceil(32);
+        // All, none, and some; bits behind the vocabulary are anybody's.
+        let masks: Vec<i32> = (0..rows * words)
+            .map(|i| match i % 5 {
+                0 => -1,
+                1 => 0,
+                _ => (i as i32).wrapping_mul(0x9e37_79b9_u32 as i32),
+            })
+            .collect();
+        let logits = kit.floats(&x, vocabulary);
+        kit.stream.mask_logits(&logits, &kit.ints(&masks, words)).unwrap();
+        for (i, (got, x)) in kit.read(&logits).iter().zip(&x).enumerate() {
+            let (s, v) = (i / vocabulary, i % vocabulary);
+            let allowed = masks[s * words + v / 32] >> (v % 32) & 1 == 1;
+            assert_eq!(*got, if allowed { *x } else { f32::NEG_INFINITY }, "token {v} of row {s}");
+        }
+    }
+}

@@ -3,7 +3,9 @@
 
 mod families;
 mod gpu;
+mod late;
 mod logprobs;
+mod pipeline;
 mod placement;
 mod ranks;
 mod world;
