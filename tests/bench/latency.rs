@@ -131,7 +131,6 @@ fn main() {
         percentile(&during, 100) / percentile(&quiet, 50),
         1e3 * (first - submitted).as_secs_f64(),
     );
-    host.print_host_work();
     host.engine.close();
 }
 
