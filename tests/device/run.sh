@@ -17,4 +17,5 @@ run() {
 run conformance bin/conformance --nocapture every_op_on_a_gpu
 run golden bin/golden --nocapture gpu::
 run workloads bin/workloads --device cuda
-cat "$logs/workloads.log"
+run load bin/load --device cuda --dir /dev/shm
+cat "$logs/workloads.log" "$logs/load.log"
