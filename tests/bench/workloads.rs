@@ -98,10 +98,11 @@ fn main() {
         return measure(&host, &tiny);
     }
     println!("{:<11} {:>10} {:>10} {:>10} {:>7} {:>8}", "workload", "limit", "vllm", "ours", "limit", "vllm");
-    for shape in ["s8", "s7", "s13", "s05", "s13v300k"] {
-        if shape == "s13v300k" && !names.iter().any(|n| n.starts_with("s13v")) {
-            continue;
-        }
+    let mut shapes = vec!["s8", "s7", "s13", "s05"];
+    if names.iter().any(|n| n.starts_with("s13v")) {
+        shapes.push("s13v300k");
+    }
+    for shape in shapes {
         let chosen = |w: &&Workload| names.is_empty() || names.iter().any(|n| w.name.starts_with(n.as_str()));
         let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape).filter(chosen).collect();
         if !chosen.is_empty() {
