@@ -62,7 +62,7 @@ fn every_machine_gets_a_report() {
     let sizes = text.lines().find(|l| l.starts_with("  memory ")).expect("the host's memory");
     assert!(sizes.contains(" GB free of "), "{sizes}");
     let text = doctor(&["--config", r#"{"threads": 3, "cpu_features": "portable"}"#]).unwrap();
-    assert_says(&text, &["portable, 3 threads"]);
+    assert_says(&text, &["portable code, 3 threads"]);
 }
 
 #[test]
