@@ -83,7 +83,7 @@ impl Core {
     }
 
     fn leave(mut self, wait: Duration) {
-        if !self.exec.end(wait) {
+        if !self.exec.leave(wait) {
             self.shared.log.warn(format_args!(
                 "freed, but the device's worker thread has not ended within {} ms: it is left behind with the device memory \
                  that it holds",

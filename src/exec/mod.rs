@@ -38,7 +38,7 @@ pub trait Executor: Send + std::fmt::Debug {
     fn abandon(&mut self) {}
     /// Ends its threads, which let go of the device, and waits for at most `wait`. False when they are left behind with what
     /// they hold, as what they wait for has not ended.
-    fn end(&mut self, wait: Duration) -> bool {
+    fn leave(&mut self, wait: Duration) -> bool {
         let _ = wait;
         true
     }

@@ -227,7 +227,7 @@ impl Executor for WorkerExecutor {
         self.orders = None;
     }
 
-    fn end(&mut self, wait: Duration) -> bool {
+    fn leave(&mut self, wait: Duration) -> bool {
         self.orders = None;
         let Some(thread) = self.thread.take() else { return true };
         let over = Instant::now() + wait;
@@ -261,7 +261,7 @@ impl WorkerExecutor {
 
 impl Drop for WorkerExecutor {
     fn drop(&mut self) {
-        self.end(DROP_WAIT);
+        self.leave(DROP_WAIT);
     }
 }
 
