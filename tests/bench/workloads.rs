@@ -1,7 +1,7 @@
 //! Whole workloads on the engine with random weights of published shapes: all requests handed in at once, greedy, exact
 //! output lengths, wall time from the first submit to the last DONE.
 //!
-//! `cargo bench --bench workloads -- [--device cuda] [--config '{"max_num_seqs": 512}'] [WORKLOAD ...]`
+//! `cargo bench --bench workloads -- [--device cuda] [--seqs 512] [--tokens 1024] [--config JSON] [WORKLOAD ...]`
 //! names workloads by their beginning (`s8`, `s8-b32`); without names all run. `limit` and `vllm` are output tokens per
 //! second (of `s8-prefill` input tokens) on one NVIDIA H200: perfect kernels one after another at 4.3 TB/s and 790 TFLOP/s,
 //! and vLLM 0.26.0 measured on the same kind of machine.
@@ -80,8 +80,9 @@ fn measure(host: &Host, w: &Workload) {
 }
 
 fn start(shape: &str, arguments: &Arguments) -> Host {
-    let keys =
-        json!({"max_num_seqs": 512, "max_num_batched_tokens": 1024, "max_waiting": 8192, "max_unread_bytes": 1 << 30});
+    let (seqs, tokens) = (arguments.number("seqs", 512), arguments.number("tokens", 1024));
+    let keys = json!({"max_num_seqs": seqs, "max_num_batched_tokens": tokens, "max_waiting": 8192,
+                      "max_unread_bytes": 1 << 30});
     Host::start(shape, 16_384, keys, arguments)
 }
 
