@@ -198,9 +198,8 @@ fn main() {
         "vllm",
         BOUNDS.map(|b| format!(" | {b:>3} tok/s, share, p99 ms")).concat()
     );
-    let chosen =
-        |w: &&Workload| arguments.names.is_empty() || arguments.names.iter().any(|n| w.name.starts_with(n.as_str()));
-    for w in WORKLOADS.iter().filter(chosen) {
+    // Those that the table of a device has.
+    for w in WORKLOADS.iter().filter(|w| PRODUCTS.iter().any(|p| p.0 == w.shape) && w.is_one_of(&arguments.names)) {
         workload(w, tokens);
     }
     stall(tokens);

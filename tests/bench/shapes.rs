@@ -52,9 +52,17 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     fixed("s05-b1", 1, (128, 512, 0), (4332.0, 547.0)),
     fixed("s05-b256", 256, (128, 512, 0), (388_000.0, 48_500.0)),
     chat("s05-chat", 4000, (288_000.0, 20_900.0)),
+    // Run by name alone: with {"device_memory_bytes": 40000000000}, and "embedding_placement" at each of its values, KV memory
+    // bounds the batch. Without figures, as they would be of a whole device.
+    Workload { shape: "s13v300k", ..fixed("s13v-u", 192, (1000, 100, 0), (f64::NAN, f64::NAN)) },
 ];
 
 impl Workload {
+    /// Whether it is meant by one of these beginnings of names; by none of them are all that have figures.
+    pub(crate) fn is_one_of(&self, names: &[String]) -> bool {
+        (names.is_empty() && !self.limit.is_nan()) || names.iter().any(|n| self.name.starts_with(n.as_str()))
+    }
+
     /// Whether its rate counts the prompts' tokens instead of the output's.
     pub(crate) fn counts_prompts(&self) -> bool {
         matches!(self.lengths, Lengths::Fixed(_, 1, _))

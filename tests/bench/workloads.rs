@@ -63,7 +63,7 @@ fn measure(host: &Host, w: &Workload) {
     run(host, few.prompts(1, host.vocab));
     let prompts = w.prompts(2, host.vocab);
     let inputs: usize = prompts.iter().map(|p| p.0.len()).sum();
-    let steps = host.engine.stats().steps;
+    let (steps, times) = (host.engine.stats().steps, host.times());
     let (seconds, outputs, first) = run(host, prompts);
     let steps = host.engine.stats().steps - steps;
     let rate = if w.counts_prompts() { inputs } else { outputs } as f64 / seconds;
@@ -77,6 +77,7 @@ fn measure(host: &Host, w: &Workload) {
         1e3 * seconds / steps.max(1) as f64,
         first[first.len() / 2] as f64 / 1e6,
     );
+    host.times().print_since(&times);
 }
 
 fn start(shape: &str, arguments: &Arguments) -> Host {
@@ -92,17 +93,14 @@ fn main() {
     if names.iter().any(|n| n == "tiny") {
         let tiny = Workload { shape: "tiny", ..fixed("s8-tiny", 64, (40, 20, 0), (1.0, 1.0)) };
         let host = start("tiny", &arguments);
-        measure(&host, &tiny);
-        return host.print_host_work();
+        return measure(&host, &tiny);
     }
     println!("{:<11} {:>10} {:>10} {:>10} {:>7} {:>8}", "workload", "limit", "vllm", "ours", "limit", "vllm");
-    for shape in ["s8", "s7", "s13", "s05"] {
-        let chosen = |w: &&Workload| names.is_empty() || names.iter().any(|n| w.name.starts_with(n.as_str()));
-        let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape).filter(chosen).collect();
+    for shape in ["s8", "s7", "s13", "s05", "s13v300k"] {
+        let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape && w.is_one_of(names)).collect();
         if !chosen.is_empty() {
             let host = start(shape, &arguments);
             chosen.into_iter().for_each(|w| measure(&host, w));
-            host.print_host_work();
         }
     }
 }
