@@ -66,7 +66,7 @@ table() {
     awk '$5 ~ /%$/ && $6 ~ /x$/ { printf "%-24s %10s %10s %10s %9s %8s\n", $1, $2, $3, $4, $5, $6 }'
   sed -n 's/.*p99 during \/ p50 before \([0-9.]*\) .*first token \([0-9]*\) ms.*/\1 \2/p' "$logs"/latency*.log 2>/dev/null |
     awk '{ printf "%-24s %10s %10s %10s %9s  first token %d ms\n", "s8 32k among 64: p99/p50", "2.00", "-", $1, $1 <= 2 ? "within" : "ABOVE", $2 }'
-  grep -hE '^(cold start|host memory|load)' "$logs"/load*.log 2>/dev/null
+  grep -hE '^(load: .* GB/s|start: ready)' "$logs"/load*.log 2>/dev/null
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
