@@ -329,6 +329,7 @@ struct Prefill {
     }
     if (first_start > last_key) {
       store_part(true);
+      __syncthreads();  // all have read which tile this was
       return;
     }
     load_queries();
