@@ -426,6 +426,8 @@ impl Scheduler {
         if self.planted(Planted::BudgetIgnored) {
             return todo;
         }
+        // A smallest chunk is not shared.
+        let contended = contended && self.cfg.bound.is_none_or(|b| left > b.min_chunk);
         self.policy.chunk(&ChunkView { todo, left, contended }).clamp(1, todo.min(left))
     }
 

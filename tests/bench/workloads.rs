@@ -1,17 +1,15 @@
 //! Whole workloads on the engine with random weights of published shapes: all requests handed in at once, greedy, exact
 //! output lengths, wall time from the first submit to the last DONE.
 //!
-//! `cargo bench --bench workloads -- [--device cuda] [--config '{"max_num_seqs": 512}'] [WORKLOAD ...]`
+//! `cargo bench --bench workloads -- [--device cuda] [--seqs 512] [--tokens 1024] [--config JSON] [WORKLOAD ...]`
 //! names workloads by their beginning (`s8`, `s8-b32`); without names all run. `limit` and `vllm` are output tokens per
 //! second (of `s8-prefill` input tokens) on one NVIDIA H200: perfect kernels one after another at 4.3 TB/s and 790 TFLOP/s,
 //! and vLLM 0.26.0 measured on the same kind of machine.
 
 mod host;
-mod host_work;
 mod shapes;
 
 use host::{Arguments, Host};
-use host_work::HostWork;
 use serde_json::json;
 use shapes::{WORKLOADS, Workload, fixed};
 use std::time::{Duration, Instant};
@@ -65,7 +63,7 @@ fn measure(host: &Host, w: &Workload) {
     run(host, few.prompts(1, host.vocab));
     let prompts = w.prompts(2, host.vocab);
     let inputs: usize = prompts.iter().map(|p| p.0.len()).sum();
-    let (steps, work) = (host.engine.stats().steps, HostWork::read(&host.engine.metrics()));
+    let (steps, times) = (host.engine.stats().steps, host.times());
     let (seconds, outputs, first) = run(host, prompts);
     let steps = host.engine.stats().steps - steps;
     let rate = if w.counts_prompts() { inputs } else { outputs } as f64 / seconds;
@@ -79,13 +77,13 @@ fn measure(host: &Host, w: &Workload) {
         1e3 * seconds / steps.max(1) as f64,
         first[first.len() / 2] as f64 / 1e6,
     );
-    let work = HostWork::read(&host.engine.metrics()).since(&work);
-    println!("            host work of a step in us (mean, median and most at most): {work}");
+    host.times().print_since(&times);
 }
 
 fn start(shape: &str, arguments: &Arguments) -> Host {
-    let keys =
-        json!({"max_num_seqs": 512, "max_num_batched_tokens": 1024, "max_waiting": 8192, "max_unread_bytes": 1 << 30});
+    let (seqs, tokens) = (arguments.number("seqs", 512), arguments.number("tokens", 1024));
+    let keys = json!({"max_num_seqs": seqs, "max_num_batched_tokens": tokens, "max_waiting": 8192,
+                      "max_unread_bytes": 1 << 30});
     Host::start(shape, 16_384, keys, arguments)
 }
 
@@ -98,13 +96,8 @@ fn main() {
         return measure(&host, &tiny);
     }
     println!("{:<11} {:>10} {:>10} {:>10} {:>7} {:>8}", "workload", "limit", "vllm", "ours", "limit", "vllm");
-    let mut shapes = vec!["s8", "s7", "s13", "s05"];
-    if names.iter().any(|n| n.starts_with("s13v")) {
-        shapes.push("s13v300k");
-    }
-    for shape in shapes {
-        let chosen = |w: &&Workload| names.is_empty() || names.iter().any(|n| w.name.starts_with(n.as_str()));
-        let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape).filter(chosen).collect();
+    for shape in ["s8", "s7", "s13", "s05", "s13v300k"] {
+        let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape && w.is_one_of(names)).collect();
         if !chosen.is_empty() {
             let host = start(shape, &arguments);
             chosen.into_iter().for_each(|w| measure(&host, w));

@@ -61,6 +61,7 @@ const TABLE: &[Case] = &[
     ("linear", linear::all),
     ("rope_write_kv and paged_attention", attention::all),
     ("long contexts", attention::long_contexts),
+    ("few tokens over long contexts", attention::few_tokens_over_long_contexts),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),

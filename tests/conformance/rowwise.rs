@@ -1,6 +1,6 @@
 //! Ops that treat each row alone.
 
-use crate::kit::{Kit, WEIGHTS, bits, close, encode, noise, rounded};
+use crate::kit::{Kit, WEIGHTS, bits, close, encode, noise, rounded, some};
 use std::sync::Arc;
 use std::time::Duration;
 use yinian::base::DType;
@@ -137,8 +137,8 @@ fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
 }
 
 pub(crate) fn rms_norm(kit: &Kit) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let (x, w) = (kit.noise(2, rows * cols), noise(3, cols));
             let (xt, wt, out) = (kit.acts(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
             kit.stream.rms_norm(&out, &xt, &wt, 1e-5).unwrap();
@@ -151,8 +151,8 @@ pub(crate) fn rms_norm(kit: &Kit) {
 }
 
 pub(crate) fn add_rms_norm(kit: &Kit) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let (r, x, w) = (kit.noise(4, rows * cols), kit.noise(5, rows * cols), noise(6, cols));
             let (rt, xt, out) = (kit.acts(&r, cols), kit.acts(&x, cols), kit.poisoned(rows, cols));
             kit.stream.add_rms_norm(&out, &rt, &xt, &kit.floats(&w, cols), 1e-6).unwrap();
@@ -165,8 +165,8 @@ pub(crate) fn add_rms_norm(kit: &Kit) {
 }
 
 fn act_mul(kit: &Kit, activation: Activation, model: fn(f64) -> f64) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let mut x: Vec<f32> = noise(7, rows * 2 * cols).iter().map(|v| rounded(v * 20.0, kit.act)).collect();
             x[0] = [-200.0, 200.0, 0.0][cols % 3];
             let out = kit.poisoned(rows, cols);
@@ -209,7 +209,7 @@ pub(crate) fn soft_cap(kit: &Kit) {
 }
 
 pub(crate) fn gather_rows(kit: &Kit) {
-    for cols in COLS {
+    for cols in some(COLS, 4) {
         let x = kit.noise(8, 19 * cols);
         let index: Vec<i32> = (0..23).map(|i| (i * 5) % 19).collect();
         let out = kit.poisoned(index.len(), cols);
