@@ -334,6 +334,7 @@ pub(crate) fn few_tokens_over_long_contexts(kit: &Kit) {
         let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
         let plain = Shape::plain(heads, 16, dtype);
         long_batches(kit, plain, &STEPS);
+        long_batches(kit, Shape { window: Some(600), ..plain }, &STEPS);
         long_batches(kit, Shape { window: Some(600), soft_cap: Some(3.0), ..plain }, &STEPS);
     }
 }
