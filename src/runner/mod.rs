@@ -6,8 +6,11 @@ mod graphs;
 mod inputs;
 mod memory;
 mod model_runner;
+mod pool;
 mod rows;
+mod warm;
 
-pub use budget::num_blocks;
-pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
+pub use budget::{Demand, num_blocks, rooms, settle};
+pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan, overhead};
 pub use model_runner::ModelRunner;
+pub use pool::KvRoom;

@@ -1,5 +1,6 @@
 //! The CUDA driver: finding it, the device's context, kernels, and its errors as ours.
 
+use super::ledger::Ledger;
 use crate::base::{Error, ErrorKind, Result};
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -15,7 +16,7 @@ include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
 const VERSION: c_int = 13_000;
 
 /// Entry points we call; all are asked for once, because a missing one would panic where it is called.
-const SYMBOLS: [&str; 38] = [
+const SYMBOLS: [&str; 50] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -33,19 +34,31 @@ const SYMBOLS: [&str; 38] = [
     "cuMemsetD8_v2",
     "cuMemHostAlloc",
     "cuMemFreeHost",
+    "cuMemAddressReserve",
+    "cuMemAddressFree",
+    "cuMemCreate",
+    "cuMemRelease",
+    "cuMemMap",
+    "cuMemUnmap",
+    "cuMemSetAccess",
+    "cuMemGetAllocationGranularity",
+    "cuMemsetD8Async",
     "cuMemcpyHtoD_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
+    "cuCtxSynchronize",
     "cuEventCreate",
     "cuEventRecord",
     "cuEventQuery",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime_v2",
     "cuModuleLoadData",
     "cuModuleGetFunction",
+    "cuFuncLoad",
     "cuFuncSetAttribute",
     "cuLaunchKernelEx",
     "cuStreamBeginCapture_v2",
@@ -104,13 +117,19 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
     }
     // SAFETY: no arguments but a flag word that must be 0.
     check(unsafe { sys::cuInit(0) }, "cuInit")?;
-    let mut version = 0;
-    // SAFETY: `version` is writable.
-    check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion")?;
+    let version = version()?;
     if version < VERSION {
         return Err(too_old(&format!("it is for CUDA {}.{}", version / 1000, version % 1000 / 10)));
     }
     Ok(())
+}
+
+/// The CUDA version that the driver is for, as 1000 times the major plus 10 times the minor.
+pub(super) fn version() -> Result<c_int> {
+    let mut version = 0;
+    // SAFETY: `version` is writable.
+    check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion")?;
+    Ok(version)
 }
 
 fn too_old(why: &str) -> Error {
@@ -135,6 +154,8 @@ pub(super) fn preload(path: &Path) {
 pub(super) struct Context {
     raw: sys::CUcontext,
     device: sys::CUdevice,
+    /// What one engine allocates there.
+    pub(super) ledger: Arc<Ledger>,
 }
 
 // SAFETY: the driver's contexts may be used from any thread; which one is current is each thread's own business.
@@ -158,7 +179,7 @@ impl Context {
             check(sys::cuDeviceGet(&raw mut device, ordinal as c_int), "cuDeviceGet")?;
             check(sys::cuDevicePrimaryCtxRetain(&raw mut raw, device), "opening the device")?;
         }
-        Ok(Self { raw, device })
+        Ok(Self { raw, device, ledger: Arc::default() })
     }
 
     /// Makes it the context of the calling thread, which is one of ours.
@@ -173,6 +194,10 @@ impl Context {
         // SAFETY: the context is retained while `self` lives.
         check(unsafe { sys::cuCtxPushCurrent_v2(self.raw) }, "cuCtxPushCurrent")?;
         Ok(Entered(self, PhantomData))
+    }
+
+    pub(super) fn device(&self) -> sys::CUdevice {
+        self.device
     }
 
     /// Waits for the default stream of the entered context.
@@ -313,6 +338,9 @@ impl Modules {
         // SAFETY: a live module and a NUL-terminated name.
         let result = unsafe { sys::cuModuleGetFunction(&raw mut raw, module, symbol.as_ptr()) };
         check(result, &format!("kernel {name} of image {image:?}"))?;
+        // Else its code would take device memory when it first runs.
+        // SAFETY: a live kernel.
+        check(unsafe { sys::cuFuncLoad(raw) }, &format!("loading kernel {name}"))?;
         Ok(Kernel { raw })
     }
 

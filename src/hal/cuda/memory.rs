@@ -1,6 +1,7 @@
 //! Memory of a device, pinned host memory, and weight matrices.
 
 use super::driver::{Context, check};
+use super::ledger::{Entry, rounded};
 use crate::base::{DType, Error, Result};
 use crate::hal::{Allocation, HostBuffer, HostMatrix, Matrix, MatrixStorage, Tensor};
 use cudarc::driver::sys;
@@ -15,16 +16,18 @@ pub(super) struct DeviceMemory {
     addr: sys::CUdeviceptr,
     bytes: usize,
     context: Arc<Context>,
+    _entry: Entry,
 }
 
 impl DeviceMemory {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let entry = context.ledger.enter(rounded(bytes))?;
         let _entered = context.enter()?;
         let mut addr = 0;
         // SAFETY: `addr` is writable; a size of 0 is not asked for.
         let result = unsafe { sys::cuMemAlloc_v2(&raw mut addr, bytes.max(1)) };
         check(result, &format!("allocating {bytes} bytes on the device"))?;
-        let memory = Self { addr, bytes, context: Arc::clone(context) };
+        let memory = Self { addr, bytes, context: Arc::clone(context), _entry: entry };
         // SAFETY: exactly the allocated bytes.
         check(unsafe { sys::cuMemsetD8_v2(addr, 0, bytes.max(1)) }, "clearing device memory")?;
         // The clearing runs on the default stream, ours do not wait for that one.

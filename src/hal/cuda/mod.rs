@@ -1,22 +1,27 @@
 //! The CUDA backend: driver and cuBLASLt opened at run time, kernels compiled with the library.
 //!
 //! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `event` and
-//!   `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
+//!   `stream` order the work; `blas` is the matrix product and `tuning` keeps its algorithms, `ops` launches the kernels of
+//!   `kernels/`. `reserve` is memory that comes behind its addresses later, `ledger` counts it all.
 
 mod blas;
 mod convert;
 mod driver;
 mod event;
 mod graph;
+mod ledger;
 mod memory;
 mod ops;
 mod random;
+mod reserve;
 mod stream;
+mod tuning;
 
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
-    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
+    Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Overhead, RandomRows, Recorded,
+    Stream, Tuned,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -24,11 +29,20 @@ use driver::{Context, Modules};
 use memory::{CudaMatrix, DeviceMemory, PinnedMemory};
 use ops::Kernels;
 use random::Random;
+use reserve::ReservedMemory;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
+use tuning::Tuning;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;
+/// What a stream allocates.
+const STREAM_BYTES: usize = stream::WORKSPACE_BYTES + stream::MAX_BIAS * DType::F32.size();
+/// What driver and cuBLASLt take on their own: kernels of the products, launch buffers.
+const LIBRARY_BYTES: usize = 64 << 20;
+/// The same for a recorded step, and for each launch in it.
+const GRAPH_BYTES: usize = 64 << 10;
+const LAUNCH_BYTES: usize = 1 << 10;
 
 /// One GPU.
 #[derive(Debug)]
@@ -38,6 +52,8 @@ pub struct CudaDevice {
     convert: Convert,
     random: Random,
     kernels: Kernels,
+    /// Where algorithms of products are kept.
+    tuning: Option<Arc<Tuning>>,
     /// The kernels' code.
     _modules: Modules,
     context: Arc<Context>,
@@ -80,6 +96,8 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
     let modules = Modules::load(&context)?;
     let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
     let kernels = Kernels::load(&modules)?;
+    let machine = format!("{name}, {sm_count} SMs, driver {}, cuBLASLt {}", driver::version()?, blas::version());
+    let tuning = options.tuning_cache.as_deref().map(|path| Arc::new(Tuning::open(path, machine)));
     let caps = Caps {
         name: "cuda",
         description: format!("{name}, compute capability {}.{}, {sm_count} SMs", capability / 10, capability % 10),
@@ -98,6 +116,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         convert,
         random,
         kernels,
+        tuning,
         _modules: modules,
         context,
         me: Weak::clone(me),
@@ -114,6 +133,32 @@ impl Device for CudaDevice {
     }
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>> {
         Ok(Arc::new(DeviceMemory::new(&self.context, bytes)?))
+    }
+    fn reserve(&self, bytes: usize) -> Result<Option<Arc<dyn Allocation>>> {
+        let which = Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED;
+        if self.context.attribute(which)? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(ReservedMemory::new(&self.context, bytes)?)))
+    }
+    fn rounded(&self, bytes: usize) -> usize {
+        ledger::rounded(bytes)
+    }
+    fn allocated(&self) -> usize {
+        self.context.ledger.bytes()
+    }
+    fn overhead(&self, recorded: Recorded) -> Overhead {
+        let recorded_bytes = recorded.graphs * (GRAPH_BYTES + recorded.launches * LAUNCH_BYTES);
+        Overhead { stream_bytes: STREAM_BYTES, driver_bytes: LIBRARY_BYTES + recorded_bytes }
+    }
+    fn seal(&self) {
+        self.context.ledger.seal();
+        if let Some(tuning) = &self.tuning {
+            tuning.close();
+        }
+    }
+    fn tuned(&self) -> Option<Tuned> {
+        self.tuning.as_ref().map(|tuning| tuning.tuned())
     }
     fn host_buffer(&self, bytes: usize) -> Result<Box<dyn HostBuffer>> {
         Ok(Box::new(PinnedMemory::new(&self.context, bytes)?))
