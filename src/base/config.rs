@@ -85,7 +85,7 @@ pub const KEYS: &[Key] = &[
         "tuning_cache",
         "string, path of a file",
         "none",
-        "the GPU's matrix products are timed at start, for two seconds at most, and the fastest algorithms kept here for the \
+        "the GPU's matrix products are timed at start, for one second at most, and the fastest algorithms kept here for the \
          next start; without it none are timed, and all come from the vendor library's own guess",
     ),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),

@@ -149,16 +149,18 @@ impl ModelRunner {
                 reports: device.host_buffer(options.report_words() * WORD)?,
             });
         }
+        let alloc = |bytes: usize, what: &'static str| device.alloc(bytes).map_err(|e| e.within(what));
         let mut runner = Self {
             stream: device.stream()?,
-            arena: arena.allocate(device.as_ref())?,
+            arena: arena.allocate(device.as_ref()).map_err(|e| e.within("temporary tensors of a step"))?,
             buffers,
             pool: room.tensor(),
-            rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)?,
+            rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)
+                .map_err(|e| e.within("sampler rows"))?,
             graphs,
-            inputs: device.alloc(shape.words() * WORD)?,
-            sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
-            reports: device.alloc(options.report_words() * WORD)?,
+            inputs: alloc(shape.words() * WORD, "step inputs")?,
+            sampled: Tensor::new(alloc(samples * WORD, "sampled tokens")?, 0, samples, 1, DType::I32),
+            reports: alloc(options.report_words() * WORD, "logprobs")?,
             idle,
             flights: VecDeque::with_capacity(options.depth + 1),
             model,

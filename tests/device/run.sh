@@ -16,5 +16,7 @@ run() {
 }
 run conformance bin/conformance --nocapture every_op_on_a_gpu
 run golden bin/golden --nocapture gpu::
+run memory bin/golden --nocapture --ignored --test-threads=1 gpu::memory
+grep -E 'ready in|planned|beside|more than before|products in' "$logs/memory.log"
 run workloads bin/workloads --device cuda
 cat "$logs/workloads.log"

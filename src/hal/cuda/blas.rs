@@ -5,7 +5,7 @@ use super::tuning::{Stopwatch, Tuning};
 use crate::base::{DType, Error, ErrorKind, Result};
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 use cudarc::driver;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::path::Path;
 use std::ptr::null_mut;
@@ -263,10 +263,11 @@ impl Blas {
         check(status, &p.name())
     }
 
-    /// Makes and runs the plans of products of any number of rows up to those given. Where products are timed, the plans have
-    /// the fastest algorithms.
+    /// Makes the plans of products of any number of rows up to those given, and runs each algorithm in them once, so that its
+    /// code is on the device. Where products are timed, the plans have the fastest algorithms.
     pub(super) fn prepare(&mut self, products: &[Product], workspace: (u64, usize), stream: *mut c_void) -> Result<()> {
         let watch = self.tuning.as_ref().map(|_| Stopwatch::new()).transpose()?;
+        let mut ran = HashSet::new();
         for rows in all_buckets(products.iter().map(|p| p.shape.0).max().unwrap_or(0)) {
             for p in products.iter().filter(|p| rows <= bucket(p.shape.0)) {
                 let (most, n, k) = p.shape;
@@ -274,7 +275,12 @@ impl Blas {
                 if let Some(watch) = &watch {
                     self.search(&p, watch, workspace, stream)?;
                 }
-                self.run(&p, workspace, stream)?;
+                let key = Key::of(&p);
+                self.ensure(&key, workspace.1)?;
+                let algo = self.plans.get(&key).map(|plan| plan.algo.data);
+                if ran.insert((key.dtypes, key.has_bias, key.align, algo)) {
+                    self.run(&p, workspace, stream)?;
+                }
             }
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Algorithms of matrix products that were found by timing, kept in a file so that the next start need not look for them.
+//! Algorithms of matrix products that were found by timing, kept in a file so that the next start need not look for them: an
+//! object that names machines, and of each its products with the algorithm and a checksum in hexadecimal.
 
 use super::driver::check;
 use crate::base::{Error, Result};
@@ -13,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Time that one start may spend on timing products.
-const MOST_TIME: Duration = Duration::from_secs(2);
+const MOST_TIME: Duration = Duration::from_secs(1);
 /// What says that a file is one of ours, and of which layout.
 const MARK: &str = "yinian_tuning";
 const LAYOUT: u64 = 1;
@@ -113,7 +114,7 @@ impl Tuning {
             *machine = json!({});
         }
         for (name, algorithm) in found {
-            machine[name] = to_text(algorithm).into();
+            machine[name] = to_text(algorithm, sum(&self.machine, name, algorithm)).into();
         }
         // Whole or not at all, whoever else reads or writes it.
         let mut name = self.path.file_name().unwrap_or_default().to_owned();
@@ -151,23 +152,36 @@ fn read(path: &Path) -> Result<Value> {
 /// What `file` knows of `machine`. Entries that do not parse are as if they were not there.
 fn machine_of(file: &Value, machine: &str) -> BTreeMap<String, Algorithm> {
     let entries = file["machines"][machine].as_object();
-    let parsed = |(name, text): (&String, &Value)| Some((name.clone(), from_text(text.as_str()?)?));
+    let parsed = |(name, text): (&String, &Value)| {
+        let (algorithm, found) = from_text(text.as_str()?)?;
+        (found == sum(machine, name, &algorithm)).then(|| (name.clone(), algorithm))
+    };
     entries.into_iter().flatten().filter_map(parsed).collect()
 }
 
-fn to_text(algorithm: &Algorithm) -> String {
-    algorithm.iter().map(|word| format!("{word:016x}")).collect()
+/// FNV-1a of an entry: the library looks into an algorithm before it refuses one, so broken ones must not reach it.
+fn sum(machine: &str, name: &str, algorithm: &Algorithm) -> u64 {
+    let words = algorithm.iter().flat_map(|word| word.to_le_bytes());
+    let bytes = machine.bytes().chain([0]).chain(name.bytes()).chain([0]).chain(words);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn from_text(text: &str) -> Option<Algorithm> {
-    let mut algorithm = Algorithm::default();
-    if text.len() != 16 * algorithm.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+fn to_text(algorithm: &Algorithm, sum: u64) -> String {
+    algorithm.iter().chain([&sum]).map(|word| format!("{word:016x}")).collect()
+}
+
+/// The algorithm and its sum.
+fn from_text(text: &str) -> Option<(Algorithm, u64)> {
+    const WORDS: usize = 9;
+    if text.len() != 16 * WORDS || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
-    for (i, word) in algorithm.iter_mut().enumerate() {
+    let mut words = [0; WORDS];
+    for (i, word) in words.iter_mut().enumerate() {
         *word = u64::from_str_radix(&text[16 * i..16 * (i + 1)], 16).ok()?;
     }
-    Some(algorithm)
+    let [algorithm @ .., sum] = words;
+    Some((algorithm, sum))
 }
 
 /// Events around work on one stream of the calling thread's context.
@@ -265,12 +279,16 @@ mod tests {
     fn entries_that_do_not_parse_are_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tuning.json");
-        let good = to_text(&[9; 8]);
-        let machine = json!({"m1": good, "m2": &good[1..], "m3": 7, "m4": format!("+{}", &good[1..])});
+        let good = to_text(&[9; 8], sum("a", "m1", &[9; 8]));
+        let broken = good.replacen('9', "8", 1);
+        // The last one is of another product.
+        let machine = json!({"m1": good, "m2": &good[1..], "m3": 7, "m4": format!("+{}", &good[1..]), "m5": good});
+        let machine = machine.as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.clone()));
+        let machine: serde_json::Map<_, _> = machine.chain([("m6".to_owned(), broken.into())]).collect();
         fs::write(&path, json!({MARK: LAYOUT, "machines": {"a": machine, "b": 7}}).to_string()).unwrap();
         let known = tuning(&path, "a");
         assert_eq!(known.known("m1"), Some([9; 8]));
-        assert!(["m2", "m3", "m4"].iter().all(|name| known.known(name).is_none()));
+        assert!(["m2", "m3", "m4", "m5", "m6"].iter().all(|name| known.known(name).is_none()));
         let odd = tuning(&path, "b");
         found(&odd, "m1", [3; 8]);
         odd.close();
