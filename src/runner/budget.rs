@@ -130,6 +130,10 @@ fn allowed(memory: MemoryInfo, cap: Option<usize>, share: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::ErrorKind;
+    use crate::hal::registry::{DeviceOptions, open_host};
+    use crate::hal::{Allocation, Caps, HostBuffer, HostMatrix, Matrix, Stream};
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     #[test]
     fn a_share_counts_what_others_use_and_a_cap_makes_a_small_card() {
@@ -137,5 +141,132 @@ mod tests {
         assert_eq!((allowed(card, None, 0.9), allowed(card, None, 0.2)), (600, 0));
         assert_eq!((allowed(card, Some(400), 0.5), allowed(card, Some(400), 1.0)), (200, 400));
         assert_eq!((allowed(card, Some(900), 1.0), allowed(card, Some(5000), 0.5)), (700, 500));
+    }
+
+    const MB: usize = 1 << 20;
+    const BLOCK: usize = 2 * MB;
+    const TOTAL: usize = 10_000 * MB;
+
+    /// A device with memory of its own that comes late, of which others use a part.
+    #[derive(Debug)]
+    struct Card {
+        host: Arc<dyn Device>,
+        caps: Caps,
+        others: usize,
+        /// What no allocation shows.
+        hidden: usize,
+        allocated: Arc<AtomicUsize>,
+    }
+
+    /// Addresses; what has memory is counted, nothing is ever read.
+    #[derive(Debug)]
+    struct Late(usize, AtomicUsize, Arc<AtomicUsize>);
+
+    impl Allocation for Late {
+        fn addr(&self) -> u64 {
+            0
+        }
+        fn bytes(&self) -> usize {
+            self.0
+        }
+        fn commit(&self, bytes: usize) -> Result<()> {
+            let more = bytes - self.1.swap(bytes, Relaxed);
+            self.2.fetch_add(more, Relaxed);
+            Ok(())
+        }
+    }
+
+    impl Device for Card {
+        fn caps(&self) -> &Caps {
+            &self.caps
+        }
+        fn memory(&self) -> Result<MemoryInfo> {
+            let used = self.others + self.hidden + self.allocated();
+            Ok(MemoryInfo { total_bytes: TOTAL, free_bytes: TOTAL - used })
+        }
+        fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>> {
+            self.host.alloc(bytes)
+        }
+        fn reserve(&self, bytes: usize) -> Result<Option<Arc<dyn Allocation>>> {
+            Ok(Some(Arc::new(Late(bytes, AtomicUsize::new(0), Arc::clone(&self.allocated)))))
+        }
+        fn allocated(&self) -> usize {
+            self.allocated.load(Relaxed)
+        }
+        fn host_buffer(&self, bytes: usize) -> Result<Box<dyn HostBuffer>> {
+            self.host.host_buffer(bytes)
+        }
+        fn load_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+            self.host.load_matrix(parts)
+        }
+        fn stream(&self) -> Result<Box<dyn Stream>> {
+            self.host.stream()
+        }
+    }
+
+    fn card(others: usize, hidden: usize) -> Card {
+        let host = open_host(&DeviceOptions { threads: Some(1), ..DeviceOptions::default() }).unwrap();
+        let caps = Caps { own_memory: true, graphs: true, ..host.caps().clone() };
+        Card { host, caps, others, hidden, allocated: Arc::default() }
+    }
+
+    /// Bytes of blocks as planned, as found and as taken, on cards that others and the driver use so much of. Weights and
+    /// buffers are 1000 MB and the driver is thought to take 100.
+    fn sized(config: &str, cards: &[(usize, usize)]) -> Result<(usize, usize)> {
+        let config = EngineConfig::from_json(format!("{{\"model\": \"m\"{config}}}").as_bytes()).unwrap();
+        let demand = Demand {
+            block_bytes: BLOCK,
+            rank_block_bytes: BLOCK,
+            fixed_bytes: 1102 * MB,
+            driver_bytes: 100 * MB,
+            most: 5000,
+            kv_bytes: config.kv_cache_bytes,
+        };
+        let cards: Vec<_> = cards.iter().map(|&(others, hidden)| Arc::new(card(others * MB, hidden * MB))).collect();
+        // The driver has not taken anything before the warm-up.
+        let fresh = Card { hidden: 0, ..card(cards[0].others, 0) };
+        let num_blocks = num_blocks(&config, &fresh, &demand)?;
+        let options = RunnerOptions {
+            max_num_seqs: 1,
+            max_num_batched_tokens: 1,
+            max_model_len: 1,
+            block_size: 16,
+            num_blocks,
+            depth: 1,
+        };
+        cards.iter().for_each(|card| _ = card.allocated.fetch_add(1000 * MB, Relaxed));
+        let devices: Vec<Arc<dyn Device>> = cards.iter().map(|card| Arc::<Card>::clone(card) as _).collect();
+        let rooms = rooms(&devices, &options, &demand)?;
+        let blocks = settle(&config, &devices, (&demand, num_blocks), &rooms)?;
+        for (card, room) in cards.iter().zip(&rooms) {
+            assert_eq!(card.allocated(), 1000 * MB + room.bytes(blocks), "every card has all blocks and the padding");
+        }
+        Ok((num_blocks as usize * BLOCK / MB, blocks as usize * BLOCK / MB))
+    }
+
+    #[test]
+    fn blocks_are_what_is_left_when_all_else_is_there() {
+        // 9000 MB by share, less weights, padding and the driver's part; as planned where that is as thought.
+        assert_eq!(sized("", &[(0, 100)]).unwrap(), (7898, 7898));
+        assert_eq!(sized("", &[(0, 300)]).unwrap(), (7898, 7698));
+        assert_eq!(sized("", &[(500, 50)]).unwrap(), (7398, 7448));
+        // The fewest of all cards.
+        assert_eq!(sized("", &[(0, 100), (0, 400), (0, 0)]).unwrap(), (7898, 7598));
+        // A cap counts what the engine allocates, whatever others use.
+        let cap = format!(", \"device_memory_bytes\": {}", 4000 * MB);
+        assert_eq!(sized(&cap, &[(0, 100)]).unwrap(), (2498, 2498));
+        assert_eq!(sized(&cap, &[(3000, 400)]).unwrap(), (2498, 2498));
+        // A little is left whatever the share.
+        assert_eq!(sized(", \"gpu_memory_utilization\": 1", &[(0, 100)]).unwrap(), (8898, 8834));
+    }
+
+    #[test]
+    fn a_size_in_the_config_is_kept_or_refused() {
+        let size = |mb: usize| format!(", \"kv_cache_bytes\": {}", mb * MB);
+        assert_eq!(sized(&size(64), &[(0, 900)]).unwrap(), (64, 64));
+        let e = sized(&size(8000), &[(0, 2000)]).unwrap_err();
+        assert!(e.kind == ErrorKind::NoMemory && e.message.contains("kv_cache_bytes 8388608000"), "{e}");
+        let e = sized("", &[(0, 8500)]).unwrap_err();
+        assert!(e.kind == ErrorKind::NoMemory && e.message.contains("one block"), "{e}");
     }
 }

@@ -255,7 +255,8 @@ impl Blas {
         let Some(plan) = self.plans.get_mut(&key) else { return Err(Error::internal("a product has no plan")) };
         plan.set_rows(rows)?;
         let status = plan.enqueue((handle, &plan.algo), p, workspace, stream)?;
-        if status == cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED && rows != key.shape.0 {
+        let refused = [cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED, cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE];
+        if refused.contains(&status) && rows != key.shape.0 {
             // What serves the most rows of its kind need not serve fewer.
             let plan = self.plan(&Key { shape: p.shape, ..key }, workspace.1)?;
             return check(plan.enqueue((handle, &plan.algo), p, workspace, stream)?, &p.name());
