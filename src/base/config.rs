@@ -81,7 +81,8 @@ pub const KEYS: &[Key] = &[
         "gpu_memory_utilization",
         "number above 0, at most 1",
         "0.9 on a GPU",
-        "share of the device's memory that weights, buffers and KV cache may take together",
+        "share of the device's memory that weights, buffers and KV cache may take together; the KV cache is sized once all else \
+         is loaded and warm",
     ),
     key(
         "kv_cache_bytes",
@@ -89,7 +90,20 @@ pub const KEYS: &[Key] = &[
         "by gpu_memory_utilization on a GPU, else a quarter of free memory; at most what max_num_seqs can use",
         "KV cache size",
     ),
-    key("device_memory_bytes", "integer, bytes, >= 1", "all of it", "the device counts as one with this much memory"),
+    key(
+        "device_memory_bytes",
+        "integer, bytes, >= 1",
+        "all of it",
+        "the device counts as one with this much memory, of which only this engine's own use is taken off: the driver's context \
+         and kernels, which engines share, do not count",
+    ),
+    key(
+        "tuning_cache",
+        "string, path of a file",
+        "none",
+        "the GPU's matrix products are timed at start, for one second at most, and the fastest algorithms kept here for the \
+         next start; without it none are timed, and all come from the vendor library's own guess",
+    ),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),
     later("kv_cache_dtype", "string", "\"auto\"", "KV is kept in the weights' dtype"),
     later("kv_tiers", "array", "null", "host and disk tiers of the KV cache"),
@@ -148,6 +162,7 @@ pub struct EngineConfig {
     pub kv_cache_bytes: Option<usize>,
     pub gpu_memory_utilization: Option<f64>,
     pub device_memory_bytes: Option<usize>,
+    pub tuning_cache: Option<String>,
     pub enable_prefix_caching: bool,
     pub scheduling_policy: String,
     pub max_waiting: usize,
@@ -247,6 +262,7 @@ impl Default for EngineConfig {
             kv_cache_bytes: None,
             gpu_memory_utilization: None,
             device_memory_bytes: None,
+            tuning_cache: None,
             enable_prefix_caching: true,
             scheduling_policy: "fcfs".to_owned(),
             max_waiting: 4096,
@@ -321,6 +337,9 @@ impl EngineConfig {
         }
         if let Some(bytes) = self.device_memory_bytes {
             range("device_memory_bytes", bytes, 1, usize::MAX)?;
+        }
+        if self.tuning_cache.as_deref() == Some("") {
+            return Err(Error::invalid("config key \"tuning_cache\" is \"\"; expected the path of a file"));
         }
         if let Some(share) = self.gpu_memory_utilization
             && !(share > 0.0 && share <= 1.0)

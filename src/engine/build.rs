@@ -14,7 +14,7 @@ use crate::hal::comm::LocalGroup;
 use crate::hal::registry::{self, DeviceOptions};
 use crate::hal::{Activations, Caps, Device, Tensor};
 use crate::model::{self, LoadOptions, Model, ModelInfo, Shard};
-use crate::runner::{self, ModelRunner, RunnerOptions};
+use crate::runner::{self, Demand, ModelRunner, RunnerOptions};
 use crate::sched::policy::Policy;
 use crate::sched::{SchedConfig, Scheduler, StepBound, policy};
 use crate::text::TextModel;
@@ -76,6 +76,10 @@ struct Sizes {
     options: RunnerOptions,
     kv_block_bytes: usize,
     fixed_bytes: usize,
+    /// What devices take beside what is asked of them by size.
+    overhead_bytes: usize,
+    /// On each device, or on the host.
+    demand: Demand,
 }
 
 fn sizes(config: &EngineConfig) -> Result<Sizes> {
@@ -112,10 +116,21 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let weight_bytes: usize = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
     let weight_bytes = weight_bytes - host_embedding_bytes;
     let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
-    let fixed_bytes =
-        weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, device.caps()).total_bytes();
-    let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
-    options.num_blocks = runner::num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
+    let overhead = runner::overhead(&local, &options, device.as_ref());
+    let overhead_bytes = ranks * (overhead.stream_bytes + overhead.driver_bytes);
+    let buffers = runner::memory_plan(&local, &options, device.caps()).bytes_on(device.caps());
+    let fixed_bytes = weight_bytes + meeting_bytes + ranks * buffers + overhead_bytes;
+    // Ranks share the host's memory; devices with memory of their own have each a part of everything.
+    let parts = if device.caps().own_memory { ranks } else { 1 };
+    let demand = Demand {
+        block_bytes: kv_block_bytes / parts,
+        rank_block_bytes: kv_block_bytes / ranks,
+        fixed_bytes: fixed_bytes / parts,
+        driver_bytes: overhead.driver_bytes,
+        most: kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs),
+        kv_bytes: config.kv_cache_bytes.map(|bytes| bytes / parts),
+    };
+    options.num_blocks = runner::num_blocks(config, device.as_ref(), &demand)?;
     Ok(Sizes {
         dir,
         info,
@@ -129,6 +144,8 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         options,
         kv_block_bytes,
         fixed_bytes,
+        overhead_bytes,
+        demand,
     })
 }
 
@@ -145,6 +162,7 @@ fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> 
         threads,
         cpu_features: config.cpu_features.clone(),
         library_dir: config.device_library_dir.as_deref().map(PathBuf::from),
+        tuning_cache: config.tuning_cache.as_deref().map(PathBuf::from),
         numeric_mode: config.numeric_mode,
         planted: config.planted.clone(),
     };
@@ -172,7 +190,8 @@ fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
 
 fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     progress(0.0)?;
-    let sizes = sizes(config)?;
+    let mut sizes = sizes(config)?;
+    let free = sizes.free_bytes()?;
     let tokenizer = config.tokenizer.as_deref().map(Path::new);
     let text = Arc::new(TextModel::open(&sizes.dir, tokenizer, config.chat_template.as_deref())?);
     let mut cancelled = None;
@@ -180,7 +199,10 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
         let mut report = |p: f32| -> Result<()> { progress(p * 0.95).inspect_err(|e| cancelled = Some(e.clone())) };
         load_ranks(config, &sizes, &mut report)?
     };
-    let runner = rank_runner(loaded, &sizes)?;
+    let (runner, num_blocks) = rank_runner(config, loaded, &sizes)?;
+    sizes.options.num_blocks = num_blocks;
+    sizes.devices.iter().for_each(|device| device.seal());
+    let used_bytes = free.saturating_sub(sizes.free_bytes()?);
     progress(1.0)?;
     let exec = WorkerExecutor::spawn(runner, config.pipeline_depth, Arc::clone(signal))?;
     let limits = Limits {
@@ -194,7 +216,7 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     Ok(Parts {
         sched: scheduler(config, &sizes.options, sizes.bound)?,
         exec: Box::new(exec),
-        info: info(config, &sizes),
+        info: info(config, &sizes, used_bytes),
         block_size: sizes.options.block_size,
         limits,
         defaults: SamplingDefaults { temperature: defaults.temperature, top_k: defaults.top_k, top_p: defaults.top_p },
@@ -218,25 +240,38 @@ fn load_ranks(config: &EngineConfig, sizes: &Sizes, progress: Progress<'_>) -> R
     sizes.devices.iter().enumerate().map(load).collect()
 }
 
-/// The ranks of a model as one runner. They warm up side by side, as each waits for the others.
-fn rank_runner(mut models: Vec<Model>, sizes: &Sizes) -> Result<Box<dyn StepRunner>> {
+/// The ranks of a model as one runner, and the number of KV blocks they have, which is known once they are warm. They warm up
+/// side by side, as each waits for the others.
+fn rank_runner(config: &EngineConfig, mut models: Vec<Model>, sizes: &Sizes) -> Result<(Box<dyn StepRunner>, u32)> {
     let (ranks, options) = (models.len(), &sizes.options);
+    let rooms = runner::rooms(&sizes.devices, options, &sizes.demand)?;
+    let settle = || runner::settle(config, &sizes.devices, (&sizes.demand, options.num_blocks), &rooms);
     if ranks == 1 {
         let device = Arc::clone(&sizes.devices[0]);
-        return Ok(Box::new(ModelRunner::new(models.swap_remove(0), device, options.clone())?));
+        let runner = ModelRunner::in_room(models.swap_remove(0), device, (options.clone(), &rooms[0]), None)?;
+        return Ok((Box::new(runner), settle()?));
     }
     let group = LocalGroup::new(ranks, meeting_elements(&sizes.info, options));
     let start = |rank: usize, model: Model| -> Result<Box<dyn StepRunner>> {
         let device = &sizes.devices[rank];
         let place = group.join(rank, device.as_ref())?;
-        Ok(Box::new(ModelRunner::of_rank(model, Arc::clone(device), options.clone(), Some(place))?))
+        let options = (options.clone(), &rooms[rank]);
+        Ok(Box::new(ModelRunner::in_room(model, Arc::clone(device), options, Some(place))?))
     };
     let start = |(rank, model): (usize, Model)| -> StartRank<'_> {
         let start = &start;
         Box::new(move || start(rank, model))
     };
     let starts = models.into_iter().enumerate().map(start).collect();
-    Ok(Box::new(RankRunner::start(starts, group.clone())?))
+    let runner = RankRunner::start(starts, group.clone())?;
+    Ok((Box::new(runner), settle()?))
+}
+
+impl Sizes {
+    /// What all devices have free.
+    fn free_bytes(&self) -> Result<usize> {
+        self.devices.iter().map(|device| Ok(device.memory()?.free_bytes)).sum()
+    }
 }
 
 fn scheduler(config: &EngineConfig, options: &RunnerOptions, bound: Option<StepBound>) -> Result<Scheduler> {
@@ -417,19 +452,27 @@ fn numeric_mode(wanted: NumericMode, caps: &Caps) -> Result<NumericMode> {
     }
 }
 
-fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
-    json!({
+fn info(config: &EngineConfig, sizes: &Sizes, used_bytes: usize) -> Value {
+    let mut memory = memory_json(sizes);
+    if sizes.devices[0].caps().own_memory {
+        memory["device_used_bytes"] = used_bytes.into();
+    }
+    let mut info = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
         "device": device_json(sizes.devices[0].caps()),
         "numeric_mode": sizes.mode.name(),
         "limits": limits_json(config, &sizes.options),
         "max_decode_slowdown": sizes.bound.map(|b| f64::from(b.percent) / 100.0),
-        "memory": memory_json(sizes),
+        "memory": memory,
         "prefix_caching": config.enable_prefix_caching,
         "scheduling_policy": config.scheduling_policy,
         "load_format": if config.load_format == LoadFormat::Dummy { "dummy" } else { "safetensors" },
-    })
+    });
+    if let Some(tuned) = sizes.devices[0].tuned() {
+        info["tuning"] = json!({"searched": tuned.searched, "known": tuned.known});
+    }
+    info
 }
 
 fn memory_json(sizes: &Sizes) -> Value {
@@ -444,6 +487,8 @@ fn memory_json(sizes: &Sizes) -> Value {
         "arena_bytes": ranks * plan.arena_bytes,
         "row_state_bytes": ranks * plan.row_state_bytes,
         "step_input_bytes": ranks * plan.inputs_bytes,
+        "staging_bytes": ranks * plan.staging_bytes,
+        "device_overhead_bytes": sizes.overhead_bytes,
         "rope_table_bytes": ranks * plan.rope_bytes,
         "padding_bytes": ranks * plan.padding_bytes,
         "kv_cache_bytes": kv_bytes,

@@ -86,6 +86,32 @@ pub struct MemoryInfo {
     pub free_bytes: usize,
 }
 
+/// Work that will be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recorded {
+    pub graphs: usize,
+    /// Launches in each of them.
+    pub launches: usize,
+}
+
+/// Bytes of a device's memory that an engine takes beside what it asks for by size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Overhead {
+    /// Allocated with a stream.
+    pub stream_bytes: usize,
+    /// Taken by driver and vendor libraries on their own, as found on machines like this one.
+    pub driver_bytes: usize,
+}
+
+/// Matrix products whose algorithms were looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tuned {
+    /// Found by timing since the device was opened.
+    pub searched: usize,
+    /// Read from the file that was named.
+    pub known: usize,
+}
+
 /// One opened device. Shared by the threads of one engine; dropped with it.
 pub trait Device: Send + Sync + Debug {
     fn caps(&self) -> &Caps;
@@ -97,6 +123,31 @@ pub trait Device: Send + Sync + Debug {
     }
     /// Zeroed memory, aligned to at least 64 bytes. `NoMemory` when it does not fit.
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>>;
+    /// Address space for `bytes` whose memory comes with [`Allocation::commit`], so that work can be recorded before it is
+    /// known how much memory is left. None where memory comes at once.
+    fn reserve(&self, bytes: usize) -> Result<Option<Arc<dyn Allocation>>> {
+        let _ = bytes;
+        Ok(None)
+    }
+    /// What an allocation of `bytes` takes.
+    fn rounded(&self, bytes: usize) -> usize {
+        bytes
+    }
+    /// What live allocations take, where the device counts them.
+    fn allocated(&self) -> usize {
+        0
+    }
+    /// What one stream and recorded work take beside.
+    fn overhead(&self, recorded: Recorded) -> Overhead {
+        let _ = recorded;
+        Overhead::default()
+    }
+    /// Ends the warm-up: to allocate device memory is `Internal` from here on, and what was learnt about products is kept.
+    fn seal(&self) {}
+    /// None where products have one algorithm, or none are to be looked for.
+    fn tuned(&self) -> Option<Tuned> {
+        None
+    }
     /// Host memory the device can copy from and to at full speed.
     fn host_buffer(&self, bytes: usize) -> Result<Box<dyn HostBuffer>>;
     /// Puts a matrix on the device in the layout its [`Ops::linear`] and [`Ops::embed`] like best. `parts` have equal

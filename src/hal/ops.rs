@@ -118,6 +118,15 @@ pub struct Logprobs<'a> {
     pub out: &'a Tensor,
 }
 
+/// Operands of [`Ops::linear`].
+#[derive(Debug, Clone)]
+pub struct Linear<'a> {
+    pub out: Tensor,
+    pub x: Tensor,
+    pub w: &'a Matrix,
+    pub bias: Option<&'a Tensor>,
+}
+
 /// The ops of a decoder step.
 pub trait Ops {
     /// `out[t] = table[ids[t]] * scale`. An id below 0 means "the last token of row `-id - 1`" in `state`
@@ -129,6 +138,12 @@ pub trait Ops {
     fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
     /// `out = x * w^T + bias`. out: `[T, N]` act (or F32 for logits); x: act `[T, K]`; w: `N x K`; bias: F32 `[1, N]`.
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()>;
+    /// Gets these products ready for any number of rows up to theirs, so that a step finds nothing left to load or to choose.
+    /// Their outputs are overwritten.
+    fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
+        let _ = products;
+        Ok(())
+    }
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()>;
     fn paged_attention(&self, args: &PagedAttention<'_>) -> Result<()>;
     /// `out = activation(gate) * up`. out: act `[T, N]`; gate_up: act `[T, 2N]`, gate first.

@@ -16,6 +16,8 @@ pub struct DeviceOptions {
     pub cpu_features: Option<String>,
     /// Where vendor libraries are looked for before the loader's own path.
     pub library_dir: Option<PathBuf>,
+    /// Where algorithms of products that were found by timing are kept; `None` times none.
+    pub tuning_cache: Option<PathBuf>,
     /// How numbers are to be computed. A device that cannot says so in its caps.
     pub numeric_mode: NumericMode,
     /// Set by tests only.

@@ -12,6 +12,12 @@ pub trait Allocation: Send + Sync + Debug {
     /// Device address of the first byte.
     fn addr(&self) -> u64;
     fn bytes(&self) -> usize;
+    /// Puts zeroed memory behind the first `bytes` bytes of address space that was only reserved; what was there stays.
+    /// `NoMemory` when it does not fit.
+    fn commit(&self, bytes: usize) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
 }
 
 /// A checked row-major window of `rows x cols` elements into an allocation. Cloning shares, never copies.

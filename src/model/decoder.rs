@@ -3,8 +3,8 @@
 use crate::base::{DType, Result};
 use crate::hal::arena::{Arena, ArenaPlan, Slot};
 use crate::hal::comm::Communicator;
-use crate::hal::ops::{HeadNorms, KvLayer, PagedAttention, RopeWriteKv};
-use crate::hal::{Stream, Tensor};
+use crate::hal::ops::{HeadNorms, KvLayer, Linear as Product, PagedAttention, RopeWriteKv};
+use crate::hal::{Matrix, Stream, Tensor};
 use crate::model::load::{Layer, Linear};
 use crate::model::spec::LayerSpec;
 use crate::model::{DecoderSpec, Model};
@@ -107,6 +107,34 @@ impl Pass<'_> {
         }
         ops.add_rms_norm(&x, &residual, &x, &model.final_norm, spec.norm_eps)?;
         Ok(x)
+    }
+
+    /// Gets every product ready that passes of any number of rows need. What the arena holds is overwritten.
+    pub fn prepare(&self) -> Result<()> {
+        let whole = |slot: Slot| self.arena.tensor(slot);
+        let b = self.buffers;
+        let [x, qkv, attended, gate_up, inner] = [b.hidden, b.qkv, b.attended, b.gate_up, b.inner].map(whole);
+        let layers = self.model.layers.iter().flat_map(|layer| {
+            [
+                (&qkv, &x, &layer.qkv),
+                (&x, &attended, &layer.output),
+                (&gate_up, &x, &layer.gate_up),
+                (&x, &inner, &layer.down),
+            ]
+        });
+        let (logits, last) = (whole(b.logits), whole(b.last));
+        let layers = layers.map(|(out, x, linear)| (out, x, &linear.weight, linear.bias.as_ref()));
+        let mut products: Vec<Product<'_>> = Vec::new();
+        for (out, x, w, bias) in layers.chain([(&logits, &last, &self.model.head, None)]) {
+            let same = |p: &Product<'_>| {
+                let shape = |w: &Matrix| (w.rows(), w.cols(), w.dtype());
+                (shape(p.w), p.out.dtype(), p.bias.is_some()) == (shape(w), out.dtype(), bias.is_some())
+            };
+            if !products.iter().any(same) {
+                products.push(Product { out: out.clone(), x: x.clone(), w, bias });
+            }
+        }
+        self.stream.prepare(&products)
     }
 
     fn linear(&self, out: &Tensor, x: &Tensor, linear: &Linear) -> Result<()> {

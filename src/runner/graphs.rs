@@ -1,7 +1,7 @@
 //! Recorded decode steps, where the device records work: one graph for each number of sequences and width of block tables
 //! that steps are padded to. Padding entries run token 0 in a KV block and a sampler row that nobody else has.
 
-use crate::base::{BlockId, Row};
+use crate::base::Row;
 use crate::hal::Graph;
 use crate::plan::StepPlan;
 use std::collections::HashMap;
@@ -24,7 +24,6 @@ pub(super) struct Bucket {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Padding {
     pub(super) bucket: Bucket,
-    pub(super) block: BlockId,
     pub(super) row: Row,
 }
 
@@ -34,17 +33,16 @@ pub(super) struct Graphs {
     seqs: Vec<usize>,
     /// Rising.
     blocks: Vec<usize>,
-    block: BlockId,
     row: Row,
     recorded: HashMap<Bucket, Box<dyn Graph>>,
 }
 
 impl Graphs {
-    /// For steps of up to `seqs` sequences with up to `blocks` blocks, padded with `block` and `row`.
-    pub(super) fn new((seqs, blocks): (usize, usize), block: BlockId, row: Row) -> Self {
+    /// For steps of up to `seqs` sequences with up to `blocks` blocks, padded with `row`.
+    pub(super) fn new((seqs, blocks): (usize, usize), row: Row) -> Self {
         let wider = std::iter::successors(Some(BLOCKS), |b| Some(b * WIDER)).take_while(|b| *b < blocks);
         let blocks = wider.chain([blocks]).collect();
-        Self { seqs: sizes(seqs.min(MOST_SEQS)), blocks, block, row, recorded: HashMap::new() }
+        Self { seqs: sizes(seqs.min(MOST_SEQS)), blocks, row, recorded: HashMap::new() }
     }
 
     /// How `plan` is padded to be run from a recording: it decodes only, and reports nothing.
@@ -61,7 +59,7 @@ impl Graphs {
     }
 
     pub(super) fn padded_to(&self, bucket: Bucket) -> Padding {
-        Padding { bucket, block: self.block, row: self.row }
+        Padding { bucket, row: self.row }
     }
 
     /// All shapes, widest steps first and narrowest tables first.
@@ -102,9 +100,9 @@ mod tests {
 
     #[test]
     fn tables_grow_to_the_longest() {
-        let graphs = Graphs::new((4, 1024), BlockId(9), Row(4));
+        let graphs = Graphs::new((4, 1024), Row(4));
         assert_eq!(graphs.blocks, [64, 256, 1024]);
-        assert_eq!(Graphs::new((4, 40), BlockId(9), Row(4)).blocks, [40]);
+        assert_eq!(Graphs::new((4, 40), Row(4)).blocks, [40]);
         assert_eq!(graphs.buckets().len(), 9);
         assert_eq!(graphs.buckets()[0], Bucket { seqs: 4, blocks: 64 });
     }

@@ -22,6 +22,8 @@ pub(super) struct InputShape {
     blocks: usize,
     rows: usize,
     pub(super) block_size: usize,
+    /// Blocks of the pool before block 0.
+    padding: usize,
 }
 
 impl InputShape {
@@ -33,7 +35,13 @@ impl InputShape {
             blocks: options.max_model_len.div_ceil(block_size),
             rows: options.max_num_seqs,
             block_size,
+            padding: 0,
         }
+    }
+
+    /// The same where `padding` blocks that no sequence has come first.
+    pub(super) fn behind(self, padding: usize) -> Self {
+        Self { padding, ..self }
     }
 
     /// Words of the largest step.
@@ -196,8 +204,9 @@ pub(super) fn pack(
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
-        words.set_all(sections.tables + s * packed.blocks, plan.table(entry).iter().map(|id| id.0 as i32));
-        pack_tokens(plan, entry, (&mut words, sections, token), (shape.block_size, vocab))?;
+        let table = plan.table(entry).iter().map(|id| (shape.padding + id.0 as usize) as i32);
+        words.set_all(sections.tables + s * packed.blocks, table);
+        pack_tokens(plan, entry, (&mut words, sections, token), (shape, vocab))?;
         if let Some(scores) = &entry.scores {
             pack_scores(plan, (entry, scores), (&mut words, sections), (token, score), vocab)?;
             score += scores.targets.len();
@@ -224,7 +233,7 @@ pub(super) fn pack(
         return Err(Error::internal(format!("step {} scores {score} of {} prompt tokens", plan.id.0, packed.scores)));
     }
     if let Some(padding) = padding {
-        pack_padding((&mut words, sections), plan.entries.len(), padding, shape.block_size);
+        pack_padding((&mut words, sections), plan.entries.len(), padding);
     }
     words.set(sections.starts + packed.seqs, packed.tokens as i32);
     for (i, init) in plan.row_inits.iter().enumerate() {
@@ -235,22 +244,16 @@ pub(super) fn pack(
     Ok(packed)
 }
 
-/// Fills the places from `first` on of a step in which every sequence has one token.
-fn pack_padding(
-    (words, sections): (&mut Words<'_>, Sections),
-    first: usize,
-    Padding { bucket, block, row }: Padding,
-    block_size: usize,
-) {
+/// Fills the places from `first` on of a step in which every sequence has one token, in the pool's first block.
+fn pack_padding((words, sections): (&mut Words<'_>, Sections), first: usize, Padding { bucket, row }: Padding) {
     for s in first..bucket.seqs {
-        let slot = (block.0 as usize * block_size) as i32;
         for (at, value) in [
             (sections.starts + s, s as i32),
             (sections.context_lens + s, 1),
-            (sections.tables + s * bucket.blocks, block.0 as i32),
+            (sections.tables + s * bucket.blocks, 0),
             (sections.ids + s, 0),
             (sections.positions + s, 0),
-            (sections.slots + s, slot),
+            (sections.slots + s, 0),
             (sections.last + s, s as i32),
             (sections.rows + s, row.0 as i32),
             (sections.next + s, 1),
@@ -290,7 +293,7 @@ fn pack_tokens(
     plan: &StepPlan,
     entry: &StepEntry,
     (words, sections, first): (&mut Words<'_>, Sections, usize),
-    (block_size, vocab): (usize, usize),
+    (InputShape { block_size, padding, .. }, vocab): (InputShape, usize),
 ) -> Result<()> {
     let (inputs, table) = (plan.inputs(entry), plan.table(entry));
     if inputs.len() != entry.len as usize && inputs.len() + 1 != entry.len as usize {
@@ -310,7 +313,10 @@ fn pack_tokens(
             .ok_or_else(|| Error::internal(format!("no block for position {position} of a step")))?;
         words.set(sections.ids + first + i, id);
         words.set(sections.positions + first + i, position as i32);
-        words.set(sections.slots + first + i, (block.0 as usize * block_size + position % block_size) as i32);
+        words.set(
+            sections.slots + first + i,
+            ((padding + block.0 as usize) * block_size + position % block_size) as i32,
+        );
     }
     Ok(())
 }

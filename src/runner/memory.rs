@@ -1,13 +1,14 @@
 //! What a runner allocates, before it does.
 
-use crate::base::DType;
-use crate::hal::Caps;
+use crate::base::{DType, Row};
 use crate::hal::arena::ArenaPlan;
 use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS};
+use crate::hal::{Caps, Device, Overhead, Recorded};
 use crate::model::ModelInfo;
 use crate::model::decoder::Buffers;
 use crate::plan::params::MAX_LOGPROBS;
 use crate::plan::{KvGroup, KvSpec};
+use crate::runner::graphs::Graphs;
 use crate::runner::inputs::InputShape;
 use crate::runner::late::late_bytes;
 
@@ -24,6 +25,10 @@ pub(super) fn row_extra_bytes(vocab_size: usize) -> (usize, usize) {
 
 /// Words of the largest report of one token's logprobs.
 pub(super) const REPORT_WORDS: usize = 3 * (1 + MAX_LOGPROBS as usize);
+
+/// Launches of a recorded step: of each layer, and of all else in it.
+const LAYER_LAUNCHES: usize = 12;
+const STEP_LAUNCHES: usize = 10;
 
 /// Sizes of a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +65,10 @@ pub struct RunnerMemory {
     pub arena_bytes: usize,
     /// Sampler rows on the device.
     pub row_state_bytes: usize,
-    /// Step inputs on the device and their host buffers.
+    /// Step inputs and reports on the device.
     pub inputs_bytes: usize,
+    /// Their host buffers.
+    pub staging_bytes: usize,
     /// Cosines and sines (loaded with the model).
     pub rope_bytes: usize,
     /// The KV block of padding entries, where steps are recorded.
@@ -70,7 +77,17 @@ pub struct RunnerMemory {
 
 impl RunnerMemory {
     pub fn total_bytes(&self) -> usize {
-        self.arena_bytes + self.row_state_bytes + self.inputs_bytes + self.rope_bytes + self.padding_bytes
+        self.arena_bytes
+            + self.row_state_bytes
+            + self.inputs_bytes
+            + self.staging_bytes
+            + self.rope_bytes
+            + self.padding_bytes
+    }
+
+    /// What of it counts as such a device's memory.
+    pub fn bytes_on(&self, caps: &Caps) -> usize {
+        self.total_bytes() - if caps.own_memory { self.staging_bytes } else { 0 }
     }
 }
 
@@ -105,18 +122,44 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, caps: &Caps) -> Ru
     let shape = InputShape::of(options);
     let ring = options.depth + 1;
     let (counts, biases) = row_extra_bytes(info.spec.vocab_size);
+    let step_words = shape.words() + options.max_samples() + options.report_words();
     RunnerMemory {
         arena_bytes: arena.bytes(),
         row_state_bytes: sampler_rows(options, caps) * (SAMPLER_WORDS * WORD + counts + biases),
-        inputs_bytes: WORD
-            * (shape.words()
-                + options.max_samples()
-                + options.report_words()
-                + ring * (shape.words() + options.max_samples() + options.report_words()))
-            + ring * STAGED_ROWS * counts.max(biases),
+        inputs_bytes: WORD * step_words,
+        staging_bytes: ring * (WORD * step_words + STAGED_ROWS * counts.max(biases)),
         padding_bytes: if caps.graphs { kv_spec(info, options.block_size).block_bytes(0) } else { 0 },
         rope_bytes: info.spec.ropes.len() * options.max_model_len * info.spec.head_dim * DType::F32.size(),
     }
+}
+
+/// What the device takes beside what model, runner and blocks ask for. What allocations are rounded up by counts with the
+/// stream.
+pub fn overhead(info: &ModelInfo, options: &RunnerOptions, device: &dyn Device) -> Overhead {
+    let (caps, spec) = (device.caps(), &info.spec);
+    let layers = spec.layers.len();
+    let graphs = if caps.graphs { Graphs::new(InputShape::of(options).most(), Row(0)).buckets().len() } else { 0 };
+    let beside = device.overhead(Recorded { graphs, launches: LAYER_LAUNCHES * layers + STEP_LAUNCHES });
+    let (dtype, plan) = (info.dtype.size(), memory_plan(info, options, caps));
+    let rows = sampler_rows(options, caps);
+    let (counts, biases) = row_extra_bytes(spec.vocab_size);
+    let table = spec.vocab_size * spec.hidden_size * dtype;
+    let asked = [
+        (layers, spec.qkv_size() * spec.hidden_size * dtype),
+        (layers, spec.attention_size() * spec.hidden_size * dtype),
+        (layers, 2 * spec.intermediate_size * spec.hidden_size * dtype),
+        (layers, spec.intermediate_size * spec.hidden_size * dtype),
+        (if spec.tied { 1 } else { 2 }, table),
+        (spec.ropes.len(), plan.rope_bytes / spec.ropes.len().max(1)),
+        (1, plan.arena_bytes),
+        (1, InputShape::of(options).words() * WORD),
+        (1, options.report_words() * WORD),
+        (1, rows * counts),
+        (1, rows * biases),
+        (1, rows * SAMPLER_WORDS * WORD),
+    ];
+    let lost: usize = asked.iter().map(|(times, bytes)| times * (device.rounded(*bytes) - bytes)).sum();
+    Overhead { stream_bytes: beside.stream_bytes + lost, ..beside }
 }
 
 /// What [`super::ModelRunner::with_late_masks`] allocates on top.
@@ -130,7 +173,7 @@ mod tests {
     use crate::base::Result;
     use crate::base::config::LoadFormat;
     use crate::hal::registry::{DeviceOptions, open};
-    use crate::hal::{Allocation, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream, Tensor};
+    use crate::hal::{Allocation, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream, Tensor};
     use crate::model::{inspect, load};
     use crate::runner::ModelRunner;
     use std::sync::Arc;

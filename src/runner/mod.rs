@@ -9,10 +9,13 @@ mod inputs;
 mod late;
 mod memory;
 mod model_runner;
+mod pool;
 mod rows;
+mod warm;
 
-pub use budget::num_blocks;
+pub use budget::{Demand, num_blocks, rooms, settle};
 pub use cost::step_cost;
 pub use flight::Flight;
-pub use memory::{RunnerMemory, RunnerOptions, kv_spec, late_mask_bytes, memory_plan};
+pub use memory::{RunnerMemory, RunnerOptions, kv_spec, late_mask_bytes, memory_plan, overhead};
 pub use model_runner::ModelRunner;
+pub use pool::KvRoom;

@@ -5,7 +5,9 @@ use super::graphs::{Graphs, Padding};
 use super::inputs::{InputShape, ScoreTensors, StepTensors, pack};
 use super::late::{LateRows, LateTensors};
 use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec, sampler_rows};
+use super::pool::KvRoom;
 use super::rows::{RowBuffers, SamplerRows};
+use super::warm::{Sampling, largest, nothing, single};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
 use crate::hal::arena::Arena;
 use crate::hal::comm::Communicator;
@@ -28,7 +30,7 @@ pub struct ModelRunner {
     stream: Box<dyn Stream>,
     arena: Arena,
     buffers: Buffers,
-    /// U8 `[num_blocks, block_bytes]`.
+    /// U8 `[blocks, block_bytes]`, with the blocks that no sequence has first.
     pool: Tensor,
     rows: SamplerRows,
     /// Where entries may wait for masks.
@@ -64,17 +66,27 @@ impl ModelRunner {
         comm: Option<Box<dyn Communicator>>,
     ) -> Result<Self> {
         check(&model, device.as_ref(), &options)?;
+        let block_bytes = kv_spec(&model.info, options.block_size).block_bytes(0);
+        let room = KvRoom::exact(device.as_ref(), options.num_blocks, block_bytes)?;
+        Self::in_room(model, device, (options, &room), comm)
+    }
+
+    /// The same with KV blocks in a room that was made before, as many as it can have. Only blocks that memory was
+    /// committed for may be named in a step.
+    pub fn in_room(
+        model: Model,
+        device: Arc<dyn Device>,
+        (options, room): (RunnerOptions, &KvRoom),
+        comm: Option<Box<dyn Communicator>>,
+    ) -> Result<Self> {
+        let options = RunnerOptions { num_blocks: room.blocks(), ..options };
+        check(&model, device.as_ref(), &options)?;
         let kv = kv_spec(&model.info, options.block_size);
-        let (blocks, block_bytes) = (options.num_blocks as usize, kv.block_bytes(0));
-        let shape = InputShape::of(&options);
+        let shape = InputShape::of(&options).behind(room.padding());
         let samples = options.max_samples();
         let (arena, buffers) = arena_plan(&model.info, &options, device.caps().activations.of(model.info.dtype));
         let caps = device.caps();
-        let graphs = caps
-            .graphs
-            .then(|| Graphs::new(shape.most(), BlockId(options.num_blocks), Row(options.max_num_seqs as u32)));
-        let all_blocks = blocks + usize::from(caps.graphs);
-        let pool = device.alloc(all_blocks * block_bytes).map_err(|e| e.within(format!("{blocks} KV blocks")))?;
+        let graphs = caps.graphs.then(|| Graphs::new(shape.most(), Row(options.max_num_seqs as u32)));
         let vocab_size = model.info.spec.vocab_size;
         // Holds no more than it is given here.
         let (home, idle) = unbounded();
@@ -91,19 +103,19 @@ impl ModelRunner {
             // The other end is a line above.
             let _ = home.send(slot().map_err(|e| e.within("host buffers of steps"))?);
         }
-        let of_outputs = |e: Error| e.within("step outputs");
+        let alloc = |bytes: usize, what: &'static str| device.alloc(bytes).map_err(|e| e.within(what));
         let mut runner = Self {
             stream: device.stream().map_err(|e| e.within("the stream of steps"))?,
-            arena: arena.allocate(device.as_ref()).map_err(|e| e.within("temporary tensors of steps"))?,
+            arena: arena.allocate(device.as_ref()).map_err(|e| e.within("temporary tensors of a step"))?,
             buffers,
-            pool: Tensor::new(pool, 0, all_blocks, block_bytes, DType::U8),
+            pool: room.tensor(),
             rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)
                 .map_err(|e| e.within("sampler rows"))?,
             late: None,
             graphs,
-            inputs: device.alloc(shape.words() * WORD).map_err(|e| e.within("step inputs"))?,
-            sampled: Tensor::new(device.alloc(samples * WORD).map_err(of_outputs)?, 0, samples, 1, DType::I32),
-            reports: device.alloc(options.report_words() * WORD).map_err(of_outputs)?,
+            inputs: alloc(shape.words() * WORD, "step inputs")?,
+            sampled: Tensor::new(alloc(samples * WORD, "sampled tokens")?, 0, samples, 1, DType::I32),
+            reports: alloc(options.report_words() * WORD, "logprobs")?,
             idle,
             home,
             flights: VecDeque::with_capacity(options.depth + 1),
@@ -125,12 +137,23 @@ impl ModelRunner {
         Ok(self)
     }
 
-    /// One token through the whole model, so that the first request finds everything in place.
+    /// One token through the whole model, so that the first request finds everything in place; on a device with memory of
+    /// its own also the largest step and all products, so that nothing is left to load or to allocate.
     fn warm_up(&mut self) -> Result<()> {
-        self.launch(&single(&[0], 0, vec![BlockId(0)], Sampling::Draws))?;
+        self.warm_step(&single(&[0], 0, vec![BlockId(0)], Sampling::Draws))?;
+        if self.device.caps().own_memory {
+            self.warm_step(&largest(&self.options, self.model.info.vocab_size))?;
+            self.pass().prepare()?;
+            self.stream.record()?.wait().map_err(|e| e.within("preparing matrix products"))?;
+        }
+        self.record_steps()
+    }
+
+    fn warm_step(&mut self, plan: &StepPlan) -> Result<()> {
+        self.launch(plan)?;
         match self.finish()?.outcome {
-            StepOutcome::Done(_) => self.record_steps(),
-            StepOutcome::Failed(e) => Err(e.within("warm-up")),
+            StepOutcome::Done(_) => Ok(()),
+            StepOutcome::Failed(e) => Err(e.within(format!("warm-up with {} tokens", plan.num_tokens()))),
         }
     }
 
@@ -402,7 +425,8 @@ fn check(model: &Model, device: &dyn Device, options: &RunnerOptions) -> Result<
     if sizes.contains(&0) || options.block_size == 0 || options.num_blocks == 0 {
         return Err(Error::invalid(format!("runner sizes must be at least 1: {options:?}")));
     }
-    if options.num_blocks as usize * options.block_size as usize > i32::MAX as usize {
+    let all_blocks = options.num_blocks as usize + usize::from(device.caps().graphs);
+    if all_blocks * options.block_size as usize > i32::MAX as usize {
         return Err(Error::invalid(format!("{} KV blocks are beyond 32-bit slots", options.num_blocks)));
     }
     if options.max_model_len > model.ropes[0].rows() {

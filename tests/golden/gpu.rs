@@ -1,6 +1,8 @@
 //! The golden models on a GPU, where there is one: against the reference implementation in F32, and against the CPU in half
 //! precision and with all of sampling. Nothing here asks for equal bits: that is the business of numeric modes.
 
+mod memory;
+
 use super::families::changed_dir;
 use super::world::{Alone, CHUNK_MOST, generate, runner, runner_on};
 use super::{CHUNKS, RELATIVE, assert_depth_does_not_change_tokens, cases, distance, dummy, dummy_on, folder, prompt};

@@ -1,15 +1,23 @@
-//! Matrix products through cuBLASLt, one prepared plan per shape.
+//! Matrix products through cuBLASLt, one prepared plan per kind of product and bucket of rows.
 
+use super::driver::preload;
 use super::driver::{before_the_path, check_alive, preload};
+use super::tuning::{Stopwatch, Tuning};
 use crate::base::{DType, Error, ErrorKind, Result};
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
-use std::collections::HashMap;
+use cudarc::driver;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::path::Path;
 use std::ptr::null_mut;
+use std::sync::Arc;
+use std::time::Instant;
 
-/// Algorithms asked of the library; the first that it says runs is taken.
+/// Algorithms asked of the library.
 const CANDIDATES: usize = 8;
+/// Timed runs of a candidate at most, and how near to the best one it must be to be run again.
+const ROUNDS: usize = 3;
+const WORTH_ANOTHER: f32 = 1.15;
 /// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts of a sum are added up in F32, not in the output's dtype.
 const REDUCTION: u32 = 2;
 /// `CUBLAS_OP_T` of cublas_api.h.
@@ -31,7 +39,14 @@ pub(super) struct Product {
     pub(super) bias: Option<u64>,
 }
 
-/// What a plan depends on.
+impl Product {
+    fn name(&self) -> String {
+        let (m, n, k) = self.shape;
+        format!("product of {m}x{k} with {n}x{k}")
+    }
+}
+
+/// What a plan depends on. Its rows are the most of their bucket: numbers of rows that are near share an algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     shape: (usize, usize, usize),
@@ -41,13 +56,119 @@ struct Key {
     align: [u64; 3],
 }
 
+impl Key {
+    fn of(p: &Product) -> Self {
+        let (m, n, k) = p.shape;
+        Self {
+            shape: (bucket(m), n, k),
+            dtypes: p.dtypes,
+            has_bias: p.bias.is_some(),
+            align: [p.out, p.x, p.w].map(align),
+        }
+    }
+
+    /// In a file of what was found.
+    fn name(&self) -> String {
+        let ((m, n, k), (input, output), [out, x, w]) = (self.shape, self.dtypes, self.align);
+        let bias = if self.has_bias { " with bias" } else { "" };
+        format!("{m}x{n}x{k} {input} to {output}{bias}, aligned {out} {x} {w}")
+    }
+}
+
+/// The largest number of rows that shares an algorithm with `rows`: eight of them between a power of two and the next.
+fn bucket(rows: usize) -> usize {
+    match rows {
+        0..=4 => rows.next_power_of_two(),
+        _ => rows.next_multiple_of((rows.next_power_of_two() / 16).max(8)),
+    }
+}
+
+/// All of them for up to `most` rows: powers of two first, as time may not suffice for all.
+fn all_buckets(most: usize) -> Vec<usize> {
+    let rising = std::iter::successors(Some(1), |rows| Some(bucket(rows + 1)));
+    let mut all: Vec<_> = rising.take_while(|rows| *rows <= bucket(most)).collect();
+    all.sort_by_key(|rows| !rows.is_power_of_two());
+    all
+}
+
 #[derive(Debug)]
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
     x: sys::cublasLtMatrixLayout_t,
     w: sys::cublasLtMatrixLayout_t,
     out: sys::cublasLtMatrixLayout_t,
+    /// Of `x` and `out`, as the layouts are now.
+    rows: usize,
+    /// The algorithm was timed, now or before.
+    tuned: bool,
     algo: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    fn set_rows(&mut self, rows: usize) -> Result<()> {
+        if self.rows != rows {
+            let which = sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_COLS;
+            for layout in [self.x, self.out] {
+                let value = rows as u64;
+                // SAFETY: a live layout; the value is copied during the call.
+                let status = unsafe {
+                    sys::cublasLtMatrixLayoutSetAttribute(layout, which, (&raw const value).cast(), size_of::<u64>())
+                };
+                check(status, "cublasLtMatrixLayoutSetAttribute")?;
+            }
+            self.rows = rows;
+        }
+        Ok(())
+    }
+
+    /// Enqueues `p`, which is of this plan's shape, with an algorithm. `Err` when the plan cannot be changed.
+    fn enqueue(
+        &self,
+        (handle, algo): (sys::cublasLtHandle_t, &sys::cublasLtMatmulAlgo_t),
+        p: &Product,
+        workspace: (u64, usize),
+        stream: *mut c_void,
+    ) -> Result<cublasStatus_t> {
+        if let Some(bias) = p.bias {
+            set(self.desc, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        }
+        let (one, zero) = (1.0f32, 0.0f32);
+        // SAFETY: the plan was made for these shapes; the addresses are device memory of those shapes, as the caller says;
+        // the scalars are read before the call returns (host pointer mode).
+        Ok(unsafe {
+            sys::cublasLtMatmul(
+                handle,
+                self.desc,
+                (&raw const one).cast(),
+                p.w as *const c_void,
+                self.w,
+                p.x as *const c_void,
+                self.x,
+                (&raw const zero).cast(),
+                p.out as *const c_void,
+                self.out,
+                p.out as *mut c_void,
+                self.out,
+                &raw const *algo,
+                workspace.0 as *mut c_void,
+                workspace.1,
+                stream.cast(),
+            )
+        })
+    }
+}
+
+/// Writes more than the cache holds, as a step's other work does between two runs of a product.
+fn flush_cache(workspace: (u64, usize), stream: *mut c_void) -> Result<()> {
+    // SAFETY: the stream's scratch memory, which holds nothing between two products.
+    let result = unsafe { driver::sys::cuMemsetD8Async(workspace.0, 0, workspace.1, stream.cast()) };
+    super::driver::check(result, "clearing scratch memory")
+}
+
+fn median(times: &[f32]) -> f32 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f32::INFINITY)
 }
 
 impl Drop for Plan {
@@ -68,7 +189,9 @@ impl Drop for Plan {
 #[derive(Debug)]
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
+    /// As many as there are buckets and kinds of products.
     plans: HashMap<Key, Plan>,
+    tuning: Option<Arc<Tuning>>,
 }
 
 // SAFETY: handle and plans belong to one stream, which is used by one thread at a time.
@@ -102,6 +225,12 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
     ))
 }
 
+/// The library's version, which its algorithms are valid for.
+pub(super) fn version() -> usize {
+    // SAFETY: no arguments; the library was found before.
+    unsafe { sys::cublasLtGetVersion() }
+}
+
 fn data_type(dtype: DType) -> sys::cudaDataType_t {
     match dtype {
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
@@ -116,50 +245,93 @@ fn align(addr: u64) -> u64 {
 
 impl Blas {
     /// On the calling thread's context.
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(tuning: Option<Arc<Tuning>>) -> Result<Self> {
         let mut handle = null_mut();
         // SAFETY: `handle` is writable.
         check(unsafe { sys::cublasLtCreate(&raw mut handle) }, "cublasLtCreate")?;
-        Ok(Self { handle, plans: HashMap::new() })
+        Ok(Self { handle, plans: HashMap::new(), tuning })
     }
 
     /// Enqueues a product on `stream`, with `workspace` as scratch. The addresses are device memory of the shapes' sizes.
     pub(super) fn run(&mut self, p: &Product, workspace: (u64, usize), stream: *mut c_void) -> Result<()> {
-        let key =
-            Key { shape: p.shape, dtypes: p.dtypes, has_bias: p.bias.is_some(), align: [p.out, p.x, p.w].map(align) };
-        if !self.plans.contains_key(&key) {
-            let plan = self.plan(&key, workspace.1)?;
-            self.plans.insert(key, plan);
+        let key = Key::of(p);
+        self.ensure(&key, workspace.1)?;
+        let (rows, handle) = (p.shape.0, self.handle);
+        let Some(plan) = self.plans.get_mut(&key) else { return Err(Error::internal("a product has no plan")) };
+        plan.set_rows(rows)?;
+        let status = plan.enqueue((handle, &plan.algo), p, workspace, stream)?;
+        let refused = [cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED, cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE];
+        if refused.contains(&status) && rows != key.shape.0 {
+            // What serves the most rows of its kind need not serve fewer.
+            let plan = self.plan(&Key { shape: p.shape, ..key }, workspace.1)?;
+            return check(plan.enqueue((handle, &plan.algo), p, workspace, stream)?, &p.name());
         }
-        let plan = &self.plans[&key];
-        if let Some(bias) = p.bias {
-            set(plan.desc, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        check(status, &p.name())
+    }
+
+    /// Makes the plans of products of any number of rows up to those given, and runs each algorithm in them once, so that its
+    /// code is on the device. Where products are timed, the plans have the fastest algorithms.
+    pub(super) fn prepare(&mut self, products: &[Product], workspace: (u64, usize), stream: *mut c_void) -> Result<()> {
+        let watch = self.tuning.as_ref().map(|_| Stopwatch::new()).transpose()?;
+        let mut ran = HashSet::new();
+        for rows in all_buckets(products.iter().map(|p| p.shape.0).max().unwrap_or(0)) {
+            for p in products.iter().filter(|p| rows <= bucket(p.shape.0)) {
+                let (most, n, k) = p.shape;
+                let p = Product { shape: (rows.min(most), n, k), ..*p };
+                if let Some(watch) = &watch {
+                    self.search(&p, watch, workspace, stream)?;
+                }
+                let key = Key::of(&p);
+                self.ensure(&key, workspace.1)?;
+                let algo = self.plans.get(&key).map(|plan| plan.algo.data);
+                if ran.insert((key.dtypes, key.has_bias, key.align, algo)) {
+                    self.run(&p, workspace, stream)?;
+                }
+            }
         }
-        let (one, zero) = (1.0f32, 0.0f32);
-        // SAFETY: the plan was made for these shapes; the addresses are device memory of those shapes, as the caller says;
-        // the scalars are read before the call returns (host pointer mode).
-        let status = unsafe {
-            sys::cublasLtMatmul(
-                self.handle,
-                plan.desc,
-                (&raw const one).cast(),
-                p.w as *const c_void,
-                plan.w,
-                p.x as *const c_void,
-                plan.x,
-                (&raw const zero).cast(),
-                p.out as *const c_void,
-                plan.out,
-                p.out as *mut c_void,
-                plan.out,
-                &raw const plan.algo,
-                workspace.0 as *mut c_void,
-                workspace.1,
-                stream.cast(),
-            )
-        };
-        let (m, n, k) = p.shape;
-        check(status, &format!("product of {m}x{k} with {n}x{k}"))
+        Ok(())
+    }
+
+    fn ensure(&mut self, key: &Key, workspace_bytes: usize) -> Result<()> {
+        if !self.plans.contains_key(key) {
+            let plan = self.plan(key, workspace_bytes)?;
+            self.plans.insert(*key, plan);
+        }
+        Ok(())
+    }
+
+    /// Times the library's candidates for a product, unless that was done before or there is no time left.
+    fn search(&mut self, p: &Product, watch: &Stopwatch, workspace: (u64, usize), stream: *mut c_void) -> Result<()> {
+        let key = Key::of(p);
+        self.ensure(&key, workspace.1)?;
+        let (handle, from) = (self.handle, Instant::now());
+        let Some(tuning) = self.tuning.clone().filter(|t| t.may_search()) else { return Ok(()) };
+        let Some(plan) = self.plans.get(&key).filter(|plan| !plan.tuned) else { return Ok(()) };
+        let candidates = self.candidates(plan, &key, workspace.1)?;
+        let Some(plan) = self.plans.get_mut(&key) else { return Ok(()) };
+        plan.set_rows(p.shape.0)?;
+        // The first run loads code. One that fails is none.
+        let mut alive = Vec::new();
+        for algo in candidates {
+            if plan.enqueue((handle, &algo), p, workspace, stream)? == cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+                alive.push((algo, Vec::new()));
+            }
+        }
+        for _ in 0..ROUNDS {
+            for (algo, times) in &mut alive {
+                flush_cache(workspace, stream)?;
+                let run = || check(plan.enqueue((handle, algo), p, workspace, stream)?, &p.name());
+                times.push(watch.time(stream.cast(), run)?);
+            }
+            let best = alive.iter().map(|(_, times)| median(times)).fold(f32::INFINITY, f32::min);
+            alive.retain(|(_, times)| median(times) <= WORTH_ANOTHER * best);
+        }
+        alive.sort_by(|a, b| median(&a.1).total_cmp(&median(&b.1)));
+        if let Some((algo, _)) = alive.first() {
+            (plan.algo, plan.tuned) = (*algo, true);
+            tuning.found(key.name(), algo.data, from);
+        }
+        Ok(())
     }
 
     /// Row-major operands are column-major ones transposed: `out^T = w * x^T`.
@@ -173,6 +345,8 @@ impl Blas {
             x: null_mut(),
             w: null_mut(),
             out: null_mut(),
+            rows: m,
+            tuned: false,
             // SAFETY: plain numbers.
             algo: unsafe { std::mem::zeroed() },
         };
@@ -194,11 +368,45 @@ impl Blas {
             set(plan.desc, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             set(plan.desc, Desc::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &output)?;
         }
-        plan.algo = self.algorithm(&plan, key, workspace_bytes)?;
+        let known = self.tuning.as_ref().and_then(|t| t.known(&key.name()));
+        if let Some(algo) = known.map(|data| sys::cublasLtMatmulAlgo_t { data })
+            && self.serves(&plan, &algo, workspace_bytes)
+        {
+            (plan.algo, plan.tuned) = (algo, true);
+            self.tuning.iter().for_each(|t| t.used());
+            return Ok(plan);
+        }
+        let first = self.candidates(&plan, key, workspace_bytes)?.into_iter().next();
+        plan.algo = first.ok_or_else(|| {
+            let text = format!("cuBLASLt has no product of {m}x{k} with {n}x{k} in {}", key.dtypes.0);
+            Error::new(ErrorKind::Device, text)
+        })?;
         Ok(plan)
     }
 
-    fn algorithm(&self, plan: &Plan, key: &Key, workspace_bytes: usize) -> Result<sys::cublasLtMatmulAlgo_t> {
+    /// Whether the library takes an algorithm that was kept.
+    fn serves(&self, plan: &Plan, algo: &sys::cublasLtMatmulAlgo_t, workspace_bytes: usize) -> bool {
+        // SAFETY: plain numbers and enums whose zero is a value (success).
+        let mut found: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
+        let result = &raw mut found;
+        // SAFETY: live objects and a writable result; the library looks at the algorithm before it says yes.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                plan.desc,
+                plan.w,
+                plan.x,
+                plan.out,
+                plan.out,
+                &raw const *algo,
+                result,
+            )
+        };
+        status == cublasStatus_t::CUBLAS_STATUS_SUCCESS && found.workspaceSize <= workspace_bytes
+    }
+
+    /// What the library says runs, its best guess first.
+    fn candidates(&self, plan: &Plan, key: &Key, workspace_bytes: usize) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Pref;
         let mut preference = null_mut();
         // SAFETY: `preference` is writable.
@@ -247,10 +455,7 @@ impl Blas {
         let (m, n, k) = key.shape;
         check(status, &format!("searching a product of {m}x{k} with {n}x{k} in {}", key.dtypes.0))?;
         let runs = |f: &&sys::cublasLtMatmulHeuristicResult_t| f.state == cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-        found[..count.max(0) as usize].iter().find(runs).map(|f| f.algo).ok_or_else(|| {
-            let text = format!("cuBLASLt has no product of {m}x{k} with {n}x{k} in {}", key.dtypes.0);
-            Error::new(ErrorKind::Device, text)
-        })
+        Ok(found[..count.max(0) as usize].iter().filter(runs).map(|f| f.algo).collect())
     }
 }
 
@@ -266,5 +471,23 @@ impl Drop for Blas {
         self.plans.clear();
         // SAFETY: created in `new`, destroyed once.
         let _ = unsafe { sys::cublasLtDestroy(self.handle) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_few_near_and_cover_all_rows() {
+        let all = all_buckets(1000);
+        assert_eq!(all[..12], [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 24]);
+        assert_eq!(all.len(), 43);
+        assert!(all_buckets(65_536).len() < 100);
+        for rows in 1..5000 {
+            let most = bucket(rows);
+            assert!(most >= rows && most - rows < 8.max(rows / 8 + 1), "{rows}: {most}");
+            assert!(bucket(most) == most && all_buckets(rows).contains(&most), "{rows}: {most}");
+        }
     }
 }

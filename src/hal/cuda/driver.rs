@@ -1,5 +1,6 @@
 //! The CUDA driver: finding it, the device's context, kernels, and its errors as ours.
 
+use super::ledger::Ledger;
 use crate::base::metrics::Cell;
 use crate::base::{Error, ErrorKind, Result};
 use crate::hal::DriverCalls;
@@ -36,6 +37,15 @@ const SYMBOLS: &[&str] = &[
     "cuMemsetD8_v2",
     "cuMemHostAlloc",
     "cuMemFreeHost",
+    "cuMemAddressReserve",
+    "cuMemAddressFree",
+    "cuMemCreate",
+    "cuMemRelease",
+    "cuMemMap",
+    "cuMemUnmap",
+    "cuMemSetAccess",
+    "cuMemGetAllocationGranularity",
+    "cuMemsetD8Async",
     "cuMemcpyHtoD_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
@@ -43,14 +53,17 @@ const SYMBOLS: &[&str] = &[
     "cuStreamDestroy_v2",
     "cuStreamQuery",
     "cuStreamSynchronize",
+    "cuCtxSynchronize",
     "cuEventCreate",
     "cuEventRecord",
     "cuEventQuery",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime_v2",
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuModuleGetFunction",
+    "cuFuncLoad",
     "cuFuncSetAttribute",
     "cuLaunchKernelEx",
     "cuTensorMapEncodeTiled",
@@ -161,9 +174,8 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
         Ok(Some(name)) => return Err(too_old(&format!("it has no {name}"))),
         Err(_) => return Err(too_old("it cannot be loaded")),
     }
-    let mut version = 0;
-    // SAFETY: `version` is writable. Needs no `cuInit`, which an old driver may refuse for another reason.
-    check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion")?;
+    // Needs no `cuInit`, which an old driver may refuse for another reason.
+    let version = version()?;
     if version < VERSION {
         return Err(too_old(&format!("it is for CUDA {}", cuda_version(version))));
     }
@@ -178,6 +190,14 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
 /// What a driver is for, 13.0 of 13000.
 pub(super) fn cuda_version(version: c_int) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+/// The CUDA version that the driver is for, as 1000 times the major plus 10 times the minor.
+pub(super) fn version() -> Result<c_int> {
+    let mut version = 0;
+    // SAFETY: `version` is writable.
+    check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion")?;
+    Ok(version)
 }
 
 fn too_old(why: &str) -> Error {
@@ -218,6 +238,8 @@ pub(super) struct Context {
     raw: sys::CUcontext,
     device: sys::CUdevice,
     pub(super) calls: Calls,
+    /// What one engine allocates there.
+    pub(super) ledger: Arc<Ledger>,
 }
 
 /// Counts what may make the host wait: of the entry points above nothing else does once the device is warm.
@@ -259,7 +281,7 @@ impl Context {
             check(sys::cuDeviceGet(&raw mut device, ordinal as c_int), "cuDeviceGet")?;
             check(sys::cuDevicePrimaryCtxRetain(&raw mut raw, device), "opening the device")?;
         }
-        let context = Self { raw, device, calls: Calls::default() };
+        let context = Self { raw, device, calls: Calls::default(), ledger: Arc::default() };
         context.check_alive().map_err(|e| e.within(format!("opening GPU {ordinal}")))?;
         Ok(context)
     }
@@ -282,6 +304,10 @@ impl Context {
         // SAFETY: the context is retained while `self` lives.
         check(unsafe { sys::cuCtxPushCurrent_v2(self.raw) }, "cuCtxPushCurrent")?;
         Ok(Entered(self, PhantomData))
+    }
+
+    pub(super) fn device(&self) -> sys::CUdevice {
+        self.device
     }
 
     /// Waits for the default stream of the entered context.
@@ -439,6 +465,9 @@ impl Modules {
         // SAFETY: a live module and a NUL-terminated name.
         let result = unsafe { sys::cuModuleGetFunction(&raw mut raw, module, symbol.as_ptr()) };
         check(result, &format!("kernel {name} of image {image:?}"))?;
+        // Else its code would take device memory when it first runs.
+        // SAFETY: a live kernel.
+        check(unsafe { sys::cuFuncLoad(raw) }, &format!("loading kernel {name}"))?;
         Ok(Kernel { raw })
     }
 

@@ -1,6 +1,7 @@
 //! Memory of a device, pinned host memory, and weight matrices.
 
 use super::driver::{Context, check};
+use super::ledger::{Entry, rounded};
 use crate::base::config::Placement;
 use crate::base::{DType, Result};
 use crate::hal::{Allocation, HostBuffer, Matrix, MatrixStorage, Tensor};
@@ -16,6 +17,7 @@ pub(super) struct DeviceMemory {
     addr: sys::CUdeviceptr,
     bytes: usize,
     context: Arc<Context>,
+    _entry: Entry,
 }
 
 impl DeviceMemory {
@@ -31,13 +33,14 @@ impl DeviceMemory {
 
     /// The same with whatever was there before, for what is written whole.
     pub(super) fn unfilled(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let entry = context.ledger.enter(rounded(bytes))?;
         let _entered = context.enter()?;
         context.calls.allocations.add(1);
         let mut addr = 0;
         // SAFETY: `addr` is writable; a size of 0 is not asked for.
         let result = unsafe { sys::cuMemAlloc_v2(&raw mut addr, bytes.max(1)) };
         check(result, &format!("allocating {bytes} bytes on the device"))?;
-        Ok(Self { addr, bytes, context: Arc::clone(context) })
+        Ok(Self { addr, bytes, context: Arc::clone(context), _entry: entry })
     }
 }
 

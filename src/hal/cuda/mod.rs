@@ -1,13 +1,15 @@
 //! The CUDA backend: driver and cuBLASLt opened at run time, kernels compiled with the library.
 //!
 //! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `load` fills it
-//!   with weights, `event` and `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
+//!   with weights, `event` and `stream` order the work; `blas` is the matrix product and `tuning` keeps its algorithms, `ops`
+//!   launches the kernels of `kernels/`. `reserve` is memory that comes behind its addresses later, `ledger` counts it all.
 
 mod blas;
 mod convert;
 mod driver;
 mod event;
 mod graph;
+mod ledger;
 mod load;
 mod memory;
 mod ops;
@@ -15,15 +17,17 @@ mod ops;
 pub mod planted;
 mod random;
 mod rates;
+mod reserve;
 mod stream;
 mod survey;
+mod tuning;
 
 use crate::base::config::Placement;
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
     Activations, Allocation, Caps, Device, DriverCalls, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo,
-    RandomRows, Rates, Stream,
+    Overhead, RandomRows, Rates, Recorded, Stream, Tuned,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -32,12 +36,20 @@ use load::CudaLoader;
 use memory::{CudaMatrix, DeviceMemory, PinnedMemory};
 use ops::Kernels;
 use random::Random;
+use reserve::ReservedMemory;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
 pub(super) use survey::survey;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;
+/// What a stream allocates.
+const STREAM_BYTES: usize = stream::WORKSPACE_BYTES + stream::MAX_BIAS * DType::F32.size();
+/// What driver and cuBLASLt take on their own: kernels of the products, launch buffers.
+const LIBRARY_BYTES: usize = 64 << 20;
+/// The same for a recorded step, and for each launch in it.
+const GRAPH_BYTES: usize = 64 << 10;
+const LAUNCH_BYTES: usize = 1 << 10;
 
 /// One GPU.
 #[derive(Debug)]
@@ -47,6 +59,8 @@ pub struct CudaDevice {
     convert: Convert,
     random: Random,
     kernels: Kernels,
+    /// Where algorithms of products are kept.
+    tuning: Option<Arc<Tuning>>,
     /// The kernels' code.
     modules: Modules,
     context: Arc<Context>,
@@ -93,6 +107,8 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
     let modules = Modules::load(&context)?;
     let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
     let kernels = Kernels::load(&modules, capability)?;
+    let machine = format!("{name}, {sm_count} SMs, driver {}, cuBLASLt {}", driver::version()?, blas::version());
+    let tuning = options.tuning_cache.as_deref().map(|path| Arc::new(Tuning::open(path, machine)));
     let caps = Caps {
         name: "cuda",
         description: format!("{name}, compute capability {}.{}, {sm_count} SMs", capability / 10, capability % 10),
@@ -112,6 +128,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
         random,
         kernels,
         modules,
+        tuning,
         context,
         me: Weak::clone(me),
     }))
@@ -130,6 +147,32 @@ impl Device for CudaDevice {
     }
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>> {
         Ok(Arc::new(DeviceMemory::new(&self.context, bytes)?))
+    }
+    fn reserve(&self, bytes: usize) -> Result<Option<Arc<dyn Allocation>>> {
+        let which = Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED;
+        if self.context.attribute(which)? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(ReservedMemory::new(&self.context, bytes)?)))
+    }
+    fn rounded(&self, bytes: usize) -> usize {
+        ledger::rounded(bytes)
+    }
+    fn allocated(&self) -> usize {
+        self.context.ledger.bytes()
+    }
+    fn overhead(&self, recorded: Recorded) -> Overhead {
+        let recorded_bytes = recorded.graphs * (GRAPH_BYTES + recorded.launches * LAUNCH_BYTES);
+        Overhead { stream_bytes: STREAM_BYTES, driver_bytes: LIBRARY_BYTES + recorded_bytes }
+    }
+    fn seal(&self) {
+        self.context.ledger.seal();
+        if let Some(tuning) = &self.tuning {
+            tuning.close();
+        }
+    }
+    fn tuned(&self) -> Option<Tuned> {
+        self.tuning.as_ref().map(|tuning| tuning.tuned())
     }
     fn host_buffer(&self, bytes: usize) -> Result<Box<dyn HostBuffer>> {
         Ok(Box::new(PinnedMemory::new(&self.context, bytes)?))

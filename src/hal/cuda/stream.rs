@@ -10,7 +10,7 @@ use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
 use crate::base::config::Placement;
 use crate::base::{DType, Result};
-use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
+use crate::hal::ops::{Activation, Linear, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
 use std::cell::RefCell;
@@ -18,7 +18,7 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 /// Scratch memory of a stream: partial results of attention, of sampling, of products.
-const WORKSPACE_BYTES: usize = 64 << 20;
+pub(super) const WORKSPACE_BYTES: usize = 64 << 20;
 
 #[derive(Debug)]
 pub(super) struct CudaStream {
@@ -36,7 +36,7 @@ pub(super) struct CudaStream {
 unsafe impl Send for CudaStream {}
 
 /// Columns of the widest product with a bias.
-const MAX_BIAS: usize = 1 << 20;
+pub(super) const MAX_BIAS: usize = 1 << 20;
 
 impl CudaStream {
     pub(super) fn new(device: Arc<CudaDevice>) -> Result<Self> {
@@ -49,7 +49,7 @@ impl CudaStream {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: `raw` is writable.
         check(unsafe { sys::cuStreamCreate(&raw mut raw, flags) }, "cuStreamCreate")?;
-        let blas = Blas::new();
+        let blas = Blas::new(device.tuning.clone());
         drop(entered);
         match blas {
             Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, events, device }),
@@ -116,27 +116,18 @@ impl Ops for CudaStream {
     }
 
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
-        let matrix = CudaMatrix::of(w);
-        assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
-        assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
-        assert_eq!(matrix.placement(), Placement::Device, "where the matrix of linear lies");
-        let bias = match bias {
-            None => None,
-            Some(bias) => {
-                assert_eq!((bias.rows(), bias.cols(), bias.dtype()), (1, matrix.rows(), DType::F32), "bias of linear");
-                Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? })
-            }
-        };
-        let product = Product {
-            shape: (x.rows(), matrix.rows(), x.cols()),
-            dtypes: (x.dtype(), out.dtype()),
-            out: out.addr(),
-            x: x.addr(),
-            w: matrix.addr(),
-            bias,
-        };
+        let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
         self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast())
+    }
+
+    fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
+        if self.device.caps.invariant {
+            return Ok(());
+        }
+        let products = products.iter().map(|p| self.product(&p.out, &p.x, p.w, p.bias)).collect::<Result<Vec<_>>>()?;
+        self.device.context.bind()?;
+        self.blas.borrow_mut().prepare(&products, self.workspace(), self.raw.cast())
     }
 
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()> {
@@ -177,6 +168,29 @@ impl Ops for CudaStream {
 }
 
 impl CudaStream {
+    /// Checked operands of a product.
+    fn product(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Product> {
+        let matrix = CudaMatrix::of(w);
+        assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
+        assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
+        assert_eq!(matrix.placement(), Placement::Device, "where the matrix of linear lies");
+        let bias = match bias {
+            None => None,
+            Some(bias) => {
+                assert_eq!((bias.rows(), bias.cols(), bias.dtype()), (1, matrix.rows(), DType::F32), "bias of linear");
+                Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? })
+            }
+        };
+        Ok(Product {
+            shape: (x.rows(), matrix.rows(), x.cols()),
+            dtypes: (x.dtype(), out.dtype()),
+            out: out.addr(),
+            x: x.addr(),
+            w: matrix.addr(),
+            bias,
+        })
+    }
+
     /// A bias as numbers of `dtype`: cuBLASLt adds biases of the output's dtype only.
     fn narrowed(&self, bias: &Tensor, dtype: DType) -> Result<u64> {
         assert!(bias.cols() <= MAX_BIAS, "a bias of {} columns", bias.cols());
