@@ -4,7 +4,8 @@ use crate::base::planted::Planted;
 use crate::base::{DType, Error, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{
-    Allocation, Caps, Device, Event, Graph, HostBuffer, HostMatrix, Matrix, MemoryInfo, Ops, RandomRows, Stream, Tensor,
+    Allocation, Caps, Device, DriverCalls, Event, Graph, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo, Ops,
+    Overhead, RandomRows, Rates, Recorded, Stream, Tensor, Tuned,
 };
 use std::sync::Arc;
 
@@ -50,6 +51,43 @@ impl Device for PlantedDevice {
     fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
         self.allocates("making a matrix")?;
         self.device.random_matrix(parts, cols, dtype)
+    }
+    fn rates(&self, dtype: DType) -> Option<Rates> {
+        self.device.rates(dtype)
+    }
+    fn reserve(&self, bytes: usize) -> Result<Option<Arc<dyn Allocation>>> {
+        self.allocates(&format!("reserving {bytes} bytes"))?;
+        self.device.reserve(bytes)
+    }
+    fn rounded(&self, bytes: usize) -> usize {
+        self.device.rounded(bytes)
+    }
+    fn allocated(&self) -> usize {
+        self.device.allocated()
+    }
+    fn overhead(&self, recorded: Recorded) -> Overhead {
+        self.device.overhead(recorded)
+    }
+    fn seal(&self) {
+        self.device.seal();
+    }
+    fn tuned(&self) -> Option<Tuned> {
+        self.device.tuned()
+    }
+    fn load_host_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+        self.allocates("loading a matrix into host memory")?;
+        self.device.load_host_matrix(parts)
+    }
+    fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        self.allocates("making a matrix in host memory")?;
+        self.device.random_host_matrix(parts, cols, dtype)
+    }
+    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        self.allocates("the readers of weights")?;
+        self.device.loader(bytes)
+    }
+    fn driver_calls(&self) -> Option<DriverCalls> {
+        self.device.driver_calls()
     }
     fn stream(&self) -> Result<Box<dyn Stream>> {
         self.allocates("opening a stream")?;

@@ -8,14 +8,14 @@ use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec, sampler_rows};
 use super::pool::KvRoom;
 use super::rows::{RowBuffers, SamplerRows};
 use super::warm::{Sampling, largest, nothing, single};
-use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
+use crate::base::{BlockId, DType, Error, Result, Row, StepId, Token};
 use crate::hal::arena::Arena;
 use crate::hal::comm::Communicator;
 use crate::hal::ops::{KvLayer, Logprobs, Sample};
 use crate::hal::{Allocation, Device, Event, Stream, Tensor};
 use crate::model::Model;
 use crate::model::decoder::{Buffers, Pass};
-use crate::plan::{KvSpec, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
+use crate::plan::{KvSpec, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -440,39 +440,4 @@ fn check(model: &Model, device: &dyn Device, options: &RunnerOptions) -> Result<
         return Err(Error::unsupported(format!("device {} keeps no {} cache", device.caps().name, model.info.dtype)));
     }
     Ok(())
-}
-
-enum Sampling {
-    Draws,
-    Skips,
-}
-
-/// A step of one sequence in row 0.
-fn single(tokens: &[Token], start: usize, table: Vec<BlockId>, sampling: Sampling) -> StepPlan {
-    let entry = StepEntry {
-        seq: SeqId(0),
-        row: Row(0),
-        start: start as u32,
-        len: tokens.len() as u32,
-        tokens: 0..tokens.len() as u32,
-        blocks: 0..table.len() as u32,
-        samples: matches!(sampling, Sampling::Draws),
-        logprobs: None,
-        scores: None,
-        awaits_mask: false,
-    };
-    StepPlan {
-        id: StepId(0),
-        entries: vec![entry],
-        tokens: tokens.to_vec(),
-        blocks: table,
-        targets: Vec::new(),
-        row_inits: Vec::new(),
-    }
-}
-
-/// A step of nobody.
-fn nothing() -> StepPlan {
-    let (entries, tokens, blocks) = (Vec::new(), Vec::new(), Vec::new());
-    StepPlan { id: StepId(0), entries, tokens, blocks, targets: Vec::new(), row_inits: Vec::new() }
 }

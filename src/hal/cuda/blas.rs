@@ -1,6 +1,5 @@
 //! Matrix products through cuBLASLt, one prepared plan per kind of product and bucket of rows.
 
-use super::driver::preload;
 use super::driver::{before_the_path, check_alive, preload};
 use super::tuning::{Stopwatch, Tuning};
 use crate::base::{DType, Error, ErrorKind, Result};

@@ -40,6 +40,7 @@ use reserve::ReservedMemory;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
 pub(super) use survey::survey;
+use tuning::Tuning;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;
