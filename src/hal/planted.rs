@@ -2,7 +2,7 @@
 
 use crate::base::planted::Planted;
 use crate::base::{DType, Error, Result};
-use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
+use crate::hal::ops::{Activation, Linear, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{
     Allocation, Caps, Device, DriverCalls, Event, Graph, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo, Ops,
     Overhead, RandomRows, Rates, Recorded, Stream, Tensor, Tuned,
@@ -123,6 +123,10 @@ impl Ops for PlantedStream {
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
         self.works("a matrix product")?;
         self.stream.linear(out, x, w, bias)
+    }
+    fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
+        self.works("preparing matrix products")?;
+        self.stream.prepare(products)
     }
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()> {
         self.stream.rope_write_kv(args)
