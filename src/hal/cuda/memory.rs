@@ -100,6 +100,8 @@ impl Drop for PinnedMemory {
 #[derive(Debug)]
 pub(super) struct CudaMatrix {
     tensor: Tensor,
+    /// Rows of what it was made of.
+    parts: Vec<usize>,
 }
 
 impl CudaMatrix {
@@ -115,7 +117,7 @@ impl CudaMatrix {
         if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
             return Err(Error::invalid(format!("a weight matrix of {dtype}; expected f32, f16 or bf16")));
         }
-        let matrix = Self::zeroed(context, rows, cols, dtype)?;
+        let matrix = Self::zeroed(context, parts.iter().map(|p| p.rows).collect(), cols, dtype)?;
         let _entered = context.enter()?;
         let mut at = matrix.addr();
         for part in parts {
@@ -129,9 +131,11 @@ impl CudaMatrix {
         Ok(matrix)
     }
 
-    pub(super) fn zeroed(context: &Arc<Context>, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
+    /// Parts of these rows below each other.
+    pub(super) fn zeroed(context: &Arc<Context>, parts: Vec<usize>, cols: usize, dtype: DType) -> Result<Self> {
+        let rows = parts.iter().sum::<usize>();
         let memory = DeviceMemory::new(context, rows * cols * dtype.size())?;
-        Ok(Self { tensor: Tensor::new(Arc::new(memory), 0, rows, cols, dtype) })
+        Ok(Self { tensor: Tensor::new(Arc::new(memory), 0, rows, cols, dtype), parts })
     }
 
     /// The matrix of a CUDA device behind `matrix`. Panics on another backend's.
@@ -144,6 +148,10 @@ impl CudaMatrix {
 
     pub(super) fn addr(&self) -> u64 {
         self.tensor.addr()
+    }
+
+    pub(super) fn parts(&self) -> &[usize] {
+        &self.parts
     }
 }
 

@@ -13,6 +13,7 @@ mod ops;
 mod random;
 mod stream;
 
+use crate::base::config::NumericMode;
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
@@ -34,6 +35,7 @@ const CAPABILITY: u32 = 80;
 #[derive(Debug)]
 pub struct CudaDevice {
     caps: Caps,
+    mode: NumericMode,
     sm_count: u32,
     convert: Convert,
     random: Random,
@@ -80,6 +82,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
     let modules = Modules::load(&context)?;
     let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
     let kernels = Kernels::load(&modules)?;
+    let mode = options.numeric_mode;
     let caps = Caps {
         name: "cuda",
         description: format!("{name}, compute capability {}.{}, {sm_count} SMs", capability / 10, capability % 10),
@@ -90,10 +93,11 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         own_memory: true,
         graphs: true,
         invariant: false,
-        aligned: false,
+        aligned: mode == NumericMode::Aligned,
     };
     Ok(Arc::new_cyclic(|me| CudaDevice {
         caps,
+        mode,
         sm_count,
         convert,
         random,
@@ -122,7 +126,7 @@ impl Device for CudaDevice {
         Ok(Arc::new(CudaMatrix::new(&self.context, parts)?))
     }
     fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
-        let matrix = CudaMatrix::zeroed(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
+        let matrix = CudaMatrix::zeroed(&self.context, parts.iter().map(|p| p.rows).collect(), cols, dtype)?;
         self.random.fill(&self.context, &matrix, parts)?;
         Ok(Arc::new(matrix))
     }

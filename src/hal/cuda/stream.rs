@@ -1,13 +1,14 @@
 //! A stream of a device: copies, launches, and the ops in order.
 
 use super::CudaDevice;
-use super::blas::{Blas, Product};
+use super::blas::{Blas, Product, Search};
 use super::driver::{Kernel, check};
 use super::event::CudaEvent;
 use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
+use crate::base::config::NumericMode;
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
@@ -75,6 +76,11 @@ impl CudaStream {
         &self.device.kernels
     }
 
+    /// Whether activations of this dtype are rounded where the reference rounds them. F32 has no such roundings.
+    pub(super) fn rounds_as_reference(&self, act: DType) -> bool {
+        self.device.mode == NumericMode::Aligned && act != DType::F32
+    }
+
     pub(super) fn sm_count(&self) -> u32 {
         self.device.sm_count
     }
@@ -123,6 +129,7 @@ impl Ops for CudaStream {
                 Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? })
             }
         };
+        let aligned = self.rounds_as_reference(x.dtype());
         let product = Product {
             shape: (x.rows(), matrix.rows(), x.cols()),
             dtypes: (x.dtype(), out.dtype()),
@@ -130,9 +137,15 @@ impl Ops for CudaStream {
             x: x.addr(),
             w: matrix.addr(),
             bias,
+            out_stride: out.cols(),
+            search: if aligned { Search::AsReference } else { Search::Exact },
         };
         self.device.context.bind()?;
-        self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast())
+        if !aligned {
+            return self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast());
+        }
+        self.parts(&product, matrix.parts())?;
+        if out.dtype() == DType::F32 { ops::round(self, out, x.dtype()) } else { Ok(()) }
     }
 
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()> {
@@ -147,8 +160,8 @@ impl Ops for CudaStream {
         ops::act_mul(self, out, gate_up, activation)
     }
 
-    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()> {
-        ops::soft_cap(self, x, cap)
+    fn soft_cap(&self, x: &Tensor, cap: f32, act: DType) -> Result<()> {
+        ops::soft_cap(self, x, (cap, act))
     }
 
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
@@ -165,6 +178,25 @@ impl Ops for CudaStream {
 }
 
 impl CudaStream {
+    /// The parts of a fused product one by one, as the reference knows no fused ones and shapes decide how sums are added up.
+    fn parts(&self, whole: &Product, parts: &[usize]) -> Result<()> {
+        let ((m, _, k), (input, output)) = (whole.shape, whole.dtypes);
+        let mut done = 0;
+        for rows in parts {
+            let behind = |addr: u64, size: usize| addr + (done * size) as u64;
+            let part = Product {
+                shape: (m, *rows, k),
+                out: behind(whole.out, output.size()),
+                w: behind(whole.w, k * input.size()),
+                bias: whole.bias.map(|bias| behind(bias, output.size())),
+                ..*whole
+            };
+            self.blas.borrow_mut().run(&part, self.workspace(), self.raw.cast())?;
+            done += rows;
+        }
+        Ok(())
+    }
+
     /// A bias as numbers of `dtype`: cuBLASLt adds biases of the output's dtype only.
     fn narrowed(&self, bias: &Tensor, dtype: DType) -> Result<u64> {
         assert!(bias.cols() <= MAX_BIAS, "a bias of {} columns", bias.cols());
