@@ -3,6 +3,7 @@
 
 mod families;
 mod gpu;
+mod gpu_aligned;
 mod logprobs;
 mod ranks;
 mod world;

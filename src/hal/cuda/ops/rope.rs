@@ -1,6 +1,6 @@
 //! `rope_write_kv`, and where things are inside a KV block.
 
-use super::{HalfFamily, KvFamily, VECTOR, assert_norm_weight, assert_ints, shape, small, whole_vectors};
+use super::{HalfFamily, KvFamily, VECTOR, assert_ints, assert_norm_weight, shape, small, whole_vectors};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::stream::CudaStream;
