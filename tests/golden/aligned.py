@@ -7,8 +7,8 @@ Runs the reference with eager attention, teacher-forced on random prompts, and w
 model.safetensors, and reference.safetensors with `tokens.N` (int32) and `logits.N` (the dtype) of prompt N. The models are the
 golden ones of this folder, rounded, and random ones of published shapes; those with a few layers tell where differences
 begin. `own` is how far the reference is from itself when the prompt stands in a batch of four, in units of the last place at
-the largest logit of a row: sums in another order are all that changes there. OUT is read by the golden test
-`gpu_aligned::aligned_agrees_with_the_reference` through YN_ALIGNED_MODELS. Needs torch and transformers, no network.
+the largest logit of a row: sums in another order are all that changes there. OUT/ops has single ops with their results. OUT
+is read by the golden tests `gpu_aligned` and `gpu_aligned_ops` through YN_ALIGNED_MODELS. Needs torch and transformers, no network.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import time
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers.models.gemma2 import modeling_gemma2 as gemma
+from transformers.models.llama import modeling_llama as plain
 
 sys.dont_write_bytecode = True
 HERE = pathlib.Path(__file__).parent
@@ -171,6 +173,84 @@ def make_large(out, name, args):
     finish(folder, reference_model(folder, args.dtype, args.device), LARGE_PROMPTS, args.dtype, 6)
 
 
+class Ops:
+    """Single ops of the reference, a file each: inputs, the result `y`, and numbers as metadata."""
+
+    def __init__(self, folder, dtype, device):
+        folder.mkdir(parents=True)
+        self.folder, self.dtype, self.device = folder, dtype, device
+        self.generator = torch.Generator().manual_seed(11)
+
+    def noise(self, *shape):
+        return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
+
+    def save(self, name, tensors, numbers=()):
+        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(tensors, self.folder / f"{name}.safetensors", metadata={key: str(value) for key, value in numbers})
+
+    def products(self):
+        shapes = [(2048, 2048, False), (512, 2048, False), (8192, 2048, False), (2048, 8192, False), (32000, 2048, False),
+                  (896, 896, True), (128, 896, True), (4864, 896, False), (896, 4864, False), (96, 64, False)]
+        for n, k, biased in shapes:
+            w, b = self.noise(n, k) / k**0.5, self.noise(n) if biased else None
+            for m in (1, 16, 256, 333):
+                x = self.noise(1, m, k)
+                tensors = {"x": x[0], "w": w, "y": torch.nn.functional.linear(x, w, b)[0]}
+                self.save(f"linear-{m}x{n}x{k}", tensors | ({"b": b} if biased else {}))
+
+    def norms(self):
+        for cols in (64, 128, 896, 2048, 8192):
+            x, w = 3 * self.noise(1, 256, cols), self.noise(cols)
+            for name, norm in (("plain", plain.LlamaRMSNorm(cols, 1e-5)), ("gemma", gemma.Gemma2RMSNorm(cols, 1e-5))):
+                norm.weight.data = w
+                self.save(f"norm-{name}-{cols}", {"x": x[0], "w": w, "y": norm(x)[0]})
+
+    def activations(self):
+        for name in ("silu", "gelu_pytorch_tanh"):
+            x = 3 * self.noise(64, 2 * 1024)
+            gate, up = x.chunk(2, dim=-1)
+            y = plain.ACT2FN[name](gate) * up
+            self.save(f"act-{name}", {"x": x, "y": y})
+
+    def attention(self):
+        cases = [(32, 8, 64, 256), (32, 8, 64, 333), (14, 2, 64, 320), (4, 4, 128, 384), (4, 2, 256, 192), (4, 2, 24, 100),
+                 (4, 4, 16, 128)]
+        for heads, kv_heads, dim, length in cases:
+            self.attention_case((heads, kv_heads, dim, length), None)
+        self.attention_case((8, 4, 128, 256), 50.0)
+
+    def attention_case(self, shape, cap):
+        heads, kv_heads, dim, length = shape
+        x = self.noise(1, length, (heads + 2 * kv_heads) * dim)
+        split = x.view(1, length, -1, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
+        q, k, v = (part.contiguous() for part in split)
+        frequencies = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+        angles = torch.arange(length, dtype=torch.float)[:, None] * frequencies[None, :]
+        table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        cos, sin = (torch.cat((part, part), dim=-1).to(self.device, self.dtype)[None]
+                    for part in (angles.cos(), angles.sin()))
+        q, k = plain.apply_rotary_pos_emb(q, k, cos, sin)
+        mask = torch.full((length, length), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device).triu(1)
+        module = torch.nn.Module().eval()
+        module.num_key_value_groups = heads // kv_heads
+        more = {"softcap": cap} if cap else {}
+        forward = gemma.eager_attention_forward if cap else plain.eager_attention_forward
+        y, _ = forward(module, q, k, v, mask[None, None], scaling=dim**-0.5, **more)
+        turned = q[0].transpose(0, 1).reshape(length, -1)
+        numbers = [("heads", heads), ("kv_heads", kv_heads), ("scale", dim**-0.5), ("cap", cap or 0)]
+        name = f"attention-{heads}-{kv_heads}-{dim}-{length}" + ("-cap" if cap else "")
+        self.save(name, {"x": x[0], "table": table, "q": turned, "y": y[0].reshape(length, -1)}, numbers)
+
+
+@torch.no_grad()
+def make_ops(args):
+    ops = Ops(args.out / "ops", args.dtype, args.device)
+    ops.norms()
+    ops.activations()
+    ops.attention()
+    ops.products()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=pathlib.Path)
@@ -180,6 +260,8 @@ def main():
     parser.add_argument("--small", action="store_true", help="the golden models alone")
     args = parser.parse_args()
     begin = time.time()
+    if not args.only:
+        make_ops(args)
     for name in SMALL:
         if not args.only or f"tiny-{name}" in args.only:
             make_small(args.out, name, args)

@@ -23,7 +23,8 @@ struct Prompt {
 
 fn folders(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-    let mut folders: Vec<_> = entries.map(|e| e.expect("an entry").path()).filter(|p| p.is_dir()).collect();
+    let mut folders: Vec<_> = entries.map(|e| e.expect("an entry").path()).collect();
+    folders.retain(|path| path.join("reference.safetensors").is_file());
     folders.sort();
     assert!(!folders.is_empty(), "{} has no models; make them with aligned.py", dir.display());
     folders

@@ -4,6 +4,7 @@
 mod families;
 mod gpu;
 mod gpu_aligned;
+mod gpu_aligned_ops;
 mod logprobs;
 mod ranks;
 mod world;
