@@ -102,8 +102,7 @@ impl Bench {
         let pool = self.zeros((blocks, BLOCK * 2 * kv_heads * dim * dtype.size(), DType::U8));
         let kv = KvLayer { pool: &pool, layer: 0, layers: 1, kv_heads, head_dim: dim, block_size: BLOCK, dtype };
         let places = self.ints(&(0..tokens as i32).collect::<Vec<_>>());
-        let args =
-            RopeWriteKv { qkv: &qkv, positions: &places, slots: &places, rope: &rope, heads, norms: None, kv };
+        let args = RopeWriteKv { qkv: &qkv, positions: &places, slots: &places, rope: &rope, heads, norms: None, kv };
         self.stream.rope_write_kv(&args).expect("rope_write_kv");
         let turned = self.download(&qkv);
         let rows = turned.chunks_exact(qkv.row_bytes());
@@ -150,7 +149,10 @@ fn tell(name: &str, found: &[u8], expected: &[u8], dtype: DType) -> f64 {
         worst = if f.is_nan() { f32::NAN } else { worst.max((f - e).abs()) };
         largest = largest.max(e.abs());
     }
-    println!("{name}: {unequal} of {} unequal, at most {worst:.2e} where the largest is {largest:.2e}", found.len() / 2);
+    println!(
+        "{name}: {unequal} of {} unequal, at most {worst:.2e} where the largest is {largest:.2e}",
+        found.len() / 2
+    );
     if worst.is_finite() { unequal as f64 / (found.len() / 2) as f64 } else { 1.0 }
 }
 
