@@ -14,7 +14,7 @@
 constexpr uint32_t THREADS = 128, ROWS = 16, TILE = 64, MAX_TILES = 256 / 8 / 4, PROBS_STRIDE = TILE + 8;
 
 struct AlignedShared {
-  uint64_t rows[TILE];  // addresses of keys; 0 outside of what is seen
+  uint64_t rows[2][TILE];  // addresses of keys; 0 outside of what is seen
   float sums[ROWS][32];
   float maxima[THREADS / 32][ROWS];
   float max[ROWS], sum[ROWS];
@@ -25,7 +25,7 @@ template <typename T>
 struct Aligned {
   const AttentionParams& p;
   AlignedShared& sh;
-  T *query, *keys, *values, *probs;  // [ROWS][stride], [TILE][stride] twice, [ROWS][PROBS_STRIDE]
+  T *query, *keys, *values, *probs;  // [ROWS][stride], [2][TILE][stride] twice, [ROWS][PROBS_STRIDE]
   uint32_t stride, dim, steps;       // numbers of a row, those that count, and products of 16 of them
   uint32_t ratio, kv_head, lane, warp;
   uint32_t sequence, from, tokens, before, first_row;  // of the tile of rows
@@ -38,8 +38,8 @@ struct Aligned {
     stride = 16 * steps + 8;
     query = reinterpret_cast<T*>(dynamic);
     keys = query + ROWS * stride;
-    values = keys + TILE * stride;
-    probs = values + TILE * stride;
+    values = keys + 2 * TILE * stride;
+    probs = values + 2 * TILE * stride;
     ratio = p.heads / p.kv_heads;
     kv_head = blockIdx.y;
     lane = threadIdx.x % 32;
@@ -101,7 +101,7 @@ struct Aligned {
   // Columns behind `dim` are zero from here on, as nothing else writes them.
   __device__ void load_queries() {
     const uint32_t rest = stride - dim;
-    for (uint32_t i = threadIdx.x; i < (ROWS + 2 * TILE) * rest; i += THREADS) {
+    for (uint32_t i = threadIdx.x; i < (ROWS + 4 * TILE) * rest; i += THREADS) {
       query[i / rest * stride + dim + i % rest] = narrowed<T>(0.0f);
     }
     const T* x = at<T>(p.qkv);
@@ -112,7 +112,7 @@ struct Aligned {
     }
   }
 
-  __device__ void locate(const KvRows<T>& kv, uint32_t start) {
+  __device__ void locate(const KvRows<T>& kv, uint32_t start, uint32_t stage) {
     if (threadIdx.x >= TILE) return;
     const uint32_t position = start + threadIdx.x;
     uint64_t key = 0;
@@ -120,23 +120,24 @@ struct Aligned {
       key = kv.key(position);
       if (key == 0) fault(p.fault, KV_BLOCK, sequence, uint32_t(kv.table[position / kv.block_size]));
     }
-    sh.rows[threadIdx.x] = key;
+    sh.rows[stage][threadIdx.x] = key;
   }
 
-  __device__ void load(T* to, uint64_t offset) {
+  // Keys or values of a tile into one of two stages.
+  __device__ void load(T* to, uint32_t stage, uint64_t offset) {
+    to += stage * TILE * stride;
     if (vectors) {
       const uint32_t pieces = dim / 8;
       for (uint32_t i = threadIdx.x; i < TILE * pieces; i += THREADS) {
         const uint32_t row = i / pieces, column = i % pieces * 8;
-        const uint64_t key = sh.rows[row];
+        const uint64_t key = sh.rows[stage][row];
         copy16_async(to + row * stride + column, key != 0 ? at<T>(key + offset) + column : at<T>(p.pool), key != 0);
       }
-      copy_commit();
       return;
     }
     for (uint32_t i = threadIdx.x; i < TILE * dim; i += THREADS) {
       const uint32_t row = i / dim, column = i % dim;
-      const uint64_t key = sh.rows[row];
+      const uint64_t key = sh.rows[stage][row];
       to[row * stride + column] = key != 0 ? at<T>(key + offset)[column] : narrowed<T>(0.0f);
     }
   }
@@ -156,12 +157,12 @@ struct Aligned {
 
   // Calls `each(half of the rows, half of the tile, which, score)` for what the thread's rows see, keys rising.
   template <typename Each>
-  __device__ void each_score(uint32_t start, const Each& each) const {
+  __device__ void each_score(uint32_t start, uint32_t stage, const Each& each) const {
     float products[2][4] = {};
     for (uint32_t k = 0; k < steps; k++) {
       uint32_t a[4], b[4];
       load_tiles(a, query + lane % 16 * stride + 16 * k + lane / 16 * 8);
-      load_tiles(b, keys + (lane / 16 * 32 + warp * 8 + lane % 8) * stride + 16 * k + lane / 8 % 2 * 8);
+      load_tiles(b, keys + (stage * TILE + lane / 16 * 32 + warp * 8 + lane % 8) * stride + 16 * k + lane / 8 % 2 * 8);
       mma<T>(products[0], a, b[0], b[1]);
       mma<T>(products[1], a, b[2], b[3]);
     }
@@ -179,25 +180,40 @@ struct Aligned {
     }
   }
 
-  // Walks the keys: `tile(start)` runs with the keys of a tile, and its values if asked for, in shared memory.
+  template <bool VALUES>
+  __device__ void begin_tile(const KvRows<T>& kv, uint32_t start, uint32_t stage) {
+    locate(kv, start, stage);
+    __syncthreads();
+    load(keys, stage, 0);
+    if (VALUES) load(values, stage, kv.value_bytes);
+    copy_commit();
+  }
+
+  // Walks the keys: `tile(start, stage)` runs with the keys of a tile, and its values if asked for, in a stage of shared
+  // memory, while those of the next one are on their way.
   template <bool VALUES, typename Tile>
   __device__ void walk(const KvRows<T>& kv, const Tile& tile) {
+    uint32_t stage = 0;
+    __syncthreads();
+    begin_tile<VALUES>(kv, first_key / TILE * TILE, stage);
     for (uint32_t start = first_key / TILE * TILE; start <= last_key; start += TILE) {
+      if (start + TILE <= last_key) {
+        begin_tile<VALUES>(kv, start + TILE, stage ^ 1);
+        copy_wait<1>();
+      } else {
+        copy_wait<0>();
+      }
       __syncthreads();
-      locate(kv, start);
+      tile(start, stage);
       __syncthreads();
-      load(keys, 0);
-      if (VALUES) load(values, kv.value_bytes);
-      copy_wait<0>();
-      __syncthreads();
-      tile(start);
+      stage ^= 1;
     }
   }
 
   __device__ void find_maxima(const KvRows<T>& kv) {
     float max[2] = {-INFINITY, -INFINITY};
-    walk<false>(kv, [&](uint32_t start) {
-      each_score(start, [&](uint32_t r, uint32_t, uint32_t, float s) { max[r] = fmaxf(max[r], s); });
+    walk<false>(kv, [&](uint32_t start, uint32_t stage) {
+      each_score(start, stage, [&](uint32_t r, uint32_t, uint32_t, float s) { max[r] = fmaxf(max[r], s); });
     });
 #pragma unroll
     for (uint32_t r = 0; r < 2; r++) {
@@ -217,8 +233,8 @@ struct Aligned {
 
   __device__ void find_sums(const KvRows<T>& kv, const float (&max)[2]) {
     float sums[2][2] = {};
-    walk<false>(kv, [&](uint32_t start) {
-      each_score(start, [&](uint32_t r, uint32_t, uint32_t j, float s) {
+    walk<false>(kv, [&](uint32_t start, uint32_t stage) {
+      each_score(start, stage, [&](uint32_t r, uint32_t, uint32_t j, float s) {
         sums[r][j] = __fadd_rn(sums[r][j], expf(s - max[r]));
       });
     });
@@ -244,9 +260,9 @@ struct Aligned {
     const float sum[2] = {sh.sum[lane / 4], sh.sum[8 + lane / 4]};
     float out[MAX_TILES][4] = {};
     const uint32_t tiles = 2 * steps;  // of eight dimensions; a warp has each fourth
-    walk<true>(kv, [&](uint32_t start) {
+    walk<true>(kv, [&](uint32_t start, uint32_t stage) {
       float weights[2][2][2] = {};
-      each_score(start, [&](uint32_t r, uint32_t h, uint32_t j, float s) {
+      each_score(start, stage, [&](uint32_t r, uint32_t h, uint32_t j, float s) {
         weights[r][h][j] = __fdiv_rn(expf(s - max[r]), sum[r]);
       });
 #pragma unroll
@@ -264,7 +280,7 @@ struct Aligned {
         for (uint32_t n = 0; n < MAX_TILES; n++) {
           if (warp + 4 * n >= tiles) break;
           uint32_t b[4];
-          load_tiles_transposed(b, values + (16 * k + lane) * stride + 8 * (warp + 4 * n));
+          load_tiles_transposed(b, values + (stage * TILE + 16 * k + lane) * stride + 8 * (warp + 4 * n));
           mma<T>(out[n], a[0], b[0], b[1]);
           mma<T>(out[n], a[1], b[2], b[3]);
         }

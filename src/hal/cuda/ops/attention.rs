@@ -38,10 +38,10 @@ const ALIGNED_ROWS: usize = 16;
 const ALIGNED_KEYS: usize = 64;
 const MAX_DIM: usize = 256;
 
-/// Its shared memory: queries, keys, values, and weights.
+/// Its shared memory: queries, two stages of keys and values, and weights.
 const fn aligned_shared(dim: usize) -> u32 {
     let stride = dim.next_multiple_of(16) + 8;
-    (2 * ((ALIGNED_ROWS + 2 * ALIGNED_KEYS) * stride + ALIGNED_ROWS * (ALIGNED_KEYS + 8))) as u32
+    (2 * ((ALIGNED_ROWS + 4 * ALIGNED_KEYS) * stride + ALIGNED_ROWS * (ALIGNED_KEYS + 8))) as u32
 }
 
 #[derive(Debug)]
