@@ -55,7 +55,7 @@ fn runner(device: &Arc<dyn Device>, dir: &Path) -> ModelRunner {
     let max_model_len = MOST_TOKENS.min(info.max_position);
     let model = load(&info, dir, LoadFormat::Auto, device.as_ref(), (max_model_len, &mut |_| Ok(()))).expect("load");
     let options = RunnerOptions {
-        max_num_seqs: 8,
+        max_num_seqs: 64,
         max_num_batched_tokens: MOST_TOKENS,
         max_model_len,
         block_size: 16,
