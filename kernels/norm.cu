@@ -5,7 +5,8 @@
 // A block has a row, a thread up to 4 vectors of 8 numbers in registers. The order of a sum depends on `cols` alone, so a
 // row's bits do not depend on the rows beside it. Rows that are not whole vectors, or longer than 32768, are read twice.
 // Instances: 3 act dtypes x with and without a residual.
-#include "common.cuh"
+// `_aligned`: roundings and sums as in the reference implementation; the weight is f32 or act. 2 act dtypes x with and without.
+#include "aligned.cuh"
 
 struct NormParams {
   uint64_t out;
@@ -15,7 +16,7 @@ struct NormParams {
   uint32_t cols;
   uint32_t vectors;  // cols / 8, or 0 for the plain path
   float eps;
-  uint32_t unused;
+  uint32_t weight_in_act;  // of the aligned kernels
 };
 static_assert(sizeof(NormParams) == 48, "mirrored in src/hal/cuda/ops/norm.rs");
 
@@ -93,6 +94,39 @@ __device__ __forceinline__ void norm(const NormParams& p) {
   }
 }
 
+// A block has a row; blocks of at least 512 threads for wide rows.
+template <typename T, bool ADD>
+__device__ __forceinline__ void norm_aligned(const NormParams& p) {
+  __shared__ float scratch[32];
+  const uint64_t row = uint64_t(blockIdx.x) * p.cols;
+  T* out = at<T>(p.out) + row;
+  const T* x = at<T>(p.x) + row;
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = p.cols >= WIDE_ROW ? 16 : 1;
+  if (ADD) {
+    T* residual = at<T>(p.residual) + row;
+    for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
+      residual[i] = narrowed<T>(__fadd_rn(widen(residual[i]), widen(x[i])));
+    }
+    __syncthreads();
+    x = residual;
+  }
+  if (warp < warps) {
+    const uint32_t threads = warps * lanes_of(p.cols);
+    float sum = 0;
+    if (threadIdx.x < threads) {
+      sum = squares_of_thread(p.cols, threadIdx.x, threads, [&](uint32_t i) { return widen(x[i]); });
+    }
+    sum = reduce_warp(sum, Add());
+    if (lane == 0) scratch[warp] = sum;
+  }
+  __syncthreads();
+  const float sum = reduce_warp(lane < warps ? scratch[lane] : 0.0f, Add());
+  const float scale = norm_scale(sum, p.cols, p.eps);
+  for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
+    out[i] = narrowed<T>(weighted<T>(__fmul_rn(widen(x[i]), scale), p.weight, p.weight_in_act != 0, i));
+  }
+}
+
 #define YN_NORM(NAME, T)                                                                          \
   extern "C" __global__ void __launch_bounds__(1024)                                              \
       yn_rms_norm_##NAME(const __grid_constant__ NormParams p) {                                  \
@@ -106,3 +140,16 @@ __device__ __forceinline__ void norm(const NormParams& p) {
 YN_NORM(f32, float)
 YN_NORM(f16, f16)
 YN_NORM(bf16, bf16)
+
+#define YN_NORM_ALIGNED(NAME, T)                                                                  \
+  extern "C" __global__ void __launch_bounds__(1024)                                              \
+      yn_rms_norm_aligned_##NAME(const __grid_constant__ NormParams p) {                          \
+    norm_aligned<T, false>(p);                                                                    \
+  }                                                                                               \
+  extern "C" __global__ void __launch_bounds__(1024)                                              \
+      yn_add_rms_norm_aligned_##NAME(const __grid_constant__ NormParams p) {                      \
+    norm_aligned<T, true>(p);                                                                     \
+  }
+
+YN_NORM_ALIGNED(f16, f16)
+YN_NORM_ALIGNED(bf16, bf16)

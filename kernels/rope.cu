@@ -6,7 +6,9 @@
 // `rope_vectors`: D / 2 is whole vectors of 8; a thread has eight pairs (i, i + D/2) of one head, and with norms a head is a
 // power of two of threads, so that a warp holds it whole. `rope_plain`: a warp has a head, any even D up to 256.
 // Instances of both: the pairs of activation and KV dtype that paged_attention takes.
-#include "common.cuh"
+// `rope_aligned`: as `rope_plain`, with roundings and sums as in the reference implementation; norms are f32 or act. Instances:
+// f16 and bf16, activations and cache alike.
+#include "aligned.cuh"
 
 struct RopeParams {
   uint64_t qkv;
@@ -27,8 +29,10 @@ struct RopeParams {
   uint32_t blocks;
   uint32_t max_position;
   float eps;
+  uint32_t norms_in_act;  // of the aligned kernels
+  uint32_t unused;
 };
-static_assert(sizeof(RopeParams) == 112, "mirrored in src/hal/cuda/ops/rope.rs");
+static_assert(sizeof(RopeParams) == 120, "mirrored in src/hal/cuda/ops/rope.rs");
 
 constexpr uint32_t BLOCK = 128;
 
@@ -142,6 +146,44 @@ __device__ __forceinline__ void rope_plain(const RopeParams& p) {
   }
 }
 
+template <typename T>
+__device__ __forceinline__ void rope_aligned(const RopeParams& p) {
+  const uint32_t half = p.head_dim / 2, all = p.heads + 2 * p.kv_heads, lane = threadIdx.x % 32;
+  const uint64_t index = blockIdx.x * uint64_t(BLOCK / 32) + threadIdx.x / 32;
+  if (index >= uint64_t(p.tokens) * all) return;
+  const uint32_t head = uint32_t(index % all), token = uint32_t(index / all);
+  const int slot = at<int>(p.slots)[token];
+  const uint32_t position = checked_position(p, token, slot);
+  T* low = at<T>(p.qkv) + (uint64_t(token) * all + head) * p.head_dim;
+  const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv_heads;
+  const bool normed = p.query_norm != 0 && !is_value;
+  const uint64_t weights = is_query ? p.query_norm : p.key_norm;
+  float scale = 1.0f;
+  if (normed) {
+    const uint32_t lanes = lanes_of(p.head_dim);
+    float sum = 0;
+    if (lane < lanes) sum = squares_of_thread(p.head_dim, lane, lanes, [&](uint32_t i) { return widen(low[i]); });
+    scale = norm_scale(reduce_warp(sum, Add()), p.head_dim, p.eps);
+  }
+  T* to = is_query ? low : destination<T>(p, slot, head - p.heads);
+  if (to == nullptr) return;
+  const float* row = at<float>(p.rope) + uint64_t(position) * p.head_dim;
+  for (uint32_t i = lane; i < half; i += 32) {
+    float x = widen(low[i]), y = widen(low[i + half]);
+    if (normed) {
+      x = rounded<T>(weighted<T>(__fmul_rn(x, scale), weights, p.norms_in_act != 0, i));
+      y = rounded<T>(weighted<T>(__fmul_rn(y, scale), weights, p.norms_in_act != 0, i + half));
+    }
+    if (!is_value) {
+      const float c = rounded<T>(row[i]), s = rounded<T>(row[half + i]), a = x, b = y;
+      x = __fadd_rn(rounded<T>(__fmul_rn(a, c)), rounded<T>(__fmul_rn(-b, s)));
+      y = __fadd_rn(rounded<T>(__fmul_rn(b, c)), rounded<T>(__fmul_rn(a, s)));
+    }
+    to[i] = narrowed<T>(x);
+    to[i + half] = narrowed<T>(y);
+  }
+}
+
 #define YN_ROPE(A, TA, K, TK)                                                                                 \
   extern "C" __global__ void __launch_bounds__(BLOCK)                                                         \
       yn_rope_write_kv_vectors_##A##_##K(const __grid_constant__ RopeParams p) {                              \
@@ -157,3 +199,12 @@ YN_ROPE(f32, float, f16, f16)
 YN_ROPE(f32, float, bf16, bf16)
 YN_ROPE(f16, f16, f16, f16)
 YN_ROPE(bf16, bf16, bf16, bf16)
+
+#define YN_ROPE_ALIGNED(A, T)                                                                                 \
+  extern "C" __global__ void __launch_bounds__(BLOCK)                                                         \
+      yn_rope_write_kv_aligned_##A(const __grid_constant__ RopeParams p) {                                    \
+    rope_aligned<T>(p);                                                                                       \
+  }
+
+YN_ROPE_ALIGNED(f16, f16)
+YN_ROPE_ALIGNED(bf16, bf16)

@@ -3,6 +3,7 @@
 //              out: act [T, cols]; table: any weight dtype [rows, cols]; ids: i32 [T]; state: i32 [R, state_cols].
 // act_mul:     out = activation(gate) * up; out: act [T, cols]; gate_up: act [T, 2 cols], gate first.
 // soft_cap:    x = cap * tanh(x / cap), in place; x: f32 [n].
+// round:       x as a dtype of activations keeps it, in place; x: f32 [n].
 // gather_rows: out[s] = x[index[s]]; rows of `row_bytes`.
 // copy_rows:   out[to[i]] = x[from[i]]; rows of words.
 // mask_logits: x[s][v] = -infinity where a bit is not set; x: f32 [S, V]; masks: i32 [S, ceil(V / 32)].
@@ -10,8 +11,8 @@
 // A thread has eight numbers (sixteen bytes of a gather), or as many single ones where rows are not whole vectors. Exact to
 // the last bits of f32: no fast exponentials here.
 // Instances: embed 3 act x 3 table dtypes, act_mul 3 act dtypes x 2 activations, gather_rows by 16 and by 2 bytes, copy_rows by
-// 16 and by 4.
-#include "common.cuh"
+// 16 and by 4. `_aligned`: act_mul and soft_cap with the roundings and formulas of the reference implementation, for 2 act dtypes.
+#include "aligned.cuh"
 
 constexpr uint32_t BLOCK = 128;
 
@@ -80,6 +81,19 @@ struct GeluTanh {
   }
 };
 
+// The same by the formula whose roundings the reference has.
+struct GeluTanhAligned {
+  __device__ __forceinline__ float operator()(float g) const {
+    const float cube = g * g * g, inner = 0.7978845608028654f * (g + 0.044715f * cube);
+    return 0.5f * g * (1.0f + tanhf(inner));
+  }
+};
+// An activation whose result T keeps.
+template <typename T, typename Act>
+struct Rounded {
+  __device__ __forceinline__ float operator()(float g) const { return rounded<T>(Act()(g)); }
+};
+
 template <typename T, typename Act>
 __device__ __forceinline__ void act_mul(const ActMulParams& p) {
   const Act act;
@@ -111,14 +125,26 @@ struct SoftCapParams {
 };
 static_assert(sizeof(SoftCapParams) == 24, "mirrored in src/hal/cuda/ops/rowwise.rs");
 
-extern "C" __global__ void yn_soft_cap(const __grid_constant__ SoftCapParams p) {
+// Each number of a thread's share through `f`.
+template <typename F>
+__device__ __forceinline__ void each_in_place(const SoftCapParams& p, const F& f) {
   const uint64_t first = 8 * uint64_t(BLOCK) * blockIdx.x;
   float* x = at<float>(p.x);
 #pragma unroll
   for (uint32_t j = 0; j < 8; j++) {
     const uint64_t i = first + j * BLOCK + threadIdx.x;
-    if (i < p.n) x[i] = p.cap * tanhf(x[i] / p.cap);
+    if (i < p.n) x[i] = f(x[i]);
   }
+}
+
+extern "C" __global__ void yn_soft_cap(const __grid_constant__ SoftCapParams p) {
+  each_in_place(p, [&](float x) { return p.cap * tanhf(x / p.cap); });
+}
+
+template <typename T>
+__device__ __forceinline__ void soft_cap_aligned(const SoftCapParams& p) {
+  const float inverse = 1.0f / p.cap;
+  each_in_place(p, [&](float x) { return rounded<T>(rounded<T>(tanhf(rounded<T>(x * inverse))) * p.cap); });
 }
 
 struct GatherParams {
@@ -213,3 +239,20 @@ extern "C" __global__ void yn_mask_logits(const __grid_constant__ MaskParams p) 
 YN_ROWWISE(f32, float)
 YN_ROWWISE(f16, f16)
 YN_ROWWISE(bf16, bf16)
+
+#define YN_ROWWISE_ALIGNED(A, TA)                                                                       \
+  extern "C" __global__ void yn_silu_mul_aligned_##A(const __grid_constant__ ActMulParams p) {          \
+    act_mul<TA, Rounded<TA, Silu>>(p);                                                                  \
+  }                                                                                                     \
+  extern "C" __global__ void yn_gelu_mul_aligned_##A(const __grid_constant__ ActMulParams p) {          \
+    act_mul<TA, Rounded<TA, GeluTanhAligned>>(p);                                                       \
+  }                                                                                                     \
+  extern "C" __global__ void yn_soft_cap_aligned_##A(const __grid_constant__ SoftCapParams p) {         \
+    soft_cap_aligned<TA>(p);                                                                            \
+  }                                                                                                     \
+  extern "C" __global__ void yn_round_##A(const __grid_constant__ SoftCapParams p) {                    \
+    each_in_place(p, [](float x) { return rounded<TA>(x); });                                           \
+  }
+
+YN_ROWWISE_ALIGNED(f16, f16)
+YN_ROWWISE_ALIGNED(bf16, bf16)

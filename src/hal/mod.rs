@@ -43,7 +43,7 @@ pub struct Caps {
     pub graphs: bool,
     /// Tokens do not depend on batch composition, chunking or prefix hits, bit for bit.
     pub invariant: bool,
-    /// Activations can be rounded where the reference implementation with eager attention rounds them.
+    /// Activations are rounded where the reference implementation with eager attention rounds them.
     pub aligned: bool,
 }
 

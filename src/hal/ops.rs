@@ -128,6 +128,9 @@ pub struct Linear<'a> {
 }
 
 /// The ops of a decoder step.
+/// The ops of a decoder step. A device that is [`crate::hal::Caps::aligned`] rounds to `act` wherever the reference
+/// implementation does inside of an op, and takes weights of norms in `act` too: what is normed is then rounded before it is
+/// multiplied by them, as it is not by F32 weights.
 pub trait Ops {
     /// `out[t] = table[ids[t]] * scale`. An id below 0 means "the last token of row `-id - 1`" in `state`
     /// (I32 `[R, SAMPLER_WORDS]`). out: act `[T, cols]`; ids: I32 `[T, 1]`.
@@ -148,8 +151,8 @@ pub trait Ops {
     fn paged_attention(&self, args: &PagedAttention<'_>) -> Result<()>;
     /// `out = activation(gate) * up`. out: act `[T, N]`; gate_up: act `[T, 2N]`, gate first.
     fn act_mul(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()>;
-    /// `x = cap * tanh(x / cap)`, in place. x: F32 `[S, N]`.
-    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()>;
+    /// `x = cap * tanh(x / cap)`, in place. x: F32 `[S, N]`; `act`: the dtype of activations, where a device rounds to it.
+    fn soft_cap(&self, x: &Tensor, cap: f32, act: DType) -> Result<()>;
     /// `out[s] = x[index[s]]`. out: act `[S, N]`; x: act `[T, N]`; index: I32 `[S, 1]`.
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()>;
     /// `out[to[i]] = x[from[i]]`. Rows of `out` and `x` are equally many words; `to` and `from`: I32 `[N, 1]`, `to` without

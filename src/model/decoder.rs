@@ -195,7 +195,7 @@ impl Pass<'_> {
         self.stream.gather_rows(&last, hidden, index)?;
         self.stream.linear(&logits, &last, &self.model.head, None)?;
         if let Some(cap) = self.model.info.spec.logit_cap {
-            self.stream.soft_cap(&logits, cap)?;
+            self.stream.soft_cap(&logits, cap, last.dtype())?;
         }
         Ok(logits)
     }

@@ -36,7 +36,8 @@ pub struct Linear {
     pub bias: Option<Tensor>,
 }
 
-/// Weights of one decoder layer. Norm weights are F32, with the spec's shift added.
+/// Weights of one decoder layer. Norm weights are F32, with the spec's shift added; on a device that is aligned those without a
+/// shift are in the model's dtype.
 #[derive(Debug)]
 pub struct Layer {
     pub input_norm: Tensor,
@@ -222,7 +223,7 @@ impl Loader<'_> {
         let mut ropes = Vec::with_capacity(spec.ropes.len());
         for rope in &spec.ropes {
             let frequencies = rope::frequencies(rope, spec.head_dim);
-            let table = self.floats(max_len, spec.head_dim, &mut |put| {
+            let table = self.numbers((max_len, spec.head_dim, DType::F32), &mut |put| {
                 (0..max_len).for_each(|position| rope::fill_row(&frequencies, position, &mut *put));
             });
             ropes.push(table.map_err(|e| e.within(format!("the rope table of {max_len} positions")))?);
@@ -269,7 +270,7 @@ impl Loader<'_> {
             return Ok(Linear { weight, bias: None });
         }
         let biases: Vec<_> = parts.iter().map(|part| Part { name: bias_name(&part.name), ..part.clone() }).collect();
-        Ok(Linear { weight, bias: Some(self.vector(&biases, 0.0)?) })
+        Ok(Linear { weight, bias: Some(self.vector(&biases, (0.0, DType::F32))?) })
     }
 
     /// One product of parts below each other.
@@ -336,7 +337,11 @@ impl Loader<'_> {
     }
 
     fn norm(&mut self, name: String, size: usize) -> Result<Tensor> {
-        self.vector(&[Part::whole(name, size)], self.info.spec.norm_shift)
+        let shift = self.info.spec.norm_shift;
+        // The reference multiplies in the model's dtype, but by shifted weights in F32.
+        let in_model = self.device.caps().aligned && shift == 0.0;
+        let dtype = if in_model { self.info.dtype } else { DType::F32 };
+        self.vector(&[Part::whole(name, size)], (shift, dtype))
     }
 
     /// The norm of a branch's output, where the model has such norms.
@@ -345,8 +350,8 @@ impl Loader<'_> {
         if spec.branch_norms { self.norm(name, spec.hidden_size).map(Some) } else { Ok(None) }
     }
 
-    /// Parts behind each other plus `shift`, in F32 whatever the file holds.
-    fn vector(&mut self, parts: &[Part], shift: f32) -> Result<Tensor> {
+    /// Parts behind each other plus `shift`, in `dtype` whatever the file holds.
+    fn vector(&mut self, parts: &[Part], (shift, dtype): (f32, DType)) -> Result<Tensor> {
         let mut bytes = Vec::new();
         for part in parts {
             for data in taken(self.source.tensor(&part.name, &[part.rows])?, part, &Cols::whole(1))? {
@@ -355,27 +360,30 @@ impl Loader<'_> {
         }
         let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) + shift);
         let tensor = self
-            .floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))
+            .numbers((1, values.len(), dtype), &mut |put| values.clone().for_each(&mut *put))
             .map_err(|e| e.within(&parts[0].name))?;
         parts.iter().for_each(|part| self.source.release(&part.name));
         self.advance(bytes.len())?;
         Ok(tensor)
     }
 
-    /// An F32 tensor on the device with the values that `fill` puts, in order.
-    fn floats(&mut self, rows: usize, cols: usize, fill: Fill<'_>) -> Result<Tensor> {
-        let bytes = rows * cols * DType::F32.size();
+    /// A tensor of rows, columns and a float dtype on the device with the values that `fill` puts, in order.
+    fn numbers(&mut self, (rows, cols, dtype): (usize, usize, DType), fill: Fill<'_>) -> Result<Tensor> {
+        let bytes = rows * cols * dtype.size();
         let mut host = match self.staging.take() {
             Some(host) if host.bytes().len() >= bytes => host,
             _ => self.device.host_buffer(bytes.max(STAGING_BYTES))?,
         };
-        let mut places = host.bytes_mut()[..bytes].chunks_exact_mut(DType::F32.size());
+        let mut places = host.bytes_mut()[..bytes].chunks_exact_mut(dtype.size());
         fill(&mut |x| {
-            if let Some(place) = places.next() {
-                place.copy_from_slice(&x.to_ne_bytes());
+            let Some(place) = places.next() else { return };
+            match dtype {
+                DType::F16 => place.copy_from_slice(&f16::from_f32(x).to_ne_bytes()),
+                DType::Bf16 => place.copy_from_slice(&bf16::from_f32(x).to_ne_bytes()),
+                _ => place.copy_from_slice(&x.to_ne_bytes()),
             }
         });
-        let tensor = Tensor::new(self.device.alloc(bytes)?, 0, rows, cols, DType::F32);
+        let tensor = Tensor::new(self.device.alloc(bytes)?, 0, rows, cols, dtype);
         self.stream.upload(&tensor, host.as_ref())?;
         self.stream.record()?.wait()?;
         self.staging = Some(host);

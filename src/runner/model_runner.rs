@@ -18,6 +18,7 @@ use crate::model::decoder::{Buffers, Pass};
 use crate::plan::{KvSpec, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One model on one device with its KV blocks, sampler rows and temporary memory. Owned by one thread.
@@ -394,8 +395,9 @@ impl ModelRunner {
                 let table = (0..self.kv.blocks_for(end)).map(|b| BlockId(b as u32)).collect();
                 let step = self.upload(&single(part, i * chunk, table, Sampling::Skips), None, &mut slot)?;
                 let hidden = self.pass().forward(&step.batch)?;
-                for row in 0..part.len() {
-                    self.read_logits(&hidden, row, &mut out)?;
+                let most = self.options.max_samples();
+                for first in (0..part.len()).step_by(most) {
+                    self.read_logits(&hidden, first..part.len().min(first + most), &mut out)?;
                 }
             }
             Ok(())
@@ -405,11 +407,13 @@ impl ModelRunner {
         done.map(|()| out)
     }
 
-    fn read_logits(&self, hidden: &Tensor, row: usize, out: &mut Vec<f32>) -> Result<()> {
-        let mut index = self.device.host_buffer(WORD)?;
-        index.bytes_mut()[..WORD].copy_from_slice(&(row as i32).to_ne_bytes());
+    fn read_logits(&self, hidden: &Tensor, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let mut index = self.device.host_buffer(WORD * rows.len())?;
+        for (word, row) in index.bytes_mut().chunks_exact_mut(WORD).zip(rows.clone()) {
+            word.copy_from_slice(&(row as i32).to_ne_bytes());
+        }
         // The step's own inputs are not needed any more once its layers have run.
-        let place = Tensor::new(Arc::clone(&self.inputs), 0, 1, 1, DType::I32);
+        let place = Tensor::new(Arc::clone(&self.inputs), 0, rows.len(), 1, DType::I32);
         self.stream.upload(&place, index.as_ref())?;
         let logits = self.pass().logits(hidden, &place)?;
         let mut host = self.device.host_buffer(logits.bytes())?;

@@ -59,7 +59,7 @@ pub(crate) fn row_ops(kit: &Kit) {
         let (norm, gate) = (kit.poisoned(n, 2 * cols), kit.poisoned(n, cols));
         kit.stream.rms_norm(&norm, &input, &weight, 1e-5).unwrap();
         kit.stream.act_mul(&gate, &input, Activation::GeluTanh).unwrap();
-        kit.stream.soft_cap(&input, 0.7).unwrap();
+        kit.stream.soft_cap(&input, 0.7, kit.act).unwrap();
         (bits(&kit.read(&norm)), bits(&kit.read(&gate)), bits(&kit.read(&input)))
     };
     let (norm, gate, capped) = run(0, rows);

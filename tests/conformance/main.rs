@@ -1,6 +1,7 @@
 //! One table of ops and shapes against every device: each op is compared with a plain f64 model of its definition in
 //! `hal::ops`, on random inputs and poisoned outputs. A backend joins by standing in [`devices`].
 
+mod aligned;
 mod attention;
 mod invariance;
 mod kit;
@@ -10,7 +11,8 @@ mod sample;
 mod vocabulary;
 
 use kit::Kit;
-use yinian::base::ErrorKind;
+use yinian::base::config::NumericMode;
+use yinian::base::{DType, ErrorKind};
 use yinian::hal::registry::{self, DeviceOptions};
 
 /// The repository: at run time's, as the tests also run on machines without a compiler.
@@ -100,6 +102,44 @@ fn every_op_on_a_gpu() {
         // Logits are F32 whatever the activations are.
         let reads_logits = name.starts_with("sample") || name.starts_with("logprobs");
         for act in Kit::acts_of(&*device).into_iter().take(if reads_logits { 1 } else { usize::MAX }) {
+            let run = || run(&Kit::new(device.clone(), act));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            println!("{name} in {act}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+            failed.extend(outcome.err().map(|_| (*name, act)));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Rows for a device that rounds as the reference does; those of the table that it shares are named.
+const ALIGNED: &[Case] = &[
+    ("aligned norms", aligned::all_norms),
+    ("aligned embeddings", aligned::embed),
+    ("aligned activations", aligned::activations),
+    ("aligned logits", aligned::logits),
+    ("aligned biases", aligned::biases),
+];
+const SHARED: [&str; 7] = [
+    "embed",
+    "rms_norm",
+    "add_rms_norm",
+    "gather_rows",
+    "linear",
+    "rope_write_kv and paged_attention",
+    "long contexts",
+];
+
+#[test]
+fn every_op_on_an_aligned_gpu() {
+    let options = DeviceOptions { numeric_mode: NumericMode::Aligned, ..DeviceOptions::default() };
+    let device = match registry::open("cuda", &options) {
+        Ok(device) => device,
+        Err(e) => return eprintln!("left out: {e}"),
+    };
+    assert!(device.caps().aligned && !device.caps().invariant);
+    let mut failed = Vec::new();
+    for act in [DType::F16, DType::Bf16] {
+        for (name, run) in TABLE.iter().filter(|(name, _)| SHARED.contains(name)).chain(ALIGNED) {
             let run = || run(&Kit::new(device.clone(), act));
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
             println!("{name} in {act}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });

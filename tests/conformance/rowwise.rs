@@ -197,7 +197,7 @@ pub(crate) fn soft_cap(kit: &Kit) {
             let mut x: Vec<f32> = noise(8, rows * cols).iter().map(|v| v * spread).collect();
             x[0] = 0.0;
             let tensor = kit.floats(&x, cols);
-            kit.stream.soft_cap(&tensor, cap).unwrap();
+            kit.stream.soft_cap(&tensor, cap, kit.act).unwrap();
             let got = kit.read(&tensor);
             for (x, got) in x.iter().zip(&got) {
                 let expected = f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh();

@@ -3,6 +3,8 @@
 
 mod families;
 mod gpu;
+mod gpu_aligned;
+mod gpu_aligned_ops;
 mod late;
 mod logprobs;
 mod pipeline;

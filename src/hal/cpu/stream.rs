@@ -8,7 +8,7 @@ use super::pack::PackedMatrix;
 use super::rowwise::{Norm, act_mul, copy_rows, embed, gather_rows, mask_logits, soft_cap};
 use super::sample::{Workspace, sample};
 use super::{attention, kv, linear};
-use crate::base::Result;
+use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, SAMPLER_WORDS, Sample};
 use crate::hal::{Event, HostBuffer, Matrix, Ops, Stream, Tensor};
 use std::cell::RefCell;
@@ -88,7 +88,7 @@ impl Ops for CpuStream {
         act_mul(&self.device.pool, self.device.isa, (floats(out), floats(gate_up)), activation)
     }
 
-    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()> {
+    fn soft_cap(&self, x: &Tensor, cap: f32, _act: DType) -> Result<()> {
         soft_cap(&self.device.pool, self.device.isa, floats(x), cap)
     }
 

@@ -19,6 +19,9 @@ const ROUNDS: usize = 3;
 const WORTH_ANOTHER: f32 = 1.15;
 /// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts of a sum are added up in F32, not in the output's dtype.
 const REDUCTION: u32 = 2;
+/// `CUBLASLT_REDUCTION_SCHEME_MASK`: all of them, and the scratch memory that PyTorch gives on these GPUs.
+const REFERENCE_REDUCTION: u32 = 7;
+const REFERENCE_WORKSPACE: usize = 32 << 20;
 /// `CUBLAS_OP_T` of cublas_api.h.
 const TRANSPOSED: i32 = 1;
 /// Alignment that is worth knowing, in bytes.
@@ -36,6 +39,18 @@ pub(super) struct Product {
     pub(super) w: u64,
     /// One number for each column of `out`, in its dtype.
     pub(super) bias: Option<u64>,
+    /// From a row of `out` to the next, in numbers.
+    pub(super) out_stride: usize,
+    pub(super) search: Search,
+}
+
+/// How an algorithm is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Search {
+    /// Parts of a sum are added up in F32.
+    Exact,
+    /// With the limits that PyTorch sets, so that sums are mostly added up as it does.
+    AsReference,
 }
 
 impl Product {
@@ -51,6 +66,8 @@ struct Key {
     shape: (usize, usize, usize),
     dtypes: (DType, DType),
     has_bias: bool,
+    out_stride: usize,
+    search: Search,
     /// Of `out`, `x` and `w`.
     align: [u64; 3],
 }
@@ -58,10 +75,17 @@ struct Key {
 impl Key {
     fn of(p: &Product) -> Self {
         let (m, n, k) = p.shape;
+        let rows = match p.search {
+            Search::Exact => bucket(m),
+            // The reference asks anew for every number of rows.
+            Search::AsReference => m,
+        };
         Self {
-            shape: (bucket(m), n, k),
+            shape: (rows, n, k),
             dtypes: p.dtypes,
             has_bias: p.bias.is_some(),
+            out_stride: p.out_stride,
+            search: p.search,
             align: [p.out, p.x, p.w].map(align),
         }
     }
@@ -354,10 +378,12 @@ impl Blas {
         unsafe {
             let desc = sys::cublasLtMatmulDescCreate(&raw mut plan.desc, compute, sys::cudaDataType_t::CUDA_R_32F);
             check(desc, "cublasLtMatmulDescCreate")?;
-            for (layout, dtype, rows, cols) in
-                [(&raw mut plan.w, input, k, n), (&raw mut plan.x, input, k, m), (&raw mut plan.out, output, n, m)]
-            {
-                let made = sys::cublasLtMatrixLayoutCreate(layout, dtype, rows as u64, cols as u64, rows as i64);
+            for (layout, dtype, rows, cols, stride) in [
+                (&raw mut plan.w, input, k, n, k),
+                (&raw mut plan.x, input, k, m, k),
+                (&raw mut plan.out, output, n, m, key.out_stride),
+            ] {
+                let made = sys::cublasLtMatrixLayoutCreate(layout, dtype, rows as u64, cols as u64, stride as i64);
                 check(made, "cublasLtMatrixLayoutCreate")?;
             }
         }
@@ -414,11 +440,15 @@ impl Blas {
         let mut found: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
         let mut count = 0;
         let [out, x, w] = key.align.map(|a| a as u32);
+        let (reduction, workspace_bytes) = match key.search {
+            Search::Exact => (REDUCTION, workspace_bytes),
+            Search::AsReference => (REFERENCE_REDUCTION, workspace_bytes.min(REFERENCE_WORKSPACE)),
+        };
         let bytes = |value: &u32| ((&raw const *value).cast::<c_void>(), size_of::<u32>());
         let ((workspace, wide), limits) = (
             ((&raw const workspace_bytes).cast::<c_void>(), size_of::<usize>()),
             [
-                (Pref::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, bytes(&REDUCTION)),
+                (Pref::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, bytes(&reduction)),
                 (Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, bytes(&w)),
                 (Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, bytes(&x)),
                 (Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, bytes(&out)),

@@ -122,7 +122,11 @@ pub(super) fn now(context: &Arc<Context>, parts: &[HostMatrix<'_>], placement: P
         copy_now(context, part.data, (memory.as_ref(), at), placement)?;
         at += part.data.len();
     }
-    Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, 0, rows, cols, dtype), placement)))
+    Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, 0, rows, cols, dtype), rows_of(parts), placement)))
+}
+
+fn rows_of(parts: &[HostMatrix<'_>]) -> Vec<usize> {
+    parts.iter().map(|p| p.rows).collect()
 }
 
 /// Random rows in host memory. The device makes them, a few at a time.
@@ -135,7 +139,7 @@ pub(super) fn random_on_host(
     let (rows, row_bytes) = (parts.iter().map(|p| p.rows).sum::<usize>(), cols * dtype.size());
     let memory = room(context, rows * row_bytes, Placement::Host)?;
     let most = (RANDOM_BYTES / row_bytes.max(1)).clamp(1, rows.max(1));
-    let made = CudaMatrix::unfilled(context, most, cols, dtype)?;
+    let made = CudaMatrix::unfilled(context, vec![most], cols, dtype)?;
     let mut at = 0;
     for part in parts {
         for from in (0..part.rows).step_by(most) {
@@ -151,7 +155,8 @@ pub(super) fn random_on_host(
             at += n * row_bytes;
         }
     }
-    Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, 0, rows, cols, dtype), Placement::Host)))
+    let tensor = Tensor::new(memory, 0, rows, cols, dtype);
+    Ok(Arc::new(CudaMatrix::new(tensor, parts.iter().map(|p| p.rows).collect(), Placement::Host)))
 }
 
 /// A stream for copies, of the thread that made it.
@@ -281,7 +286,8 @@ impl CudaLoader {
 
 impl MatrixLoader for CudaLoader {
     fn load(&mut self, parts: &[MatrixPart<'_>], placement: Placement) -> Result<Matrix> {
-        let (rows, cols, dtype) = shape(&parts.iter().map(|part| part.matrix).collect::<Vec<_>>())?;
+        let matrices: Vec<_> = parts.iter().map(|part| part.matrix).collect();
+        let (rows, cols, dtype) = shape(&matrices)?;
         let memory = room(&self.context, rows * cols * dtype.size(), placement)?;
         let mut at = 0;
         for MatrixPart { matrix, file } in parts {
@@ -291,7 +297,7 @@ impl MatrixLoader for CudaLoader {
             }
             at += matrix.data.len();
         }
-        Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, 0, rows, cols, dtype), placement)))
+        Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, 0, rows, cols, dtype), rows_of(&matrices), placement)))
     }
 
     fn pending_bytes(&self) -> usize {

@@ -115,17 +115,21 @@ impl Drop for PinnedMemory {
 pub(super) struct CudaMatrix {
     tensor: Tensor,
     placement: Placement,
+    /// Rows of what it was made of.
+    parts: Vec<usize>,
 }
 
 impl CudaMatrix {
-    pub(super) fn new(tensor: Tensor, placement: Placement) -> Self {
-        Self { tensor, placement }
+    /// Parts of these rows below each other.
+    pub(super) fn new(tensor: Tensor, parts: Vec<usize>, placement: Placement) -> Self {
+        Self { tensor, parts, placement }
     }
 
     /// Device memory with whatever was there before.
-    pub(super) fn unfilled(context: &Arc<Context>, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
+    pub(super) fn unfilled(context: &Arc<Context>, parts: Vec<usize>, cols: usize, dtype: DType) -> Result<Self> {
+        let rows = parts.iter().sum::<usize>();
         let memory = DeviceMemory::unfilled(context, rows * cols * dtype.size())?;
-        Ok(Self::new(Tensor::new(Arc::new(memory), 0, rows, cols, dtype), Placement::Device))
+        Ok(Self::new(Tensor::new(Arc::new(memory), 0, rows, cols, dtype), parts, Placement::Device))
     }
 
     pub(super) fn placement(&self) -> Placement {
@@ -142,6 +146,10 @@ impl CudaMatrix {
 
     pub(super) fn addr(&self) -> u64 {
         self.tensor.addr()
+    }
+
+    pub(super) fn parts(&self) -> &[usize] {
+        &self.parts
     }
 }
 

@@ -22,7 +22,7 @@ mod stream;
 mod survey;
 mod tuning;
 
-use crate::base::config::Placement;
+use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
@@ -56,6 +56,7 @@ const LAUNCH_BYTES: usize = 1 << 10;
 #[derive(Debug)]
 pub struct CudaDevice {
     caps: Caps,
+    mode: NumericMode,
     sm_count: u32,
     convert: Convert,
     random: Random,
@@ -109,6 +110,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
     let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
     let kernels = Kernels::load(&modules, capability)?;
     let machine = format!("{name}, {sm_count} SMs, driver {}, cuBLASLt {}", driver::version()?, blas::version());
+    let mode = options.numeric_mode;
     let tuning = options.tuning_cache.as_deref().map(|path| Arc::new(Tuning::open(path, machine)));
     let caps = Caps {
         name: "cuda",
@@ -120,10 +122,11 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
         own_memory: true,
         graphs: true,
         invariant: false,
-        aligned: false,
+        aligned: mode == NumericMode::Aligned,
     };
     Ok(Arc::new_cyclic(|me| CudaDevice {
         caps,
+        mode,
         sm_count,
         convert,
         random,
@@ -191,7 +194,7 @@ impl Device for CudaDevice {
         Ok(Some(Box::new(CudaLoader::new(&self.context, bytes)?)))
     }
     fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
-        let matrix = CudaMatrix::unfilled(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
+        let matrix = CudaMatrix::unfilled(&self.context, parts.iter().map(|p| p.rows).collect(), cols, dtype)?;
         self.random.fill(&self.context, &matrix, parts)?;
         Ok(Arc::new(matrix))
     }

@@ -1,14 +1,14 @@
 //! A stream of a device: copies, launches, and the ops in order.
 
 use super::CudaDevice;
-use super::blas::{Blas, Product};
+use super::blas::{Blas, Product, Search};
 use super::driver::{Kernel, check};
 use super::event::Events;
 use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
-use crate::base::config::Placement;
+use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Linear, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
@@ -78,6 +78,11 @@ impl CudaStream {
         &self.device.kernels
     }
 
+    /// Whether activations of this dtype are rounded where the reference rounds them. F32 has no such roundings.
+    pub(super) fn rounds_as_reference(&self, act: DType) -> bool {
+        self.device.mode == NumericMode::Aligned && act != DType::F32
+    }
+
     pub(super) fn sm_count(&self) -> u32 {
         self.device.sm_count
     }
@@ -118,11 +123,16 @@ impl Ops for CudaStream {
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
-        self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast())
+        if product.search == Search::Exact {
+            return self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast());
+        }
+        self.parts(&product, CudaMatrix::of(w).parts())?;
+        if out.dtype() == DType::F32 { ops::round(self, out, x.dtype()) } else { Ok(()) }
     }
 
     fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
-        if self.device.caps.invariant {
+        // Those of the reference are chosen anew for every number of rows.
+        if self.device.mode != NumericMode::Fast {
             return Ok(());
         }
         let products = products.iter().map(|p| self.product(&p.out, &p.x, p.w, p.bias)).collect::<Result<Vec<_>>>()?;
@@ -142,8 +152,8 @@ impl Ops for CudaStream {
         ops::act_mul(self, out, gate_up, activation)
     }
 
-    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()> {
-        ops::soft_cap(self, x, cap)
+    fn soft_cap(&self, x: &Tensor, cap: f32, act: DType) -> Result<()> {
+        ops::soft_cap(self, x, (cap, act))
     }
 
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
@@ -188,7 +198,28 @@ impl CudaStream {
             x: x.addr(),
             w: matrix.addr(),
             bias,
+            out_stride: out.cols(),
+            search: if self.rounds_as_reference(x.dtype()) { Search::AsReference } else { Search::Exact },
         })
+    }
+
+    /// The parts of a fused product one by one, as the reference knows no fused ones and shapes decide how sums are added up.
+    fn parts(&self, whole: &Product, parts: &[usize]) -> Result<()> {
+        let ((m, _, k), (input, output)) = (whole.shape, whole.dtypes);
+        let mut done = 0;
+        for rows in parts {
+            let behind = |addr: u64, size: usize| addr + (done * size) as u64;
+            let part = Product {
+                shape: (m, *rows, k),
+                out: behind(whole.out, output.size()),
+                w: behind(whole.w, k * input.size()),
+                bias: whole.bias.map(|bias| behind(bias, output.size())),
+                ..*whole
+            };
+            self.blas.borrow_mut().run(&part, self.workspace(), self.raw.cast())?;
+            done += rows;
+        }
+        Ok(())
     }
 
     /// A bias as numbers of `dtype`: cuBLASLt adds biases of the output's dtype only.

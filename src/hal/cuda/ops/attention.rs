@@ -2,7 +2,7 @@
 
 use super::attention_hopper::{self, Hopper};
 use super::rope::KvMap;
-use super::{Family, KvFamily, assert_ints, shape, short_name, small};
+use super::{Family, HalfFamily, KvFamily, assert_ints, shape, short_name, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::{Kernel, Modules};
 use crate::hal::cuda::stream::CudaStream;
@@ -38,12 +38,24 @@ const fn prefill_shared(dim: usize, rows: usize, keys: usize) -> u32 {
     ((rows + 4 * keys) * (dim + 8) * 2 + keys * 16 + 8) as u32
 }
 
+/// Rows and keys of a block of the kernel with the reference's roundings.
+const ALIGNED_ROWS: usize = 16;
+const ALIGNED_KEYS: usize = 64;
+const MAX_DIM: usize = 256;
+
+/// Its shared memory: queries, two stages of keys and values, and weights.
+const fn aligned_shared(dim: usize) -> u32 {
+    let stride = dim.next_multiple_of(16) + 8;
+    (2 * ((ALIGNED_ROWS + 4 * ALIGNED_KEYS) * stride + ALIGNED_ROWS * (ALIGNED_KEYS + 8))) as u32
+}
+
 #[derive(Debug)]
 pub(super) struct Kernels {
     plain: KvFamily,
     merge: Family,
     tensor: Vec<Tensor>,
     hopper: Vec<Hopper>,
+    aligned: HalfFamily,
 }
 
 /// The tensor-core kernels for one dtype and head dimension.
@@ -81,6 +93,12 @@ impl Kernels {
             merge: Family::load(modules, "attention_plain", "yn_attention_merge")?,
             tensor,
             hopper: Hopper::load(modules, capability)?,
+            aligned: HalfFamily::load_with_shared(
+                modules,
+                "attention_aligned",
+                "yn_attention_aligned",
+                aligned_shared(MAX_DIM),
+            )?,
         })
     }
 
@@ -133,6 +151,9 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
     }
     let mut params = params(s, args);
     let (tokens, sequences) = (args.qkv.rows(), args.context_lens.rows());
+    if s.rounds_as_reference(args.qkv.dtype()) {
+        return aligned(s, args, &params);
+    }
     let tensor = s.kernels().attention.tensor(args);
     let Some(tensor) = tensor.filter(|_| tokens > sequences) else { return items(s, args, params, (0, tokens)) };
     // Sequences with one token, then those with several.
@@ -185,6 +206,17 @@ fn prefill_parts(s: &CudaStream, args: &PagedAttention<'_>, (tiles, per_sm): (us
     (1..=most).min_by_key(|parts| (blocks * parts).div_ceil(places) * 1024 / parts + 8 * parts).unwrap_or(1)
 }
 
+/// All tokens by the kernel with the reference's roundings.
+fn aligned(s: &CudaStream, args: &PagedAttention<'_>, params: &Params) -> Result<()> {
+    let (kernels, dtype) = (&s.kernels().attention, args.qkv.dtype());
+    // Refuses other pairs of dtypes.
+    kernels.plain.of(dtype, args.kv.dtype)?;
+    let ratio = args.heads / args.kv.kv_heads;
+    let tiles = (args.qkv.rows() * ratio).div_ceil(ALIGNED_ROWS) + args.context_lens.rows();
+    let grid = [small(tiles), small(args.kv.kv_heads), 1];
+    s.launch(kernels.aligned.of(dtype), grid, BLOCK, aligned_shared(args.kv.head_dim), params)
+}
+
 fn check(args: &PagedAttention<'_>) {
     let (kv, tokens, sequences) = (&args.kv, args.qkv.rows(), args.context_lens.rows());
     assert_eq!(args.heads % kv.kv_heads, 0, "query heads per kv head");
@@ -192,7 +224,7 @@ fn check(args: &PagedAttention<'_>) {
     assert_eq!(shape(args.out), (tokens, args.heads * kv.head_dim), "shape of the output");
     assert_eq!(args.out.dtype(), args.qkv.dtype(), "dtypes of attention");
     assert!(args.window != Some(0), "a window of no keys");
-    assert!(kv.head_dim % 2 == 0 && kv.head_dim <= 256, "head dimension {}", kv.head_dim);
+    assert!(kv.head_dim % 2 == 0 && kv.head_dim <= MAX_DIM, "head dimension {}", kv.head_dim);
     assert_eq!((args.starts.rows(), args.tables.rows()), (sequences + 1, sequences), "sequences of a step");
     assert_ints("a step", &[args.starts, args.context_lens, args.tables]);
 }

@@ -76,6 +76,30 @@ impl Family {
     }
 }
 
+/// One kernel for each dtype whose activations are rounded.
+#[derive(Debug)]
+struct HalfFamily([Kernel; 2]);
+
+impl HalfFamily {
+    /// The kernels `{name}_f16` and `{name}_bf16` of an image.
+    fn load(modules: &Modules, image: &str, name: &str) -> Result<Self> {
+        Self::load_with_shared(modules, image, name, 0)
+    }
+
+    /// Launched with up to `shared_bytes` of dynamic shared memory.
+    fn load_with_shared(modules: &Modules, image: &str, name: &str, shared_bytes: u32) -> Result<Self> {
+        let kernel = |dtype| {
+            let name = format!("{name}_{}", short_name(dtype));
+            modules.kernel_with_shared(image, &name, shared_bytes)
+        };
+        Ok(Self([kernel(FLOATS[1])?, kernel(FLOATS[2])?]))
+    }
+
+    fn of(&self, dtype: DType) -> &Kernel {
+        &self.0[index_of(dtype) - 1]
+    }
+}
+
 /// One kernel for each pair of dtypes of activations and of the cache: equal ones, and any cache under F32 activations.
 #[derive(Debug)]
 struct KvFamily([Kernel; 5]);
@@ -114,6 +138,12 @@ fn whole_vectors(cols: usize, tensors: &[&Tensor]) -> bool {
 
 fn shape(tensor: &Tensor) -> (usize, usize) {
     (tensor.rows(), tensor.cols())
+}
+
+/// Weights of a norm are F32, or of the dtype of activations where the reference's roundings are asked for.
+fn assert_norm_weight(weight: &Tensor, x: &Tensor, aligned: bool) {
+    let known = weight.dtype() == DType::F32 || (aligned && weight.dtype() == x.dtype());
+    assert!(known && weight.rows() == 1, "weight of a norm");
 }
 
 /// Sizes of tensors are far below this; what overflows is a mistake of the engine.

@@ -1,7 +1,7 @@
 //! `rms_norm` and `add_rms_norm`.
 
-use super::{Family, VECTOR, shape, small, whole_vectors};
-use crate::base::{DType, Result};
+use super::{Family, HalfFamily, VECTOR, assert_norm_weight, shape, small, whole_vectors};
+use crate::base::Result;
 use crate::hal::Tensor;
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::stream::CudaStream;
@@ -10,17 +10,26 @@ use crate::hal::cuda::stream::CudaStream;
 const VECTORS: usize = 4;
 const WARP: usize = 32;
 const MAX_BLOCK: usize = 1024;
+const ALIGNED_BLOCK: usize = 512;
 
 #[derive(Debug)]
 pub(super) struct Kernels {
     norm: Family,
     add_norm: Family,
+    aligned: HalfFamily,
+    add_aligned: HalfFamily,
 }
 
 impl Kernels {
     pub(super) fn load(modules: &Modules) -> Result<Self> {
         let load = |name| Family::load(modules, "norm", name);
-        Ok(Self { norm: load("yn_rms_norm")?, add_norm: load("yn_add_rms_norm")? })
+        let half = |name| HalfFamily::load(modules, "norm", name);
+        Ok(Self {
+            norm: load("yn_rms_norm")?,
+            add_norm: load("yn_add_rms_norm")?,
+            aligned: half("yn_rms_norm_aligned")?,
+            add_aligned: half("yn_add_rms_norm_aligned")?,
+        })
     }
 }
 
@@ -35,7 +44,7 @@ struct Params {
     cols: u32,
     vectors: u32,
     eps: f32,
-    unused: u32,
+    weight_in_act: u32,
 }
 const _: () = assert!(size_of::<Params>() == 48);
 
@@ -67,17 +76,21 @@ fn launch(
     (weight, eps): (&Tensor, f32),
 ) -> Result<()> {
     assert_eq!((shape(out), out.dtype()), (shape(x), x.dtype()), "output of a norm");
-    assert_eq!((shape(weight), weight.dtype()), ((1, x.cols()), DType::F32), "weight of a norm");
     if let Some(residual) = residual {
         assert_eq!((shape(residual), residual.dtype()), (shape(x), x.dtype()), "residual of a norm");
     }
     if x.rows() == 0 {
         return Ok(());
     }
+    let aligned = s.rounds_as_reference(x.dtype());
+    assert_norm_weight(weight, x, aligned);
+    assert_eq!(weight.cols(), x.cols(), "weight of a norm");
     let vectors = x.cols() / VECTOR;
     let whole = whole_vectors(x.cols(), &[out, x, weight, residual.unwrap_or(x)]) && vectors <= VECTORS * MAX_BLOCK;
     let items = if whole { vectors } else { x.cols() };
     let block = items.next_multiple_of(WARP).min(MAX_BLOCK);
+    // Sums of wide rows take sixteen warps there.
+    let block = if aligned { x.cols().next_multiple_of(WARP).min(ALIGNED_BLOCK) } else { block };
     let params = Params {
         out: out.addr(),
         x: x.addr(),
@@ -86,9 +99,14 @@ fn launch(
         cols: small(x.cols()),
         vectors: if whole { small(vectors) } else { 0 },
         eps,
-        unused: 0,
+        weight_in_act: u32::from(weight.dtype() == x.dtype()),
     };
     let kernels = &s.kernels().norm;
-    let family = if residual.is_some() { &kernels.add_norm } else { &kernels.norm };
-    s.launch(family.of(x.dtype()), [small(x.rows()), 1, 1], small(block), 0, &params)
+    let kernel = match (aligned, residual) {
+        (true, None) => kernels.aligned.of(x.dtype()),
+        (true, Some(_)) => kernels.add_aligned.of(x.dtype()),
+        (false, None) => kernels.norm.of(x.dtype()),
+        (false, Some(_)) => kernels.add_norm.of(x.dtype()),
+    };
+    s.launch(kernel, [small(x.rows()), 1, 1], small(block), 0, &params)
 }

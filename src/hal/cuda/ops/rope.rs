@@ -1,6 +1,6 @@
 //! `rope_write_kv`, and where things are inside a KV block.
 
-use super::{KvFamily, VECTOR, assert_ints, shape, small, whole_vectors};
+use super::{HalfFamily, KvFamily, VECTOR, assert_ints, assert_norm_weight, shape, small, whole_vectors};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::stream::CudaStream;
@@ -16,12 +16,17 @@ const WARP: usize = 32;
 pub(super) struct Kernels {
     vectors: KvFamily,
     plain: KvFamily,
+    aligned: HalfFamily,
 }
 
 impl Kernels {
     pub(super) fn load(modules: &Modules) -> Result<Self> {
         let load = |name| KvFamily::load(modules, "rope", name, 0);
-        Ok(Self { vectors: load("yn_rope_write_kv_vectors")?, plain: load("yn_rope_write_kv_plain")? })
+        Ok(Self {
+            vectors: load("yn_rope_write_kv_vectors")?,
+            plain: load("yn_rope_write_kv_plain")?,
+            aligned: HalfFamily::load(modules, "rope", "yn_rope_write_kv_aligned")?,
+        })
     }
 }
 
@@ -75,8 +80,10 @@ struct Params {
     blocks: u32,
     max_position: u32,
     eps: f32,
+    norms_in_act: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<Params>() == 112);
+const _: () = assert!(size_of::<Params>() == 120);
 
 pub(in crate::hal::cuda) fn rope_write_kv(s: &CudaStream, args: &RopeWriteKv<'_>) -> Result<()> {
     let (kv, tokens) = (&args.kv, args.qkv.rows());
@@ -87,9 +94,11 @@ pub(in crate::hal::cuda) fn rope_write_kv(s: &CudaStream, args: &RopeWriteKv<'_>
     assert_ints("positions and slots", &[args.positions, args.slots]);
     assert_eq!((args.rope.cols(), args.rope.dtype()), (kv.head_dim, DType::F32), "columns of the rope table");
     assert_eq!(kv.head_dim % 2, 0, "an odd head dimension");
+    let aligned = s.rounds_as_reference(args.qkv.dtype());
     if let Some(HeadNorms { query, key, .. }) = args.norms {
         assert_eq!([shape(query), shape(key)], [(1, kv.head_dim); 2], "weights of the head norms");
-        assert_eq!([query.dtype(), key.dtype()], [DType::F32; 2], "dtypes of the head norms");
+        [query, key].iter().for_each(|weight| assert_norm_weight(weight, args.qkv, aligned));
+        assert_eq!(query.dtype(), key.dtype(), "dtypes of the head norms");
     }
     if tokens == 0 {
         return Ok(());
@@ -114,15 +123,19 @@ pub(in crate::hal::cuda) fn rope_write_kv(s: &CudaStream, args: &RopeWriteKv<'_>
         blocks: map.blocks,
         max_position: small(args.rope.rows()),
         eps: args.norms.map_or(0.0, |n| n.eps),
+        norms_in_act: u32::from(args.norms.is_some_and(|n| n.query.dtype() == args.qkv.dtype())),
+        unused: 0,
     };
     let kernels = &s.kernels().rope;
     let lanes = kv.head_dim / (2 * VECTOR);
-    if vectors(args, &map, lanes) {
+    if !aligned && vectors(args, &map, lanes) {
         let blocks = (tokens * all * lanes).div_ceil(BLOCK as usize);
         return s.launch(kernels.vectors.of(args.qkv.dtype(), kv.dtype)?, [small(blocks), 1, 1], BLOCK, 0, &params);
     }
     let blocks = (tokens * all).div_ceil(HEADS_OF_BLOCK);
-    s.launch(kernels.plain.of(args.qkv.dtype(), kv.dtype)?, [small(blocks), 1, 1], BLOCK, 0, &params)
+    let plain = kernels.plain.of(args.qkv.dtype(), kv.dtype)?;
+    let kernel = if aligned { kernels.aligned.of(kv.dtype) } else { plain };
+    s.launch(kernel, [small(blocks), 1, 1], BLOCK, 0, &params)
 }
 
 /// Whether threads can take eight pairs each; with norms a warp must hold whole heads.

@@ -1,12 +1,13 @@
 //! `embed`, `act_mul`, `soft_cap`, `gather_rows`, `copy_rows` and `mask_logits`.
 
-use super::{FLOATS, Family, VECTOR, assert_ints, index_of, shape, short_name, small, whole_vectors};
+use super::{FLOATS, Family, HalfFamily, VECTOR, assert_ints, index_of, shape, short_name, small, whole_vectors};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::{Kernel, Modules};
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};
 use crate::hal::{Matrix, MatrixStorage, Tensor};
+use half::{bf16, f16};
 
 /// Threads of a block, as in the kernels.
 const BLOCK: u32 = 128;
@@ -20,6 +21,10 @@ pub(super) struct Kernels {
     silu: Family,
     gelu: Family,
     soft_cap: Kernel,
+    silu_aligned: HalfFamily,
+    gelu_aligned: HalfFamily,
+    soft_cap_aligned: HalfFamily,
+    round: HalfFamily,
     gather_16: Kernel,
     gather_2: Kernel,
     copy_16: Kernel,
@@ -30,6 +35,7 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn load(modules: &Modules) -> Result<Self> {
         let family = |name: &str| Family::load(modules, "rowwise", name);
+        let half = |name: &str| HalfFamily::load(modules, "rowwise", name);
         let kernel = |name| modules.kernel("rowwise", name);
         let [a, b, c] = FLOATS.map(|table| family(&format!("yn_embed_{}", short_name(table))));
         Ok(Self {
@@ -37,6 +43,10 @@ impl Kernels {
             silu: family("yn_silu_mul")?,
             gelu: family("yn_gelu_mul")?,
             soft_cap: kernel("yn_soft_cap")?,
+            silu_aligned: half("yn_silu_mul_aligned")?,
+            gelu_aligned: half("yn_gelu_mul_aligned")?,
+            soft_cap_aligned: half("yn_soft_cap_aligned")?,
+            round: half("yn_round")?,
             gather_16: kernel("yn_gather_rows_16")?,
             gather_2: kernel("yn_gather_rows_2")?,
             copy_16: kernel("yn_copy_rows_16")?,
@@ -92,12 +102,17 @@ pub(in crate::hal::cuda) fn embed(
         state_rows: small(state.rows()),
         state_cols: small(state.cols()),
         last_token: SamplerWord::LastToken as u32,
-        scale,
+        scale: if s.rounds_as_reference(out.dtype()) { rounded(scale, out.dtype()) } else { scale },
         vectors: u32::from(whole_vectors(out.cols(), &[out]) && matrix.addr().is_multiple_of(16)),
         unused: 0,
     };
     let kernel = s.kernels().rowwise.embed[index_of(matrix.dtype())].of(out.dtype());
     s.launch(kernel, [small(out.rows()), small(out.cols().div_ceil(COLUMNS)), 1], BLOCK, 0, &params)
+}
+
+/// A number as F16 or BF16 keeps it.
+fn rounded(x: f32, dtype: DType) -> f32 {
+    if dtype == DType::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
 }
 
 /// Mirrors kernels/rowwise.cu.
@@ -129,12 +144,14 @@ pub(in crate::hal::cuda) fn act_mul(
         vectors: u32::from(whole_vectors(out.cols(), &[out, gate_up])),
     };
     let kernels = &s.kernels().rowwise;
-    let family = match activation {
-        Activation::Silu => &kernels.silu,
-        Activation::GeluTanh => &kernels.gelu,
+    let kernel = match (activation, s.rounds_as_reference(out.dtype())) {
+        (Activation::Silu, false) => kernels.silu.of(out.dtype()),
+        (Activation::Silu, true) => kernels.silu_aligned.of(out.dtype()),
+        (Activation::GeluTanh, false) => kernels.gelu.of(out.dtype()),
+        (Activation::GeluTanh, true) => kernels.gelu_aligned.of(out.dtype()),
     };
     let grid = [small(out.rows()), small(out.cols().div_ceil(COLUMNS)), 1];
-    s.launch(family.of(out.dtype()), grid, BLOCK, 0, &params)
+    s.launch(kernel, grid, BLOCK, 0, &params)
 }
 
 /// Mirrors kernels/rowwise.cu.
@@ -148,14 +165,25 @@ struct SoftCapParams {
 }
 const _: () = assert!(size_of::<SoftCapParams>() == 24);
 
-pub(in crate::hal::cuda) fn soft_cap(s: &CudaStream, x: &Tensor, cap: f32) -> Result<()> {
-    assert_eq!(x.dtype(), DType::F32, "dtype of soft_cap");
+pub(in crate::hal::cuda) fn soft_cap(s: &CudaStream, x: &Tensor, (cap, act): (f32, DType)) -> Result<()> {
+    let kernels = &s.kernels().rowwise;
+    let kernel = if s.rounds_as_reference(act) { kernels.soft_cap_aligned.of(act) } else { &kernels.soft_cap };
+    in_place(s, kernel, x, cap)
+}
+
+/// Each number of the F32 `x` as `act`, F16 or BF16, keeps it.
+pub(in crate::hal::cuda) fn round(s: &CudaStream, x: &Tensor, act: DType) -> Result<()> {
+    in_place(s, s.kernels().rowwise.round.of(act), x, 0.0)
+}
+
+fn in_place(s: &CudaStream, kernel: &Kernel, x: &Tensor, cap: f32) -> Result<()> {
+    assert_eq!(x.dtype(), DType::F32, "dtype of numbers changed in place");
     let n = x.rows() * x.cols();
     if n == 0 {
         return Ok(());
     }
     let params = SoftCapParams { x: x.addr(), n: n as u64, cap, unused: 0 };
-    s.launch(&s.kernels().rowwise.soft_cap, [small(n.div_ceil(COLUMNS)), 1, 1], BLOCK, 0, &params)
+    s.launch(kernel, [small(n.div_ceil(COLUMNS)), 1, 1], BLOCK, 0, &params)
 }
 
 /// Mirrors kernels/rowwise.cu.
