@@ -10,9 +10,9 @@ use crate::exec::Executor;
 use crate::exec::mock::{MOCK_EOS, MockRank, MockRunner, MockSpec};
 use crate::exec::ranks::{RankRunner, StartRank};
 use crate::exec::worker::{StepRunner, WorkerExecutor};
-use crate::hal::comm::LocalGroup;
+use crate::hal::comm::Group;
 use crate::hal::registry::{self, DeviceOptions};
-use crate::hal::{Activations, Caps, Device, Tensor};
+use crate::hal::{Caps, Device, Tensor};
 use crate::model::{self, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
 use crate::sched::policy::Policy;
@@ -61,7 +61,8 @@ struct Sizes {
     local: ModelInfo,
     /// Of all ranks, as everything of memory here.
     weight_bytes: usize,
-    /// What ranks meet in.
+    /// Where the ranks meet, if there are several, and the bytes they do it in.
+    group: Option<Arc<dyn Group>>,
     meeting_bytes: usize,
     /// One of each rank.
     devices: Vec<Arc<dyn Device>>,
@@ -87,7 +88,9 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let local = Shard { rank: 0, ranks }.info(&info);
     let devices = devices(config, ranks)?;
     let device = &devices[0];
-    let mode = numeric_mode(config.numeric_mode, device.caps())?;
+    let meets = || device.group(ranks, config.max_num_batched_tokens * info.spec.hidden_size);
+    let group = (ranks > 1).then(meets).transpose()?;
+    let mode = numeric_mode(config.numeric_mode, (device.caps(), group.as_deref()))?;
     let max_model_len = model_len(config, &info)?;
     let block_size = config.block_size.unwrap_or(device.caps().block_size);
     let kv = runner::kv_spec(&local, block_size);
@@ -100,18 +103,40 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         num_blocks: 0,
         depth: config.pipeline_depth,
     };
-    let weight_bytes = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
-    let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
-    let fixed_bytes =
-        weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, device.caps()).total_bytes();
+    let each_meeting = group.as_ref().map_or(0, |group| group.rank_bytes());
+    let each = each_meeting + runner::memory_plan(&local, &options, device.caps()).total_bytes();
+    let weights: Vec<_> = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).collect();
+    let (weight_bytes, meeting_bytes) = (weights.iter().sum::<usize>(), ranks * each_meeting);
+    let fixed_bytes = weight_bytes + ranks * each;
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
-    options.num_blocks = runner::num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
-    Ok(Sizes { dir, info, local, weight_bytes, meeting_bytes, devices, mode, options, kv_block_bytes, fixed_bytes })
-}
-
-/// Most elements that ranks add up at once.
-fn meeting_elements(info: &ModelInfo, options: &RunnerOptions) -> usize {
-    options.max_num_batched_tokens * info.spec.hidden_size
+    options.num_blocks = if device.caps().own_memory && ranks > 1 {
+        let share =
+            &EngineConfig { kv_cache_bytes: config.kv_cache_bytes.map(|bytes| bytes / ranks), ..config.clone() };
+        let blocks = |(device, weights): (&Arc<dyn Device>, &usize)| {
+            runner::num_blocks(share, device.as_ref(), (kv_block_bytes / ranks, weights + each, most))
+        };
+        let blocks = devices
+            .iter()
+            .zip(&weights)
+            .enumerate()
+            .map(|(rank, of)| blocks(of).map_err(|e| e.within(format!("rank {rank}"))));
+        blocks.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(0)
+    } else {
+        runner::num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?
+    };
+    Ok(Sizes {
+        dir,
+        info,
+        local,
+        weight_bytes,
+        group,
+        meeting_bytes,
+        devices,
+        mode,
+        options,
+        kv_block_bytes,
+        fixed_bytes,
+    })
 }
 
 /// A device for each rank, with its share of the compute threads.
@@ -124,15 +149,7 @@ fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> 
         library_dir: config.device_library_dir.as_deref().map(PathBuf::from),
         numeric_mode: config.numeric_mode,
     };
-    let devices: Vec<_> = (0..ranks).map(|_| registry::open(&config.device, &options)).collect::<Result<_>>()?;
-    if ranks > 1 && devices[0].caps().activations != Activations::Always(DType::F32) {
-        return Err(Error::unsupported(format!(
-            "config key \"tensor_parallel_size\" is {ranks}; ranks add up F32 in host memory and device {} has none of that \
-             yet, use 1",
-            devices[0].caps().name
-        )));
-    }
-    Ok(devices)
+    registry::open_ranks(&config.device, ranks, &options)
 }
 
 fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
@@ -154,7 +171,8 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     let mut cancelled = None;
     let loaded = {
         let mut report = |p: f32| -> Result<()> { progress(p * 0.95).inspect_err(|e| cancelled = Some(e.clone())) };
-        load_ranks(config, &sizes, &mut report)?
+        let how = (config.load_format, sizes.options.max_model_len);
+        model::load_ranks(&sizes.info, &sizes.dir, how, &sizes.devices, &mut report)?
     };
     let runner = rank_runner(loaded, &sizes)?;
     progress(1.0)?;
@@ -177,27 +195,13 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     })
 }
 
-/// Every rank's share of the model, one rank after the other.
-fn load_ranks(config: &EngineConfig, sizes: &Sizes, progress: Progress<'_>) -> Result<Vec<Model>> {
-    let ranks = sizes.devices.len();
-    let load = |(rank, device): (usize, &Arc<dyn Device>)| {
-        let mut report = |p: model::LoadProgress| {
-            progress((rank as f32 + p.bytes_done as f32 / p.bytes_total.max(1) as f32) / ranks as f32)
-        };
-        let how = (config.load_format, Shard { rank, ranks });
-        model::load_shard(&sizes.info, &sizes.dir, how, device.as_ref(), (sizes.options.max_model_len, &mut report))
-    };
-    sizes.devices.iter().enumerate().map(load).collect()
-}
-
 /// The ranks of a model as one runner. They warm up side by side, as each waits for the others.
 fn rank_runner(mut models: Vec<Model>, sizes: &Sizes) -> Result<Box<dyn StepRunner>> {
-    let (ranks, options) = (models.len(), &sizes.options);
-    if ranks == 1 {
+    let options = &sizes.options;
+    let Some(group) = &sizes.group else {
         let device = Arc::clone(&sizes.devices[0]);
         return Ok(Box::new(ModelRunner::new(models.swap_remove(0), device, options.clone())?));
-    }
-    let group = LocalGroup::new(ranks, meeting_elements(&sizes.info, options));
+    };
     let start = |rank: usize, model: Model| -> Result<Box<dyn StepRunner>> {
         let device = &sizes.devices[rank];
         let place = group.join(rank, device.as_ref())?;
@@ -208,7 +212,7 @@ fn rank_runner(mut models: Vec<Model>, sizes: &Sizes) -> Result<Box<dyn StepRunn
         Box::new(move || start(rank, model))
     };
     let starts = models.into_iter().enumerate().map(start).collect();
-    Ok(Box::new(RankRunner::start(starts, group.clone())?))
+    Ok(Box::new(RankRunner::start(starts, Arc::clone(group))?))
 }
 
 fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler> {
@@ -297,7 +301,7 @@ fn mock_runner(spec: MockSpec, config: &EngineConfig) -> Result<Box<dyn StepRunn
     if ranks == 1 {
         return Ok(Box::new(MockRunner::new(spec, rows)));
     }
-    let group = LocalGroup::new(ranks, 1);
+    let group = registry::open_host(&DeviceOptions::default())?.group(ranks, 1)?;
     let start = |rank: usize| -> StartRank<'_> {
         let group = &group;
         Box::new(move || {
@@ -308,7 +312,7 @@ fn mock_runner(spec: MockSpec, config: &EngineConfig) -> Result<Box<dyn StepRunn
             Ok(Box::new(MockRunner::new(spec, rows).with_rank(MockRank { rank, place, stream, x })))
         })
     };
-    Ok(Box::new(RankRunner::start((0..ranks).map(start).collect(), group.clone())?))
+    Ok(Box::new(RankRunner::start((0..ranks).map(start).collect(), Arc::clone(&group))?))
 }
 
 pub(crate) fn served_name(config: &EngineConfig) -> String {
@@ -340,8 +344,8 @@ fn device_json(caps: &Caps) -> Value {
     })
 }
 
-/// The mode that a device computes in when the config asks for one.
-fn numeric_mode(wanted: NumericMode, caps: &Caps) -> Result<NumericMode> {
+/// The mode that a device computes in, or several that meet in a group, when the config asks for one.
+fn numeric_mode(wanted: NumericMode, (caps, group): (&Caps, Option<&dyn Group>)) -> Result<NumericMode> {
     let refused = |why: &str| {
         Err(Error::unsupported(format!(
             "config key \"numeric_mode\" is {:?}; device {} {why}",
@@ -349,13 +353,18 @@ fn numeric_mode(wanted: NumericMode, caps: &Caps) -> Result<NumericMode> {
             caps.name
         )))
     };
+    let ordered = group.is_none_or(Group::ordered);
     match wanted {
+        NumericMode::Invariant | NumericMode::Aligned if !ordered => refused(
+            "adds up what several ranks computed in an order that depends on the size of the batch; use \"fast\", or a \
+             \"tensor_parallel_size\" of 1",
+        ),
         NumericMode::Aligned if !caps.aligned => refused(
             "computes in float32 throughout and does not round activations to the model's dtype where the reference \
              implementation does; use \"invariant\"",
         ),
         NumericMode::Invariant if !caps.invariant => refused("has no invariant kernels; use \"fast\""),
-        NumericMode::Fast if caps.invariant => Ok(NumericMode::Invariant),
+        NumericMode::Fast if caps.invariant && ordered => Ok(NumericMode::Invariant),
         mode => Ok(mode),
     }
 }
@@ -395,6 +404,13 @@ fn memory_json(sizes: &Sizes) -> Value {
     })
 }
 
+/// Of all memories that ranks are in, which may be one.
+fn free_bytes(sizes: &Sizes) -> Result<usize> {
+    let apart = sizes.devices[0].caps().own_memory;
+    let memories = if apart { &sizes.devices[..] } else { &sizes.devices[..1] };
+    memories.iter().map(|device| Ok(device.memory()?.free_bytes)).sum()
+}
+
 /// See [`crate::engine::plan_memory`].
 pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
     if config.model.starts_with("mock:") {
@@ -405,7 +421,7 @@ pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
         "device": device_json(sizes.devices[0].caps()),
         "numeric_mode": sizes.mode.name(),
-        "free_bytes": sizes.devices[0].memory()?.free_bytes,
+        "free_bytes": free_bytes(&sizes)?,
         "memory": memory_json(&sizes),
         "limits": limits_json(config, &sizes.options),
     }))

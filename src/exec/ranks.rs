@@ -1,10 +1,10 @@
 //! The ranks of one model as one runner: every rank runs each step on its own thread, all must come to the same, and rank 0
-//! tells what it was.
+//! tells what it was. Steps are launched on all ranks and later finished on all, so several can be under way.
 
 use super::worker::StepRunner;
 use crate::base::error::panic_text;
 use crate::base::{Error, Result, threads};
-use crate::hal::comm::LocalGroup;
+use crate::hal::comm::Group;
 use crate::plan::{StepOutcome, StepOutput, StepPlan};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
@@ -12,11 +12,28 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// `Err` is the text of a panic.
-type Verdict = std::result::Result<Result<StepOutput>, String>;
+/// What a rank does next.
+#[derive(Debug)]
+enum Order {
+    Launch(Arc<StepPlan>),
+    Finish,
+}
+
+/// What came of an order; only a finished step has an output. `Err` is the text of a panic.
+type Verdict = std::result::Result<Result<Option<StepOutput>>, String>;
 
 /// Makes one rank's runner.
 pub type StartRank<'a> = Box<dyn FnOnce() -> Result<Box<dyn StepRunner>> + Send + 'a>;
+
+/// A step that was launched.
+#[derive(Debug)]
+struct Flight {
+    plan: Arc<StepPlan>,
+    /// Ranks that launched it and have to finish it.
+    ranks: Vec<usize>,
+    /// Another rank did not, and the step has failed: what comes of it is nobody's.
+    failed: bool,
+}
 
 /// Bugs a fan-out could have; `tests/sim` shows that each is caught.
 #[doc(hidden)]
@@ -37,18 +54,18 @@ pub enum Planted {
 /// A rank above 0: its thread owns its runner.
 #[derive(Debug)]
 struct Rank {
-    orders: Option<Sender<Arc<StepPlan>>>,
+    orders: Option<Sender<Order>>,
     verdicts: Receiver<Verdict>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Ranks that meet in a [`LocalGroup`]. Rank 0 runs on the caller's thread. Dropping it ends the threads.
+/// Ranks that meet in a [`Group`]. Rank 0 runs on the caller's thread. Dropping it ends the threads.
 #[derive(Debug)]
 pub struct RankRunner {
     first: Box<dyn StepRunner>,
     others: Vec<Rank>,
-    group: LocalGroup,
-    done: VecDeque<StepOutput>,
+    group: Arc<dyn Group>,
+    flights: VecDeque<Flight>,
     planted: Option<Planted>,
     /// For [`Planted::StalePlan`].
     before: Option<Arc<StepPlan>>,
@@ -57,7 +74,7 @@ pub struct RankRunner {
 impl RankRunner {
     /// Makes the ranks side by side, as each may wait for the others in its warm-up, and one runner of them. The error is
     /// that of the rank which failed first.
-    pub fn start(ranks: Vec<StartRank<'_>>, group: LocalGroup) -> Result<Self> {
+    pub fn start(ranks: Vec<StartRank<'_>>, group: Arc<dyn Group>) -> Result<Self> {
         let make = &|(rank, start): (usize, StartRank<'_>)| {
             let panicked = |payload: Box<dyn std::any::Any + Send>| {
                 Err(Error::internal(format!("panicked while it started: {}", panic_text(&*payload))))
@@ -87,15 +104,15 @@ impl RankRunner {
     }
 
     /// Starts `yn-worker-1` and up, one for each of `others`, which are the ranks behind `first`.
-    pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: LocalGroup) -> Result<Self> {
+    pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: Arc<dyn Group>) -> Result<Self> {
         let start = |(i, mut runner): (usize, Box<dyn StepRunner>)| {
             let rank = i + 1;
-            let (orders, inbox) = bounded::<Arc<StepPlan>>(1);
+            let (orders, inbox) = bounded(1);
             let (outbox, verdicts) = bounded(1);
-            let group = group.clone();
+            let group = Arc::clone(&group);
             let work = move || {
-                while let Ok(plan) = inbox.recv() {
-                    if outbox.send(step((rank, runner.as_mut()), &plan, &group)).is_err() {
+                while let Ok(order) = inbox.recv() {
+                    if outbox.send(obey((rank, runner.as_mut()), &order, group.as_ref())).is_err() {
                         break;
                     }
                 }
@@ -106,7 +123,7 @@ impl RankRunner {
             Ok(Rank { orders: Some(orders), verdicts, thread: Some(thread) })
         };
         let others = others.into_iter().enumerate().map(start).collect::<Result<_>>()?;
-        Ok(Self { first, others, group, done: VecDeque::new(), planted: None, before: None })
+        Ok(Self { first, others, group, flights: VecDeque::new(), planted: None, before: None })
     }
 
     /// The same with a known bug, for the simulator to find.
@@ -126,16 +143,55 @@ impl RankRunner {
             _ => Some(Arc::clone(plan)),
         }
     }
+
+    /// Has each of these ranks do what `order` says for it, at the same time; what came of it, rank for rank.
+    fn all(&mut self, ranks: &[usize], order: impl Fn(&Self, usize) -> Order) -> Vec<Verdict> {
+        for &rank in ranks.iter().filter(|rank| **rank > 0) {
+            let sent = self.others[rank - 1].orders.as_ref().is_some_and(|o| o.send(order(self, rank)).is_ok());
+            if !sent {
+                self.group.fail(&Error::internal(format!("the thread of rank {rank} has ended")));
+            }
+        }
+        let first = order(self, 0);
+        let gone = || Err("its thread has ended".to_owned());
+        let verdict = |&rank: &usize| match rank {
+            0 => obey((0, self.first.as_mut()), &first, self.group.as_ref()),
+            _ => self.others[rank - 1].verdicts.recv().unwrap_or_else(|_| gone()),
+        };
+        ranks.iter().map(verdict).collect()
+    }
+
+    /// The failure that an order came to, if any. A rank's panic goes on here.
+    fn failure(&self, ranks: &[usize], verdicts: &[Verdict]) -> Option<Error> {
+        let failure = self.group.reset();
+        if let Some(kept) = failure.as_ref().filter(|_| self.planted == Some(Planted::FailureKept)) {
+            self.group.fail(kept);
+        }
+        let panic = ranks.iter().zip(verdicts).find_map(|(rank, v)| Some((rank, v.as_ref().err()?)));
+        if let Some((rank, text)) = panic.filter(|_| self.planted != Some(Planted::PanicForgiven)) {
+            resume_unwind(Box::new(format!("rank {rank}: {text}")));
+        }
+        let ignored = self.planted == Some(Planted::FailureIgnored) && matches!(verdicts[0], Ok(Ok(_)));
+        failure.filter(|_| !ignored)
+    }
+
+    /// Ends the oldest steps that have failed on their way.
+    fn discard(&mut self) {
+        while let Some(flight) = self.flights.pop_front_if(|flight| flight.failed) {
+            self.all(&flight.ranks, |_, _| Order::Finish);
+            self.group.reset();
+        }
+    }
 }
 
-/// Runs a step of one rank. When it fails or ends otherwise than the others, those are not left waiting for it.
-fn step((rank, runner): (usize, &mut dyn StepRunner), plan: &StepPlan, group: &LocalGroup) -> Verdict {
-    let run = || {
-        let output = runner.launch(plan).and_then(|()| runner.finish())?;
-        match output.outcome {
-            StepOutcome::Failed(e) => Err(e),
-            StepOutcome::Done(_) => Ok(output),
-        }
+/// Does what one rank is told. When it fails or ends otherwise than the others, those are not left waiting for it.
+fn obey((rank, runner): (usize, &mut dyn StepRunner), order: &Order, group: &dyn Group) -> Verdict {
+    let run = || match order {
+        Order::Launch(plan) => runner.launch(plan).map(|()| None),
+        Order::Finish => match runner.finish()? {
+            StepOutput { outcome: StepOutcome::Failed(e), .. } => Err(e),
+            output => Ok(Some(output)),
+        },
     };
     let verdict = catch_unwind(AssertUnwindSafe(run)).map_err(|payload| panic_text(&*payload).to_string());
     match &verdict {
@@ -164,51 +220,46 @@ fn agree(plan: &StepPlan, outputs: &[StepOutput]) -> Result<()> {
 }
 
 impl StepRunner for RankRunner {
-    /// Runs the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
+    /// Launches the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
     fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        self.discard();
         let plan = Arc::new(plan.clone());
-        let mut silent = None;
-        for (rank, other) in (1..).zip(&self.others) {
-            let Some(order) = self.order(rank, &plan) else {
-                silent = Some(rank);
-                continue;
-            };
-            let sent = other.orders.as_ref().is_some_and(|orders| orders.send(order).is_ok());
-            if !sent {
-                self.group.fail(&Error::internal(format!("the thread of rank {rank} has ended")));
-            }
-        }
+        let all = 0..=self.others.len();
+        let ranks: Vec<_> = all.filter(|rank| *rank == 0 || self.order(*rank, &plan).is_some()).collect();
+        let verdicts = self.all(&ranks, |me, rank| {
+            Order::Launch(me.order(rank, &plan).filter(|_| rank > 0).unwrap_or_else(|| Arc::clone(&plan)))
+        });
         if self.planted == Some(Planted::StalePlan) {
             self.before = Some(Arc::clone(&plan));
         }
-        let mut verdicts = vec![step((0, self.first.as_mut()), &plan, &self.group)];
-        let gone = || Err("its thread has ended".to_owned());
-        let others = (1..).zip(&self.others).filter(|(rank, _)| silent != Some(*rank));
-        verdicts.extend(others.map(|(_, other)| other.verdicts.recv().unwrap_or_else(|_| gone())));
-        let failure = self.group.reset();
-        if let Some(kept) = failure.as_ref().filter(|_| self.planted == Some(Planted::FailureKept)) {
-            self.group.fail(kept);
+        let failure = self.failure(&ranks, &verdicts);
+        let launched = ranks.iter().zip(&verdicts).filter(|(_, v)| matches!(v, Ok(Ok(_)))).map(|(rank, _)| *rank);
+        let flight = Flight { plan, ranks: launched.collect(), failed: failure.is_some() };
+        if !flight.ranks.is_empty() && self.group.lost().is_none() {
+            self.flights.push_back(flight);
         }
-        let panic = verdicts.iter().enumerate().find_map(|(rank, v)| Some((rank, v.as_ref().err()?)));
-        if let Some((rank, text)) = panic.filter(|_| self.planted != Some(Planted::PanicForgiven)) {
-            resume_unwind(Box::new(format!("rank {rank}: {text}")));
-        }
-        let ignored = self.planted == Some(Planted::FailureIgnored) && matches!(verdicts[0], Ok(Ok(_)));
-        if let Some(e) = failure.filter(|_| !ignored) {
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Waits for the oldest launched step on all ranks.
+    fn finish(&mut self) -> Result<StepOutput> {
+        self.discard();
+        let flight = self.flights.pop_front().ok_or_else(|| Error::internal("no step was launched"))?;
+        let verdicts = self.all(&flight.ranks, |_, _| Order::Finish);
+        if let Some(e) = self.failure(&flight.ranks, &verdicts) {
             return Err(e);
         }
-        let outputs: Vec<_> = verdicts.into_iter().filter_map(|v| v.ok()?.ok()).collect();
-        agree(&plan, &outputs)?;
-        self.done.extend(outputs.into_iter().next());
-        Ok(())
+        let outputs: Vec<_> = verdicts.into_iter().filter_map(|v| v.ok()?.ok()?).collect();
+        agree(&flight.plan, &outputs)?;
+        outputs.into_iter().next().ok_or_else(|| Error::internal("no rank finished its step"))
     }
 
-    fn finish(&mut self) -> Result<StepOutput> {
-        self.done.pop_front().ok_or_else(|| Error::internal("no step was launched"))
+    fn group(&self) -> Option<Arc<dyn Group>> {
+        Some(Arc::clone(&self.group))
     }
 
-    fn group(&self) -> Option<LocalGroup> {
-        Some(self.group.clone())
+    fn lost(&self) -> Option<Error> {
+        self.group.lost()
     }
 }
 
@@ -229,7 +280,7 @@ mod tests {
     use crate::base::{DType, ErrorKind, StepId};
     use crate::exec::Executor;
     use crate::exec::worker::WorkerExecutor;
-    use crate::hal::comm::Communicator;
+    use crate::hal::comm::{Communicator, LocalGroup};
     use crate::hal::registry::{DeviceOptions, open};
     use crate::hal::{Stream, Tensor};
     use crate::plan::StepResults;
@@ -253,23 +304,25 @@ mod tests {
         x: Tensor,
         place: Box<dyn Communicator>,
         odd: Option<Odd>,
-        last: StepId,
+        launched: VecDeque<StepId>,
     }
 
     impl StepRunner for Meets {
         fn launch(&mut self, plan: &StepPlan) -> Result<()> {
             let odd = self.odd.filter(|_| plan.id.0 == 1);
             let x = if odd == Some(Odd::Short) { self.x.reshape(1, 2) } else { self.x.clone() };
-            self.last = if odd == Some(Odd::Stale) { StepId(0) } else { plan.id };
             match odd {
                 Some(Odd::Panics) => panic!("told to panic"),
-                Some(Odd::Fails) => Err(Error::no_memory("told to fail")),
-                Some(Odd::Absent) => Ok(()),
-                _ => self.place.all_reduce(self.stream.as_ref(), &x),
+                Some(Odd::Fails) => return Err(Error::no_memory("told to fail")),
+                Some(Odd::Absent) => {}
+                _ => self.place.all_reduce(self.stream.as_ref(), &x)?,
             }
+            self.launched.push_back(if odd == Some(Odd::Stale) { StepId(0) } else { plan.id });
+            Ok(())
         }
         fn finish(&mut self) -> Result<StepOutput> {
-            Ok(StepOutput { id: self.last, outcome: StepOutcome::Done(StepResults::default()) })
+            let id = self.launched.pop_front().expect("a step was launched");
+            Ok(StepOutput { id, outcome: StepOutcome::Done(StepResults::default()) })
         }
     }
 
@@ -280,7 +333,7 @@ mod tests {
             x: Tensor::new(device.alloc(16)?, 0, 1, 4, DType::F32),
             place: group.join(rank, device.as_ref())?,
             odd,
-            last: StepId(0),
+            launched: VecDeque::new(),
         })
     }
 
@@ -289,13 +342,17 @@ mod tests {
     }
 
     /// Three ranks, of which one is odd.
-    fn worker(rank: usize, odd: Odd) -> (WorkerExecutor, Arc<Signal>) {
+    fn ranks(rank: usize, odd: Odd) -> RankRunner {
         let group = LocalGroup::new(3, 4);
         let start = |i: usize| -> StartRank<'_> {
             let group = &group;
             Box::new(move || Ok(Box::new(meets(group, i, (i == rank).then_some(odd))?)))
         };
-        let ranks = RankRunner::start((0..3).map(start).collect(), group.clone()).unwrap();
+        RankRunner::start((0..3).map(start).collect(), Arc::new(group.clone())).unwrap()
+    }
+
+    fn worker(rank: usize, odd: Odd) -> (WorkerExecutor, Arc<Signal>) {
+        let ranks = ranks(rank, odd);
         let signal = Arc::new(Signal::default());
         (WorkerExecutor::spawn(Box::new(ranks), 2, Arc::clone(&signal)).unwrap(), signal)
     }
@@ -330,6 +387,24 @@ mod tests {
     }
 
     #[test]
+    fn steps_are_launched_ahead_and_one_that_fails_on_its_way_is_nobodys() {
+        for rank in 0..3 {
+            let mut ranks = ranks(rank, Odd::Fails);
+            let id = |output: Result<StepOutput>| output.unwrap().id.0;
+            ranks.launch(&plan(0)).unwrap();
+            ranks.launch(&plan(2)).unwrap();
+            assert_eq!(id(ranks.finish()), 0);
+            let e = ranks.launch(&plan(1)).unwrap_err();
+            assert!(e.message.contains(&format!("rank {rank}: told to fail")), "{e}");
+            ranks.launch(&plan(3)).unwrap();
+            assert_eq!([2, 3].map(|_| id(ranks.finish())), [2, 3]);
+            ranks.launch(&plan(4)).unwrap();
+            assert_eq!(id(ranks.finish()), 4);
+            assert!(ranks.finish().unwrap_err().message.contains("no step was launched"));
+        }
+    }
+
+    #[test]
     fn a_panicking_rank_ends_the_executor() {
         for rank in 0..3 {
             let (mut w, signal) = worker(rank, Odd::Panics);
@@ -352,7 +427,7 @@ mod tests {
                         Ok(Box::new(runner))
                     })
                 };
-                let e = RankRunner::start((0..3).map(start).collect(), group.clone()).unwrap_err();
+                let e = RankRunner::start((0..3).map(start).collect(), Arc::new(group.clone())).unwrap_err();
                 let says = e.message.contains(&format!("rank {rank}:")) && e.message.contains("told to");
                 assert!(e.kind == kind && says, "{e}");
             }

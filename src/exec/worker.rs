@@ -4,7 +4,7 @@ use super::Executor;
 use crate::base::error::panic_text;
 use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, Result, StepId, threads};
-use crate::hal::comm::LocalGroup;
+use crate::hal::comm::Group;
 use crate::plan::{StepOutcome, StepOutput, StepPlan};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,11 @@ pub trait StepRunner: Send + std::fmt::Debug {
     fn launch(&mut self, plan: &StepPlan) -> Result<()>;
     fn finish(&mut self) -> Result<StepOutput>;
     /// Where its ranks meet, if it has several.
-    fn group(&self) -> Option<LocalGroup> {
+    fn group(&self) -> Option<Arc<dyn Group>> {
+        None
+    }
+    /// Why no step will ever run again, if so.
+    fn lost(&self) -> Option<Error> {
         None
     }
 }
@@ -45,7 +49,7 @@ pub struct WorkerExecutor {
     landed: Receiver<Result<StepOutput>>,
     depth: usize,
     epoch: u64,
-    group: Option<LocalGroup>,
+    group: Option<Arc<dyn Group>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -92,12 +96,12 @@ impl Executor for WorkerExecutor {
     }
 
     fn late(&self) -> Vec<usize> {
-        self.group.as_ref().map_or(Vec::new(), LocalGroup::late)
+        self.group.as_ref().map_or(Vec::new(), |group| group.late())
     }
 
     fn abandon(&mut self) {
         if let Some(group) = &self.group {
-            group.fail(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
+            group.give_up(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
         }
         self.orders = None;
         self.thread = None;
@@ -164,15 +168,16 @@ fn work(mut runner: Box<dyn StepRunner>, inbox: &Receiver<Order>, outbox: &Outbo
     }
 }
 
-/// `Err` is a panic: the runner's state cannot be trusted any more.
+/// `Err` is the end: a panic, after which the runner's state cannot be trusted any more, or a runner that says so.
 fn run(runner: &mut dyn StepRunner, plan: &StepPlan) -> Result<StepOutput> {
     let step = || match runner.launch(plan).and_then(|()| runner.finish()) {
         Ok(output) => output,
         Err(e) => failed_step(plan.id, e),
     };
-    catch_unwind(AssertUnwindSafe(step)).map_err(|payload| {
+    let output = catch_unwind(AssertUnwindSafe(step)).map_err(|payload| {
         Error::internal(format!("step {} panicked in the worker: {}", plan.id.0, panic_text(&*payload)))
-    })
+    })?;
+    runner.lost().map_or(Ok(output), Err)
 }
 
 fn failed_step(id: StepId, error: Error) -> StepOutput {

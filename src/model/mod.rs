@@ -16,6 +16,8 @@ mod fields;
 #[forbid(unsafe_code)]
 mod load;
 #[forbid(unsafe_code)]
+mod load_ranks;
+#[forbid(unsafe_code)]
 pub mod registry;
 #[forbid(unsafe_code)]
 pub mod rope;
@@ -27,5 +29,6 @@ pub mod weights;
 
 pub use config::{ModelInfo, SamplingDefaults, inspect};
 pub use load::{LoadProgress, Model, load, load_shard};
+pub use load_ranks::load_ranks;
 pub use shard::Shard;
 pub use spec::DecoderSpec;

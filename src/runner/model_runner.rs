@@ -98,6 +98,7 @@ pub struct ModelRunner {
     idle: Vec<Slot>,
     flights: VecDeque<Flight>,
     device: Arc<dyn Device>,
+    /// Last, as recorded steps use it.
     comm: Option<Box<dyn Communicator>>,
 }
 
@@ -209,6 +210,10 @@ impl ModelRunner {
                 Ok(())
             }
             Err(e) => {
+                // The device may wait for ranks that wait for this one.
+                if let Some(comm) = &self.comm {
+                    comm.fail(&e);
+                }
                 // What was enqueued may still read the slot.
                 if let Ok(event) = self.stream.record()
                     && event.wait().is_ok()
@@ -225,6 +230,7 @@ impl ModelRunner {
         self.rows.set(&plan.row_inits, self.stream.as_ref(), &mut slot.rows)?;
         let padding = self.graphs.as_ref().and_then(|g| g.padding(plan));
         let step = self.upload(plan, padding, slot)?;
+        self.comm.as_ref().map_or(Ok(()), |comm| comm.begin())?;
         let recorded = padding.and_then(|p| self.graphs.as_ref()?.get(p.bucket));
         match recorded {
             Some(graph) => self.stream.replay(graph)?,

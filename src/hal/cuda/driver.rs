@@ -130,6 +130,14 @@ pub(super) fn preload(path: &Path) {
     }
 }
 
+/// How many devices the loaded driver shows.
+pub(super) fn count() -> Result<usize> {
+    let mut count = 0;
+    // SAFETY: `count` is writable.
+    check(unsafe { sys::cuDeviceGetCount(&raw mut count) }, "cuDeviceGetCount")?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 /// The primary context of a device, which everybody in the process shares.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -144,10 +152,8 @@ unsafe impl Sync for Context {}
 
 impl Context {
     pub(super) fn open(ordinal: usize) -> Result<Self> {
-        let mut count = 0;
-        // SAFETY: `count` is writable.
-        check(unsafe { sys::cuDeviceGetCount(&raw mut count) }, "cuDeviceGetCount")?;
-        if ordinal >= count as usize {
+        let count = count()?;
+        if ordinal >= count {
             return Err(Error::invalid(format!(
                 "device \"cuda:{ordinal}\" does not exist; the driver shows {count} (CUDA_VISIBLE_DEVICES may hide some)"
             )));

@@ -2,6 +2,7 @@
 //!
 //! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `event` and
 //!   `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
+//! - `nccl` is the library through which GPUs exchange what they computed, `ranks` the group of those that do.
 
 mod blas;
 mod convert;
@@ -9,11 +10,16 @@ mod driver;
 mod event;
 mod graph;
 mod memory;
+mod nccl;
 mod ops;
 mod random;
+mod ranks;
 mod stream;
 
+pub use nccl::find as find_nccl;
+
 use crate::base::{DType, Error, Result};
+use crate::hal::comm::Group;
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
     Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
@@ -24,6 +30,9 @@ use driver::{Context, Modules};
 use memory::{CudaMatrix, DeviceMemory, PinnedMemory};
 use ops::Kernels;
 use random::Random;
+use ranks::NcclGroup;
+use std::ffi::c_int;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
 
@@ -34,6 +43,10 @@ const CAPABILITY: u32 = 80;
 #[derive(Debug)]
 pub struct CudaDevice {
     caps: Caps,
+    /// Its number among those that the driver shows.
+    ordinal: c_int,
+    /// Where libraries are looked for first.
+    library_dir: Option<PathBuf>,
     sm_count: u32,
     convert: Convert,
     random: Random,
@@ -53,6 +66,13 @@ pub fn check_build() -> Result<()> {
     Err(Error::unsupported(
         "this build has no CUDA kernels, as no CUDA compiler was found when it was made; use \"cpu\" or \"auto\"",
     ))
+}
+
+/// How many GPUs the driver shows. Errors as in [`open`].
+pub fn count(options: &DeviceOptions) -> Result<usize> {
+    check_build()?;
+    driver::load(options.library_dir.as_deref())?;
+    driver::count()
 }
 
 /// Opens the GPU with this number of those the driver shows. Errors: `Unsupported` without kernels or for a GPU that is too
@@ -94,6 +114,8 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
     };
     Ok(Arc::new_cyclic(|me| CudaDevice {
         caps,
+        ordinal: c_int::try_from(ordinal).unwrap_or(c_int::MAX),
+        library_dir: options.library_dir.clone(),
         sm_count,
         convert,
         random,
@@ -129,5 +151,8 @@ impl Device for CudaDevice {
     fn stream(&self) -> Result<Box<dyn Stream>> {
         let device = self.me.upgrade().ok_or_else(|| Error::internal("the CUDA device is being dropped"))?;
         Ok(Box::new(CudaStream::new(device)?))
+    }
+    fn group(&self, ranks: usize, _elements: usize) -> Result<Arc<dyn Group>> {
+        Ok(Arc::new(NcclGroup::new(ranks, self.library_dir.as_deref())?))
     }
 }

@@ -12,7 +12,8 @@ use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
-use std::cell::RefCell;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ pub(super) struct CudaStream {
     /// Biases in the dtype of a product's output.
     bias: DeviceMemory,
     faults: Arc<Faults>,
+    /// What is enqueued is recorded rather than run.
+    recording: Cell<bool>,
     device: Arc<CudaDevice>,
 }
 
@@ -49,13 +52,35 @@ impl CudaStream {
         let blas = Blas::new();
         drop(entered);
         match blas {
-            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, device }),
+            Ok(blas) => {
+                Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, recording: Cell::new(false), device })
+            }
             Err(e) => {
                 // SAFETY: created above, destroyed once.
                 let _ = unsafe { sys::cuStreamDestroy_v2(raw) };
                 Err(e)
             }
         }
+    }
+
+    /// The CUDA stream behind `stream`. Panics on another backend's.
+    pub(super) fn of(stream: &dyn Stream) -> &Self {
+        let any: &dyn Any = stream;
+        match any.downcast_ref() {
+            Some(stream) => stream,
+            None => panic!("a stream of another device was given to the CUDA backend"),
+        }
+    }
+
+    /// The driver's handle, with the device's context made the thread's.
+    pub(super) fn bound(&self) -> Result<sys::CUstream> {
+        self.device.context.bind()?;
+        Ok(self.raw)
+    }
+
+    /// Whether what is enqueued is recorded rather than run.
+    pub(super) fn is_recording(&self) -> bool {
+        self.recording.get()
     }
 
     /// Enqueues a kernel whose one parameter is `params`.
@@ -191,7 +216,10 @@ impl Stream for CudaStream {
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
-        Ok(Box::new(CudaGraph::capture(&self.device.context, self.raw, work)?))
+        self.recording.set(true);
+        let graph = CudaGraph::capture(&self.device.context, self.raw, work);
+        self.recording.set(false);
+        Ok(Box::new(graph?))
     }
 
     fn replay(&self, graph: &dyn Graph) -> Result<()> {
