@@ -7,6 +7,7 @@ pub mod worker;
 
 use crate::base::Result;
 use crate::plan::{StepOutput, StepPlan};
+use std::time::Duration;
 
 /// Runs steps in order. One owner, one thread.
 pub trait Executor: Send + std::fmt::Debug {
@@ -17,10 +18,20 @@ pub trait Executor: Send + std::fmt::Debug {
     /// The next landed step in submission order, or `None` when none has landed yet. After a step that failed, every
     /// step submitted before that failure was polled lands as failed as well. `Err` means the executor itself is lost.
     fn poll(&mut self) -> Result<Option<StepOutput>>;
+    /// Host time that launching the step polled last took, in ns; 0 where nobody counts it.
+    fn launch_ns(&self) -> u64 {
+        0
+    }
     /// The ranks that keep the oldest step from ending while others wait for them, as far as can be told.
     fn late(&self) -> Vec<usize> {
         Vec::new()
     }
     /// Gives the device up without waiting for it: what runs there may never end.
     fn abandon(&mut self) {}
+    /// Ends its threads, which let go of the device, and waits for at most `wait`. False when they are left behind with what
+    /// they hold, as what they wait for has not ended.
+    fn end(&mut self, wait: Duration) -> bool {
+        let _ = wait;
+        true
+    }
 }

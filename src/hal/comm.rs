@@ -34,6 +34,10 @@ pub trait Group: Send + Sync + Debug {
     fn give_up(&self, error: &Error) {
         self.fail(error);
     }
+    /// A rank's step failed on its device. Where other devices may wait for that one, it is a failure for good.
+    fn device_failed(&self, error: &Error) {
+        let _ = error;
+    }
     /// `rank` has enqueued its part of the step. Where ranks meet on the host, it is a failure of all when somebody waits
     /// for it, now or before [`Self::reset`].
     fn leave(&self, rank: usize);

@@ -1,30 +1,29 @@
 //! Loads the shares of all ranks at the same time.
 
-use crate::base::config::LoadFormat;
 use crate::base::error::panic_text;
 use crate::base::{Error, Result, threads};
 use crate::hal::Device;
 use crate::model::config::ModelInfo;
-use crate::model::load::{LoadProgress, Model, load_shard};
+use crate::model::load::{LoadOptions, LoadProgress, Model, load_shard};
 use crate::model::shard::Shard;
 use crossbeam_channel::unbounded;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-/// One rank's share of a model for each of `devices`, for sequences of at most `max_len` tokens. `progress` hears on the
+/// One rank's share of a model for each of `devices` (`how` names any of them), for sequences of at most `max_len` tokens. `progress` hears on the
 /// calling thread how far all ranks are, from 0 to 1; its error ends the loading and is returned, as is that of the rank
 /// which fails first.
 pub fn load_ranks(
     info: &ModelInfo,
     dir: &Path,
-    (format, max_len): (LoadFormat, usize),
+    (how, max_len): (LoadOptions, usize),
     devices: &[Arc<dyn Device>],
     progress: &mut dyn FnMut(f32) -> Result<()>,
 ) -> Result<Vec<Model>> {
     let ranks = devices.len();
     let load = &|rank: usize, report: &mut dyn FnMut(f32) -> Result<()>| {
         let mut report = |p: LoadProgress| report(p.bytes_done as f32 / p.bytes_total.max(1) as f32);
-        let how = (format, Shard { rank, ranks });
+        let how = LoadOptions { shard: Shard { rank, ranks }, ..how };
         load_shard(info, dir, how, devices[rank].as_ref(), (max_len, &mut report))
     };
     if ranks == 1 {

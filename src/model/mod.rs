@@ -18,6 +18,8 @@ mod load;
 #[forbid(unsafe_code)]
 mod load_ranks;
 #[forbid(unsafe_code)]
+mod placement;
+#[forbid(unsafe_code)]
 pub mod registry;
 #[forbid(unsafe_code)]
 pub mod rope;
@@ -28,7 +30,8 @@ pub mod spec;
 pub mod weights;
 
 pub use config::{ModelInfo, SamplingDefaults, inspect};
-pub use load::{LoadProgress, Model, load, load_shard};
+pub use load::{LoadOptions, LoadProgress, Model, load, load_shard};
 pub use load_ranks::load_ranks;
+pub use placement::host_embedding_bytes;
 pub use shard::Shard;
 pub use spec::DecoderSpec;

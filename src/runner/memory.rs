@@ -111,11 +111,7 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, caps: &Caps) -> Ru
             * (shape.words()
                 + options.max_samples()
                 + options.report_words()
-                + ring
-                    * (shape.words()
-                        + options.max_samples()
-                        + options.report_words()
-                        + options.max_num_seqs * SAMPLER_WORDS))
+                + ring * (shape.words() + options.max_samples() + options.report_words()))
             + ring * STAGED_ROWS * counts.max(biases),
         padding_bytes: if caps.graphs { kv_spec(info, options.block_size).block_bytes(0) } else { 0 },
         rope_bytes: info.spec.ropes.len() * options.max_model_len * info.spec.head_dim * DType::F32.size(),

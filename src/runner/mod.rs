@@ -2,6 +2,8 @@
 //! device memory between steps.
 
 mod budget;
+mod cost;
+mod flight;
 mod graphs;
 mod inputs;
 mod memory;
@@ -9,5 +11,7 @@ mod model_runner;
 mod rows;
 
 pub use budget::num_blocks;
+pub use cost::step_cost;
+pub use flight::Flight;
 pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
 pub use model_runner::ModelRunner;

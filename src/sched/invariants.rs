@@ -88,6 +88,7 @@ fn flights(s: &Scheduler) -> Result<(), String> {
         let tokens: u32 = f.entries.iter().map(|e| e.end - e.start).sum();
         ensure(tokens as usize <= s.cfg.max_tokens, || format!("{:?} runs {tokens} tokens", f.id))?;
         ensure(f.entries.len() <= s.cfg.max_seqs && !f.entries.is_empty(), || format!("{:?} is empty or wide", f.id))?;
+        ensure(s.keeps_bound(f), || format!("the prompts of {:?} cost more than its decodes allow", f.id))?;
         let mut written = HashSet::new();
         for e in &f.entries {
             *mentions.entry(e.slot).or_default() += 1;

@@ -296,10 +296,20 @@ fn mixed_batches(kit: &Kit, shape: Shape) {
 /// Contexts of several chunks in batches of prefills that begin anywhere and decodes, for every head dimension and ratio of
 /// heads. Only some tokens are compared: the first, the last, and every 41st.
 pub(crate) fn long_contexts(kit: &Kit) {
-    for (i, (heads, kv_heads, head_dim)) in
-        [(4, 4, 64), (8, 2, 64), (7, 1, 80), (8, 1, 96), (8, 2, 128), (2, 2, 128), (4, 1, 256), (17, 1, 64), (6, 2, 32)]
-            .into_iter()
-            .enumerate()
+    for (i, (heads, kv_heads, head_dim)) in [
+        (4, 4, 64),
+        (8, 2, 64),
+        (7, 1, 80),
+        (8, 1, 96),
+        (8, 2, 128),
+        (2, 2, 128),
+        (4, 1, 256),
+        (17, 1, 64),
+        (6, 2, 32),
+        (16, 4, 128),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
         let plain = Shape::plain((heads, kv_heads, head_dim), [16, 32, 5][i % 3], dtype);

@@ -48,6 +48,8 @@ type Case = (&'static str, fn(&Kit));
 const TABLE: &[Case] = &[
     ("copies", rowwise::copies),
     ("embed", rowwise::embed),
+    ("embed from host memory", rowwise::embed_from_host),
+    ("matrices loaded from files", rowwise::loaded_from_files),
     ("rms_norm", rowwise::rms_norm),
     ("add_rms_norm", rowwise::add_rms_norm),
     ("act_mul: SiLU", rowwise::silu_mul),

@@ -16,5 +16,6 @@ run() {
 }
 run conformance bin/conformance --nocapture every_op_on_a_gpu
 run golden bin/golden --nocapture gpu::
+run faults bin/faults
 run workloads bin/workloads --device cuda
-cat "$logs/workloads.log"
+cat "$logs/faults.log" "$logs/workloads.log"

@@ -5,19 +5,20 @@ use super::ranks::{greedy, logits};
 use super::world::{Alone, CHUNK_MOST, generate, ranks_on, runner_on, step, tiny_config};
 use super::{Case, RELATIVE, assert_depth_does_not_change_tokens, cases, distance, dummy_on, folder, prompt};
 use half::{bf16, f16};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use yinian::base::config::LoadFormat;
 use yinian::base::rng::SplitMix64;
 use yinian::base::signal::Signal;
-use yinian::base::{DType, Error, ErrorKind, Result, StepId};
+use yinian::base::{DType, Error, ErrorKind, Result, StepId, Token};
 use yinian::exec::Executor;
 use yinian::exec::ranks::RankRunner;
-use yinian::exec::worker::{StepRunner, WorkerExecutor};
+use yinian::exec::worker::{Flight, StepRunner, WorkerExecutor};
 use yinian::hal::registry::{DeviceOptions, open, open_ranks};
 use yinian::hal::{Device, Tensor};
 use yinian::model::{Shard, inspect};
-use yinian::plan::{StepOutcome, StepOutput, StepPlan};
+use yinian::plan::{StepEntry, StepOutcome, StepPlan};
 use yinian::runner::ModelRunner;
 
 const MOST: usize = 4;
@@ -216,25 +217,28 @@ struct Planted {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
-    /// Before it enqueues anything.
+    /// Before it enqueues anything, when the others have.
     FailsEarly,
+    /// Before it enqueues anything.
+    Refuses,
     /// After it has enqueued everything.
     FailsLate,
     Panics,
 }
 
 impl StepRunner for Planted {
-    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
-        let fault = self.at.filter(|at| at.0 == plan.id.0).map(|at| at.1);
-        match fault {
+    fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
+        let told = || Error::no_memory("told to fail");
+        match self.at.filter(|at| at.0 == plan.id.0).map(|at| at.1) {
+            None => StepRunner::launch(&mut self.inner, plan),
             Some(Fault::Panics) => panic!("told to panic"),
-            Some(Fault::FailsEarly) => {}
-            _ => self.inner.launch(plan)?,
+            Some(Fault::Refuses) => Err(told()),
+            Some(Fault::FailsEarly) => {
+                std::thread::sleep(Duration::from_millis(100));
+                Err(told())
+            }
+            Some(Fault::FailsLate) => StepRunner::launch(&mut self.inner, plan).and_then(|_| Err(told())),
         }
-        fault.map_or(Ok(()), |_| Err(Error::no_memory("told to fail")))
-    }
-    fn finish(&mut self) -> Result<StepOutput> {
-        self.inner.finish()
     }
 }
 
@@ -252,20 +256,46 @@ fn spread(devices: &[Arc<dyn Device>], faults: &dyn Fn(usize) -> Option<(u64, Fa
     RankRunner::spawn(ranks.swap_remove(0), others, group).expect("threads")
 }
 
+/// Tokens of a sequence that is decoded with one more step under way than has landed, or with none.
+fn decoded(ranks: &mut RankRunner, ahead: bool) -> Vec<Token> {
+    let mut seq = Alone::new(0, &prompt(20), 0.9);
+    let (mut flights, mut tokens) = (VecDeque::new(), Vec::new());
+    for i in 0..30 {
+        let mut plan = step(&[&seq], if i == 0 { CHUNK_MOST } else { 1 });
+        if i > 0 && ahead {
+            plan.tokens.clear();
+            plan.entries = plan.entries.into_iter().map(|e| StepEntry { tokens: 0..0, ..e }).collect();
+        }
+        flights.push_back(ranks.launch(&plan).expect("launch"));
+        let mut land = || {
+            let output = flights.pop_front().expect("a flight").land();
+            let StepOutcome::Done(results) = output.outcome else { panic!("step {i}: {output:?}") };
+            tokens.push(results.sampled[0].token);
+        };
+        seq.computed = seq.tokens.len();
+        if i > 0 || !ahead {
+            land();
+        }
+        if i == 29 && ahead {
+            land();
+        }
+        seq.tokens.push(if ahead { 0 } else { tokens[tokens.len() - 1] });
+    }
+    tokens
+}
+
 #[test]
 fn steps_of_gpus_are_launched_ahead() {
     let Some((devices, _alone)) = gpus(2) else { return };
-    let mut ranks = spread(&devices[..2], &|_| None);
-    assert_depth_does_not_change_tokens(&mut ranks);
-    // Roundings of half precision may part tokens of one GPU and two, so what is compared is how far they go together.
-    let start = || [Alone::new(0, &prompt(20), 0.0), Alone::new(1, &prompt(33), 0.0)];
-    let (mut two, mut one) = (start(), start());
-    drop(ranks);
-    generate(&mut spread(&devices[..2], &|_| None), &mut two, (16, 30));
-    generate(&mut dummy_on(&devices[0], "bfloat16"), &mut one, (16, 30));
-    for (a, b) in two.iter().zip(&one) {
-        let same = a.generated().iter().zip(b.generated()).take_while(|(a, b)| a == b).count();
-        println!("bfloat16 on two GPUs: the first {same} of 30 tokens are those of one");
+    for count in [2, 4].into_iter().filter(|n| *n <= devices.len()) {
+        let mut ranks = spread(&devices[..count], &|_| None);
+        let expected = decoded(&mut ranks, false);
+        assert_eq!(decoded(&mut ranks, true), expected, "launched ahead on {count} GPUs");
+        // Roundings of half precision may part tokens of one GPU and several: how far they go together is told.
+        let mut one = [Alone::new(0, &prompt(20), 0.9)];
+        generate(&mut dummy_on(&devices[0], "bfloat16"), &mut one, (CHUNK_MOST, 30));
+        let same = one[0].generated().iter().zip(&expected).take_while(|(a, b)| a == b).count();
+        println!("bfloat16 on {count} GPUs at depth 2: the tokens of depth 1; the first {same} of 30 are those of one GPU");
     }
 }
 
@@ -311,12 +341,12 @@ fn a_rank_that_fails_ends_the_others_and_not_the_process() {
         let took = from.elapsed() - started;
         println!("rank {rank} {fault:?}: {done} steps, then after {took:.1?}, all freed: {e}");
         assert_eq!((done, failed), (5, 0), "{e}");
-        let kind = if fault == Fault::Panics { ErrorKind::Internal } else { ErrorKind::NoMemory };
+        let kind = if fault == Fault::Panics { ErrorKind::Internal } else { ErrorKind::DeviceLost };
         assert!(e.kind == kind && e.message.contains(&format!("rank {rank}")) && e.message.contains("told to"), "{e}");
         assert!(took < Duration::from_secs(20), "it took {took:?}");
     }
     // Before anybody has begun, a failure is the step's alone.
-    let (done, failed, end) = run_until_lost(spread(&devices[..2], &|_| Some((5, Fault::FailsEarly))), 10);
+    let (done, failed, end) = run_until_lost(spread(&devices[..2], &|_| Some((5, Fault::Refuses))), 10);
     assert_eq!((done, failed, end), (9, 1, None), "all ranks fail before the step");
     println!("all ranks fail before the step: 9 steps done, 1 failed");
     // The GPUs serve on.

@@ -5,6 +5,7 @@ mod families;
 mod gpu;
 mod gpu_ranks;
 mod logprobs;
+mod placement;
 mod ranks;
 mod world;
 
@@ -14,7 +15,6 @@ use std::sync::Arc;
 use world::{Alone, CHUNK_MOST, cpu, generate, runner, runner_on, step, tiny_config};
 use yinian::base::config::LoadFormat;
 use yinian::base::{SeqId, Token};
-use yinian::exec::worker::StepRunner;
 use yinian::hal::Device;
 use yinian::plan::{Penalties, StepEntry, StepOutcome, StepResults};
 use yinian::runner::ModelRunner;
@@ -164,7 +164,7 @@ fn company_does_not_change_tokens() {
 }
 
 /// A step launched before its predecessor is finished takes its token from the device.
-pub(crate) fn assert_depth_does_not_change_tokens(runner: &mut dyn StepRunner) {
+pub(crate) fn assert_depth_does_not_change_tokens(runner: &mut ModelRunner) {
     let mut seqs = [Alone::new(0, &prompt(20), 0.9)];
     generate(runner, &mut seqs, (CHUNK_MOST, 30));
     let expected = seqs[0].generated().to_vec();

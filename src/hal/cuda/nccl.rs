@@ -46,23 +46,6 @@ pub(super) struct Comm(RawComm);
 // SAFETY: a handle; who may call what on it at the same time is the group's business (`ranks`).
 unsafe impl Send for Comm {}
 
-/// What there is of NCCL, its version and path, for people: libraries are looked for in `library_dir`, then on the loader's
-/// path. `Device` with what was searched when there is none or one that is too old.
-pub fn find(library_dir: Option<&Path>) -> Result<String> {
-    let nccl = Nccl::load(library_dir)?;
-    // SAFETY: a plain struct of pointers and integers.
-    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` is writable; the address is a function of a loaded library.
-    let known = unsafe { libc::dladdr(nccl.entries.get_version as *const c_void, &raw mut info) } != 0;
-    let path = if known && !info.dli_fname.is_null() {
-        // SAFETY: the loader's string of a library that stays loaded.
-        unsafe { CStr::from_ptr(info.dli_fname) }.to_string_lossy().into_owned()
-    } else {
-        "an unknown file".to_owned()
-    };
-    Ok(format!("NCCL {} in {path}", version(nccl.version)))
-}
-
 fn version(code: c_int) -> String {
     let parts = |minor: c_int| (code / (100 * minor), code / 100 % minor, code % 100);
     // Before 2.9 there was one digit for the middle number.
@@ -247,9 +230,11 @@ mod tests {
     #[test]
     fn what_is_missing_says_what_was_searched() {
         let dir = tempfile::tempdir().unwrap();
-        let e = open(Some(dir.path())).err().or_else(|| find(Some(dir.path())).err());
-        // A machine with GPUs may well have it.
-        let Some(e) = e else { return println!("found: {:?}", find(None)) };
+        let e = match Nccl::load(Some(dir.path())) {
+            // A machine with GPUs may well have it.
+            Ok(nccl) => return println!("found: NCCL {}", version(nccl.version)),
+            Err(e) => e,
+        };
         let says = ["libnccl.so.2", "libnccl.so", &dir.path().display().to_string(), "device_library_dir"];
         assert!(says.iter().all(|part| e.message.contains(part)) && e.kind == ErrorKind::Device, "{e}");
     }

@@ -5,7 +5,7 @@ use super::CudaDevice;
 use super::driver::Context;
 use super::nccl::{Comm, Nccl};
 use super::stream::CudaStream;
-use crate::base::{Error, Result, threads};
+use crate::base::{Error, ErrorKind, Result, threads};
 use crate::hal::comm::{Communicator, Group};
 use crate::hal::{Device, Stream, Tensor};
 use std::any::Any;
@@ -112,6 +112,15 @@ impl Group for NcclGroup {
         self.shared.lose(&mut self.shared.lock(), error);
     }
 
+    fn device_failed(&self, error: &Error) {
+        let devices: Vec<_> = self.shared.lock().ranks.iter().filter_map(|rank| rank.device.clone()).collect();
+        // A device that an error has taken does not get to where the others wait for it.
+        let gone = devices.iter().any(|(context, _)| context.memory().is_err());
+        if gone || error.kind == ErrorKind::DeviceLost {
+            self.give_up(error);
+        }
+    }
+
     fn leave(&self, rank: usize) {
         self.shared.lock().ranks[rank].inside = false;
     }
@@ -168,11 +177,8 @@ impl Shared {
     }
 
     fn fail(self: &Arc<Self>, error: &Error) {
-        let devices: Vec<_> = self.lock().ranks.iter().filter_map(|rank| rank.device.clone()).collect();
-        // A device that an error has taken does not get to where the others wait for it.
-        let gone = devices.iter().any(|(context, _)| context.memory().is_err());
         let mut state = self.lock();
-        if gone || state.apart() {
+        if state.apart() {
             self.lose(&mut state, error);
         }
         state.failed.get_or_insert_with(|| error.clone());
@@ -186,7 +192,7 @@ impl Shared {
         }
         let first = state.failed.get_or_insert_with(|| error.clone()).clone();
         let text = format!("{}; the model's GPUs were in the middle of a step and cannot meet again", first.message);
-        state.lost = Some(Error::new(first.kind, text));
+        state.lost = Some(Error::new(ErrorKind::DeviceLost, text));
         self.changed.notify_all();
         let taken = state.ranks.iter_mut().filter_map(|rank| Some((rank.calling, rank.comm.take()?)));
         let mut comms: Vec<_> = taken.collect();

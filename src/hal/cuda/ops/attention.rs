@@ -1,5 +1,6 @@
 //! `paged_attention`: which kernels take a step, and the scratch memory they share.
 
+use super::attention_hopper::Hopper;
 use super::rope::KvMap;
 use super::{Family, KvFamily, assert_ints, shape, short_name, small};
 use crate::base::{DType, Result};
@@ -38,6 +39,7 @@ pub(super) struct Kernels {
     plain: KvFamily,
     merge: Family,
     tensor: Vec<Tensor>,
+    hopper: Vec<Hopper>,
 }
 
 /// The tensor-core kernels for one dtype and head dimension.
@@ -52,7 +54,7 @@ struct Tensor {
 }
 
 impl Kernels {
-    pub(super) fn load(modules: &Modules) -> Result<Self> {
+    pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
         let mut tensor = Vec::with_capacity(2 * DIMS.len());
         for dtype in [DType::F16, DType::Bf16] {
             for (dim, prefill_rows, keys) in DIMS {
@@ -70,6 +72,7 @@ impl Kernels {
             plain: KvFamily::load(modules, "attention_plain", "yn_attention_plain", PLAN_BYTES)?,
             merge: Family::load(modules, "attention_plain", "yn_attention_merge")?,
             tensor,
+            hopper: Hopper::load(modules, capability)?,
         })
     }
 
@@ -84,7 +87,7 @@ impl Kernels {
 /// Mirrors kernels/attention.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Params {
+pub(super) struct Params {
     out: u64,
     qkv: u64,
     starts: u64,
@@ -127,6 +130,9 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
     // Sequences with one token, then those with several.
     params.by_sequence = 1;
     items(s, args, params, (0, sequences))?;
+    if let Some(hopper) = s.kernels().attention.hopper.iter().find(|h| h.takes(args)) {
+        return hopper.launch(s, args, params);
+    }
     let ratio = args.heads / args.kv.kv_heads;
     let tiles = small((tokens * ratio).div_ceil(tensor.prefill_rows) + sequences);
     s.launch(&tensor.prefill, [tiles, small(args.kv.kv_heads), 1], BLOCK, tensor.prefill_shared, &params)
