@@ -6,7 +6,8 @@
 // A block has 128 rows, 64 for each group. Keys and values come in tiles of 128 tokens at absolute positions, as boxes of 16
 // tokens by 64 columns that the copy hardware swizzles; the tensor map describes the whole pool as rows of one head of one
 // token. Keys and values that nobody may see are scored -inf; values behind the last one are zeroed first, since a block can
-// hold anything there and 0 * NaN is not 0.
+// hold anything there and 0 * NaN is not 0. Where few rows see many keys, blocks take parts of them (gridDim.z) for
+// yn_attention_prefill_merge.
 // Instances: f16 and bf16 x head dimensions 64 and 128. Other architectures have empty bodies, which are never launched.
 #include "attention_tile.cuh"
 #include "hopper.cuh"
@@ -35,6 +36,7 @@ struct Span {
   QueryTile tile;
   uint32_t ratio, kv_head, window;
   uint32_t first_key, last_key;  // that any row sees
+  uint32_t first_start, end;     // of this block's part of the key tiles
 
   __device__ Span(const AttentionParams& p, const QueryTile& found) : tile(found) {
     ratio = p.heads / p.kv_heads;
@@ -42,6 +44,9 @@ struct Span {
     window = p.window;
     first_key = first_of(position_of(0));
     last_key = position_of(ROWS - 1);
+    const uint32_t share = ((last_key / KEYS - first_key / KEYS) / gridDim.z + 1) * KEYS;
+    first_start = first_key / KEYS * KEYS + blockIdx.z * share;
+    end = min(last_key, first_start + share - 1);
   }
   __device__ uint32_t rows_left() const { return tile.tokens * ratio - tile.first_row; }
   // Rows behind the last are treated as the last one.
@@ -49,8 +54,8 @@ struct Span {
     return tile.before + min(tile.first_row + row, tile.tokens * ratio - 1) / ratio;
   }
   __device__ uint32_t first_of(uint32_t position) const { return position >= window ? position - window + 1 : 0; }
-  __device__ uint32_t first_start() const { return first_key / KEYS * KEYS; }
-  __device__ uint32_t tiles() const { return (last_key - first_start()) / KEYS + 1; }
+  __device__ bool empty() const { return first_start > last_key; }
+  __device__ uint32_t tiles() const { return (end - first_start) / KEYS + 1; }
   // Element of a row in a tensor of so many heads per token.
   template <uint32_t DIM>
   __device__ uint64_t element(uint32_t row, uint32_t all_heads) const {
@@ -69,7 +74,7 @@ __device__ __forceinline__ void copy_tiles(const HopperParams& all, const Span& 
   const int values = int(p.kv_heads * p.block_size);  // rows from keys to values
   const uint32_t tiles = span.tiles();
   for (uint32_t t = 0; t < tiles; t++) {
-    const uint32_t position = span.first_start() + t * KEYS + box * BOX, stage = t % STAGES, parity = t / STAGES % 2 ^ 1;
+    const uint32_t position = span.first_start + t * KEYS + box * BOX, stage = t % STAGES, parity = t / STAGES % 2 ^ 1;
     bool wanted = half < HALVES && position <= span.last_key && position + BOX > span.first_key;
     int row = 0;
     if (wanted) {
@@ -220,12 +225,13 @@ struct Group {
   }
 
   __device__ void run() {
-    const uint32_t tiles = span.tiles(), start = span.first_start();
-    load_queries();
 #pragma unroll
     for (uint32_t i = 0; i < DIM / 2; i++) o[i] = 0;
     max[0] = max[1] = -INFINITY;
     sum[0] = sum[1] = 0;
+    if (span.empty()) return store_part();
+    const uint32_t tiles = span.tiles(), start = span.first_start;
+    load_queries();
     if (group == 1) your_turn();
     float keep[2];
     barrier_wait(&sh.keys_full[0], 0);
@@ -266,7 +272,32 @@ struct Group {
     accumulate(stage);
     wgmma_commit();
     wgmma_wait<0>();
-    store();
+    if (gridDim.z > 1) store_part();
+    else store();
+  }
+
+  // One part of several, as attention_prefill.cu leaves them. A row that sees no key of it has a maximum of -infinity and
+  // sums that nobody reads.
+  __device__ void store_part() {
+    const float unit = p.scale * LOG2E;
+    const uint64_t part = uint64_t(blockIdx.z) * uint32_t(at<int>(p.starts)[p.sequences]);
+#pragma unroll
+    for (uint32_t h = 0; h < 2; h++) {
+      float total = sum[h];
+      total += __shfl_xor_sync(ALL, total, 1);
+      total += __shfl_xor_sync(ALL, total, 2);
+      const uint32_t row = row_of(h), index = span.tile.first_row + row;
+      if (row >= span.rows_left()) continue;
+      const uint64_t place =
+          (part + span.tile.from + index / span.ratio) * p.heads + span.kv_head * span.ratio + index % span.ratio;
+      const bool none = max[h] == -INFINITY;
+      if (lane % 4 == 0) at<float2>(p.limits)[place] = make_float2(none ? -INFINITY : max[h] * unit, total);
+      if (none) continue;
+#pragma unroll
+      for (uint32_t d = 0; d < DIM / 8; d++) {
+        at<float2>(p.sums)[(place * DIM + d * 8) / 2 + lane % 4] = make_float2(o[4 * d + 2 * h], o[4 * d + 2 * h + 1]);
+      }
+    }
   }
 
   // Through the group's own rows of the query tile, for wide stores.
@@ -314,7 +345,7 @@ __device__ __forceinline__ void attention_hopper(const HopperParams& all) {
   __syncthreads();
   if (threadIdx.x < 128) {
     registers_down<24>();
-    if (threadIdx.x < 32) copy_tiles<T, DIM>(all, span, sh);
+    if (threadIdx.x < 32 && !span.empty()) copy_tiles<T, DIM>(all, span, sh);
   } else {
     registers_up<240>();
     const uint32_t thread = threadIdx.x % 128;

@@ -110,7 +110,8 @@ fn of_backend(text: &mut String, backend: &Backend) {
     }
     backend.libraries.iter().for_each(|l| library(text, l));
     if let Some(problem) = &backend.problem {
-        line(text, "no devices", problem);
+        let told = backend.libraries.iter().any(|l| l.problem.as_ref() == Some(problem));
+        line(text, "no devices", if told { "see above" } else { problem });
     } else if backend.accelerators.is_empty() {
         line(text, "no devices", "the driver shows none");
     }

@@ -183,11 +183,8 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     let mut cancelled = None;
     let loaded = {
         let mut report = |p: f32| -> Result<()> { progress(p * 0.95).inspect_err(|e| cancelled = Some(e.clone())) };
-        let how = LoadOptions {
-            format: config.load_format,
-            shard: Shard::WHOLE,
-            embedding: config.embedding_placement,
-        };
+        let how =
+            LoadOptions { format: config.load_format, shard: Shard::WHOLE, embedding: config.embedding_placement };
         let how = (how, sizes.options.max_model_len);
         model::load_ranks(&sizes.info, &sizes.dir, how, &sizes.devices, &mut report)?
     };

@@ -172,7 +172,7 @@ impl StepRunner for MockRunner {
                 logprobs: e.logprobs.map_or(Vec::new(), |k| logprobs(token, k)),
             });
         }
-        Ok(Box::new(Landed(StepOutput { id: plan.id, outcome: StepOutcome::Done(results) })))
+        Ok(Box::new(Landed(StepOutput::first(plan.id, StepOutcome::Done(results)))))
     }
 }
 

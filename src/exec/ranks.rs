@@ -2,11 +2,11 @@
 //! rank 0 tells what it was. All ranks have launched a step before one of them is sent the next; how far their devices have
 //! come with it is known when it lands.
 
-use super::worker::{Flight, StepRunner};
+use super::worker::{Flight, StepRunner, Work};
 use crate::base::error::panic_text;
 use crate::base::{Error, Result, StepId, threads};
 use crate::hal::comm::Group;
-use crate::plan::{StepOutcome, StepOutput, StepPlan};
+use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub enum Planted {
 /// A rank above 0: its thread owns its runner.
 #[derive(Debug)]
 struct Rank {
-    orders: Option<Sender<Arc<StepPlan>>>,
+    orders: Option<Sender<Arc<Work>>>,
     verdicts: Receiver<Verdict>,
     thread: Option<JoinHandle<()>>,
     /// Lands its steps, beside the other ranks: their devices may wait for this one, which may have failed.
@@ -96,7 +96,7 @@ pub struct RankRunner {
     group: Arc<dyn Group>,
     planted: Option<Planted>,
     /// For [`Planted::StalePlan`].
-    before: Option<Arc<StepPlan>>,
+    before: Option<Arc<Work>>,
 }
 
 impl RankRunner {
@@ -135,13 +135,13 @@ impl RankRunner {
     pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: Arc<dyn Group>) -> Result<Self> {
         let start = |(i, mut runner): (usize, Box<dyn StepRunner>)| {
             let rank = i + 1;
-            let (orders, inbox) = bounded::<Arc<StepPlan>>(1);
+            let (orders, inbox) = bounded::<Arc<Work>>(1);
             let (outbox, verdicts) = bounded(1);
             let landing = Lander::spawn(rank, Arc::clone(&group))?;
             let group = Arc::clone(&group);
             let work = move || {
-                while let Ok(plan) = inbox.recv() {
-                    if outbox.send(step((rank, runner.as_mut()), &plan, group.as_ref())).is_err() {
+                while let Ok(work) = inbox.recv() {
+                    if outbox.send(step((rank, runner.as_mut()), &work, group.as_ref())).is_err() {
                         break;
                     }
                 }
@@ -163,20 +163,20 @@ impl RankRunner {
         self
     }
 
-    /// What `rank` is sent for `plan`.
-    fn order(&self, rank: usize, plan: &Arc<StepPlan>) -> Option<Arc<StepPlan>> {
-        let odd = rank == self.others.len() && plan.id.0 % 7 == 3;
+    /// What `rank` is sent for `work`.
+    fn order(&self, rank: usize, work: &Arc<Work>) -> Option<Arc<Work>> {
+        let odd = rank == self.others.len() && work.id().0 % 7 == 3;
         match self.planted {
             Some(Planted::NotSent) if odd => None,
-            Some(Planted::StalePlan) if odd => Some(Arc::clone(self.before.as_ref().unwrap_or(plan))),
-            _ => Some(Arc::clone(plan)),
+            Some(Planted::StalePlan) if odd => Some(Arc::clone(self.before.as_ref().unwrap_or(work))),
+            _ => Some(Arc::clone(work)),
         }
     }
 }
 
 /// Launches a step of one rank. When it fails or ends otherwise than the others, those are not left waiting for it.
-fn step((rank, runner): (usize, &mut dyn StepRunner), plan: &StepPlan, group: &dyn Group) -> Verdict {
-    let launched = catch_unwind(AssertUnwindSafe(|| runner.launch(plan)));
+fn step((rank, runner): (usize, &mut dyn StepRunner), work: &Work, group: &dyn Group) -> Verdict {
+    let launched = catch_unwind(AssertUnwindSafe(|| work.launch_on(runner)));
     let verdict = launched.map_err(|payload| panic_text(&*payload).to_string());
     match &verdict {
         Ok(Ok(_)) => group.leave(rank),
@@ -203,6 +203,7 @@ fn land((rank, flight): (usize, Box<dyn Flight>), group: &dyn Group) -> Landing 
 #[derive(Debug)]
 struct RankFlight {
     id: StepId,
+    part: StepPart,
     group: Arc<dyn Group>,
     /// Of rank 0.
     first: Box<dyn Flight>,
@@ -212,7 +213,7 @@ struct RankFlight {
 impl Flight for RankFlight {
     /// The failure of any rank is the step's; a rank's panic goes on here.
     fn land(self: Box<Self>) -> StepOutput {
-        let Self { id, group, first, others } = *self;
+        let Self { id, part, group, first, others } = *self;
         let gone = || Err("its landing thread has ended".to_owned());
         let mut landings = vec![land((0, first), group.as_ref())];
         landings.extend(others.iter().map(|landing| landing.recv().unwrap_or_else(|_| gone())));
@@ -227,7 +228,7 @@ impl Flight for RankFlight {
         // What ranks whose exchange is broken off have come to is no result, and no cause.
         match group.lost().or(failed).map_or_else(|| agree(id, &outputs), Err) {
             Ok(()) => outputs.swap_remove(0),
-            Err(e) => StepOutput { id, outcome: StepOutcome::Failed(e) },
+            Err(e) => StepOutput { id, part, outcome: StepOutcome::Failed(e) },
         }
     }
 }
@@ -250,12 +251,26 @@ fn agree(id: StepId, outputs: &[StepOutput]) -> Result<()> {
 }
 
 impl StepRunner for RankRunner {
-    /// Launches the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
     fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
-        let plan = Arc::new(plan.clone());
+        self.launch_on_all(Work::Step(plan.clone()))
+    }
+
+    fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Box<dyn Flight>> {
+        self.launch_on_all(Work::Late(step, masks.to_vec()))
+    }
+
+    fn group(&self) -> Option<Arc<dyn Group>> {
+        Some(Arc::clone(&self.group))
+    }
+}
+
+impl RankRunner {
+    /// Launches the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
+    fn launch_on_all(&mut self, work: Work) -> Result<Box<dyn Flight>> {
+        let work = Arc::new(work);
         let mut silent = None;
         for (rank, other) in (1..).zip(&self.others) {
-            let Some(order) = self.order(rank, &plan) else {
+            let Some(order) = self.order(rank, &work) else {
                 silent = Some(rank);
                 continue;
             };
@@ -265,9 +280,9 @@ impl StepRunner for RankRunner {
             }
         }
         if self.planted == Some(Planted::StalePlan) {
-            self.before = Some(Arc::clone(&plan));
+            self.before = Some(Arc::clone(&work));
         }
-        let mut verdicts = vec![step((0, self.first.as_mut()), &plan, self.group.as_ref())];
+        let mut verdicts = vec![step((0, self.first.as_mut()), &work, self.group.as_ref())];
         let gone = || Err("its thread has ended".to_owned());
         let others = (1..).zip(&self.others).filter(|(rank, _)| silent != Some(*rank));
         verdicts.extend(others.map(|(_, other)| other.verdicts.recv().unwrap_or_else(|_| gone())));
@@ -290,11 +305,7 @@ impl StepRunner for RankRunner {
         }
         let (_, first) = flights.remove(0);
         let others = flights.into_iter().map(|(rank, flight)| self.others[rank - 1].landing.land(flight)).collect();
-        Ok(Box::new(RankFlight { id: plan.id, group: Arc::clone(&self.group), first, others }))
-    }
-
-    fn group(&self) -> Option<Arc<dyn Group>> {
-        Some(Arc::clone(&self.group))
+        Ok(Box::new(RankFlight { id: work.id(), part: work.part(), group: Arc::clone(&self.group), first, others }))
     }
 }
 
@@ -357,7 +368,7 @@ mod tests {
             let late = Error::no_memory("told to fail late");
             let done = StepOutcome::Done(StepResults::default());
             let outcome = if odd == Some(Odd::FailsLate) { StepOutcome::Failed(late) } else { done };
-            Ok(Box::new(Landed(StepOutput { id, outcome })))
+            Ok(Box::new(Landed(StepOutput::first(id, outcome))))
         }
     }
 

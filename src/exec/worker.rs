@@ -7,9 +7,9 @@ use crate::base::error::panic_text;
 use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, Result, StepId, threads};
 use crate::hal::comm::Group;
-use crate::plan::{StepOutcome, StepOutput, StepPlan};
+use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crate::runner::{self, ModelRunner};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use std::any::Any;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,6 +44,11 @@ pub trait StepRunner: Send + Debug {
     /// pipeline is deep. It waits for no step. On an error nothing of the step counts and nothing of it runs any more. A
     /// step behind one that fails may have been launched before that was seen; it is landed and does not count.
     fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>>;
+    /// The same for a late part of a launched step; see [`Executor::supply`].
+    fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Box<dyn Flight>> {
+        let _ = masks;
+        Err(Error::internal(format!("masks for step {}, but this runner takes none", step.0)))
+    }
     /// Where its ranks meet, if it has several.
     fn group(&self) -> Option<Arc<dyn Group>> {
         None
@@ -54,6 +59,9 @@ impl StepRunner for ModelRunner {
     fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
         Ok(Box::new(self.launch_step(plan)?))
     }
+    fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Box<dyn Flight>> {
+        Ok(Box::new(ModelRunner::supply(self, step, masks)?))
+    }
 }
 
 impl Flight for runner::Flight {
@@ -62,11 +70,41 @@ impl Flight for runner::Flight {
     }
 }
 
-/// A step on its way to the worker.
+/// What a runner is told to launch.
+#[derive(Debug)]
+pub enum Work {
+    Step(StepPlan),
+    Late(StepId, Vec<TokenMask>),
+}
+
+impl Work {
+    pub(super) fn id(&self) -> StepId {
+        match self {
+            Self::Step(plan) => plan.id,
+            Self::Late(step, _) => *step,
+        }
+    }
+
+    pub(super) fn part(&self) -> StepPart {
+        match self {
+            Self::Step(_) => StepPart::First,
+            Self::Late(..) => StepPart::Late,
+        }
+    }
+
+    pub(super) fn launch_on(&self, runner: &mut dyn StepRunner) -> Result<Box<dyn Flight>> {
+        match self {
+            Self::Step(plan) => runner.launch(plan),
+            Self::Late(step, masks) => runner.supply(*step, masks),
+        }
+    }
+}
+
+/// Work on its way to the worker.
 #[derive(Debug)]
 struct Order {
-    plan: StepPlan,
-    /// Failures the engine had seen when it submitted the step. A step from before a failure must not count.
+    work: Work,
+    /// Failures the engine had seen when it submitted the work. What is from before a failure must not count.
     epoch: u64,
 }
 
@@ -74,6 +112,7 @@ struct Order {
 #[derive(Debug)]
 struct Launched {
     id: StepId,
+    part: StepPart,
     epoch: u64,
     host_ns: u64,
     step: Launch,
@@ -113,11 +152,12 @@ impl WorkerExecutor {
     /// Starts the two threads. `signal` is notified whenever a step has landed.
     pub fn spawn(runner: Box<dyn StepRunner>, depth: usize, signal: Arc<Signal>) -> Result<Self> {
         let group = runner.group();
-        let (orders, inbox) = bounded(depth);
-        // One place more than can be outstanding, for the worker's last words.
-        let (outbox, landed) = bounded(depth + 1);
+        // As many messages as there are steps and late parts outstanding, which are bounded by depth and sequences, and
+        // the worker's last words.
+        let (orders, inbox) = unbounded();
+        let (outbox, landed) = unbounded();
         let outbox = Outbox { landed: Some(outbox), signal };
-        let (flights, launched) = bounded(depth + 1);
+        let (flights, launched) = unbounded();
         let failed = Arc::new(AtomicU64::new(0));
         let start_error = |e| Error::io(format!("the worker thread does not start: {e}"));
         let landing = {
@@ -144,24 +184,23 @@ impl Executor for WorkerExecutor {
     }
 
     fn submit(&mut self, plan: StepPlan) -> Result<()> {
-        let Some(orders) = &self.orders else { return Err(self.last_words()) };
-        let full = || Error::internal("more steps submitted than the pipeline is deep");
         if self.outstanding == self.depth {
-            return Err(full());
+            return Err(Error::internal("more steps submitted than the pipeline is deep"));
         }
-        orders.try_send(Order { plan, epoch: self.epoch }).map_err(|e| match e {
-            TrySendError::Full(_) => full(),
-            TrySendError::Disconnected(_) => self.last_words(),
-        })?;
+        self.order(Work::Step(plan))?;
         self.outstanding += 1;
         Ok(())
+    }
+
+    fn supply(&mut self, step: StepId, masks: Vec<TokenMask>) -> Result<()> {
+        self.order(Work::Late(step, masks))
     }
 
     fn poll(&mut self) -> Result<Option<StepOutput>> {
         match self.landed.try_recv() {
             Ok(Report { output, host_ns }) => {
                 let output = output?;
-                self.outstanding -= 1;
+                self.outstanding -= usize::from(output.part == StepPart::First);
                 self.launch_ns = host_ns;
                 if matches!(output.outcome, StepOutcome::Failed(_)) {
                     self.epoch += 1;
@@ -188,7 +227,7 @@ impl Executor for WorkerExecutor {
         self.orders = None;
     }
 
-    fn end(&mut self, wait: Duration) -> bool {
+    fn leave(&mut self, wait: Duration) -> bool {
         self.orders = None;
         let Some(thread) = self.thread.take() else { return true };
         let over = Instant::now() + wait;
@@ -208,6 +247,11 @@ impl Executor for WorkerExecutor {
 }
 
 impl WorkerExecutor {
+    fn order(&self, work: Work) -> Result<()> {
+        let orders = self.orders.as_ref().ok_or_else(|| self.last_words())?;
+        orders.send(Order { work, epoch: self.epoch }).map_err(|_| self.last_words())
+    }
+
     /// Why the threads have ended: the panic they reported, if nobody has read it yet.
     fn last_words(&self) -> Error {
         let cause = self.landed.try_iter().find_map(|report| report.output.err());
@@ -217,7 +261,7 @@ impl WorkerExecutor {
 
 impl Drop for WorkerExecutor {
     fn drop(&mut self) {
-        self.end(DROP_WAIT);
+        self.leave(DROP_WAIT);
     }
 }
 
@@ -248,43 +292,45 @@ impl Drop for Outbox {
 /// that was seen to fail as it landed.
 fn launch_all(runner: &mut dyn StepRunner, inbox: &Receiver<Order>, flights: &Sender<Launched>, failed: &AtomicU64) {
     let mut failed_here = 0;
-    while let Ok(Order { plan, epoch }) = inbox.recv() {
+    while let Ok(Order { work, epoch }) = inbox.recv() {
         let since = Instant::now();
         let step = if epoch < failed.load(Ordering::Acquire).max(failed_here) {
             Launch::Failed(behind_a_failure())
         } else {
-            launch(runner, &plan)
+            launch(runner, &work)
         };
         if matches!(step, Launch::Failed(_)) {
             failed_here = epoch + 1;
         }
         let over = matches!(step, Launch::Panicked(_));
         let host_ns = since.elapsed().as_nanos() as u64;
-        if flights.send(Launched { id: plan.id, epoch, host_ns, step }).is_err() || over {
+        let (id, part) = (work.id(), work.part());
+        if flights.send(Launched { id, part, epoch, host_ns, step }).is_err() || over {
             break;
         }
     }
 }
 
-fn launch(runner: &mut dyn StepRunner, plan: &StepPlan) -> Launch {
-    match catch_unwind(AssertUnwindSafe(|| runner.launch(plan))) {
+fn launch(runner: &mut dyn StepRunner, work: &Work) -> Launch {
+    match catch_unwind(AssertUnwindSafe(|| work.launch_on(runner))) {
         Ok(Ok(flight)) => Launch::Flies(flight),
         Ok(Err(e)) => Launch::Failed(e),
-        Err(payload) => Launch::Panicked(panicked(plan.id, &*payload)),
+        Err(payload) => Launch::Panicked(panicked(work.id(), &*payload)),
     }
 }
 
 /// Lands every launched step in order. One that was launched behind a failure is waited for and fails with it.
 fn land_all(launched: &Receiver<Launched>, failed: &AtomicU64, outbox: &Outbox) {
-    while let Ok(Launched { id, epoch, host_ns, step }) = launched.recv() {
+    while let Ok(Launched { id, part, epoch, host_ns, step }) = launched.recv() {
+        let failed_step = |e| StepOutput { id, part, outcome: StepOutcome::Failed(e) };
         let behind = epoch < failed.load(Ordering::Acquire);
         let output = match step {
             Launch::Flies(flight) => catch_unwind(AssertUnwindSafe(|| flight.land())).map_err(|p| panicked(id, &*p)),
-            Launch::Failed(e) => Ok(failed_step(id, e)),
+            Launch::Failed(e) => Ok(failed_step(e)),
             Launch::Panicked(e) => Err(e),
         };
         let output = match output {
-            Ok(StepOutput { outcome: StepOutcome::Done(_), .. }) if behind => Ok(failed_step(id, behind_a_failure())),
+            Ok(StepOutput { outcome: StepOutcome::Done(_), .. }) if behind => Ok(failed_step(behind_a_failure())),
             output => output.and_then(unless_lost),
         };
         if output.as_ref().is_ok_and(|o| matches!(o.outcome, StepOutcome::Failed(_))) {
@@ -311,10 +357,6 @@ fn unless_lost(output: StepOutput) -> Result<StepOutput> {
         StepOutcome::Failed(e) if e.kind == ErrorKind::DeviceLost => Err(e.within(format!("step {}", output.id.0))),
         _ => Ok(output),
     }
-}
-
-fn failed_step(id: StepId, error: Error) -> StepOutput {
-    StepOutput { id, outcome: StepOutcome::Failed(error) }
 }
 
 #[cfg(test)]
@@ -372,5 +414,101 @@ mod tests {
         }
         let e = w.submit(plan(1)).unwrap_err();
         assert!(e.message.contains("told to panic"), "{e}");
+    }
+
+    /// Steps that land when the test lets them.
+    #[derive(Debug)]
+    struct Gated {
+        launched: Sender<u64>,
+        gate: Receiver<Gate>,
+    }
+
+    #[derive(Debug)]
+    enum Gate {
+        Done,
+        Failed,
+        Panics,
+    }
+
+    #[derive(Debug)]
+    struct GatedFlight(StepId, Receiver<Gate>);
+
+    impl Flight for GatedFlight {
+        fn land(self: Box<Self>) -> StepOutput {
+            let outcome = match self.1.recv().unwrap() {
+                Gate::Done => StepOutcome::Done(StepResults::default()),
+                Gate::Failed => StepOutcome::Failed(Error::new(ErrorKind::Device, "told to fail")),
+                Gate::Panics => panic!("told to panic"),
+            };
+            StepOutput::first(self.0, outcome)
+        }
+    }
+
+    impl StepRunner for Gated {
+        fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
+            self.launched.send(plan.id.0).unwrap();
+            Ok(Box::new(GatedFlight(plan.id, self.gate.clone())))
+        }
+    }
+
+    /// A worker of depth 2, what it launches, and the way to let a step land.
+    fn gated() -> (WorkerExecutor, Arc<Signal>, Receiver<u64>, Sender<Gate>) {
+        let ((launched, launches), (open, gate)) = (unbounded(), unbounded());
+        let signal = Arc::new(Signal::default());
+        let worker = WorkerExecutor::spawn(Box::new(Gated { launched, gate }), 2, Arc::clone(&signal)).unwrap();
+        (worker, signal, launches, open)
+    }
+
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+    #[test]
+    fn steps_are_launched_while_others_run_and_land_in_order() {
+        let (mut w, signal, launches, open) = gated();
+        w.submit(plan(0)).unwrap();
+        w.submit(plan(1)).unwrap();
+        assert!(w.submit(plan(2)).unwrap_err().message.contains("more steps"));
+        assert_eq!([launches.recv_timeout(PATIENCE), launches.recv_timeout(PATIENCE)], [Ok(0), Ok(1)]);
+        assert_eq!(w.poll().unwrap(), None, "nothing has landed");
+        for id in 2..50 {
+            open.send(Gate::Done).unwrap();
+            assert_eq!(poll(&mut w, &signal).unwrap().id, StepId(id - 2));
+            w.submit(plan(id)).unwrap();
+            assert_eq!(launches.recv_timeout(PATIENCE), Ok(id), "launched while step {} runs", id - 1);
+            assert_eq!(w.poll().unwrap(), None);
+        }
+        open.send(Gate::Done).unwrap();
+        open.send(Gate::Done).unwrap();
+    }
+
+    #[test]
+    fn a_step_launched_behind_one_that_fails_lands_and_fails() {
+        let (mut w, signal, launches, open) = gated();
+        w.submit(plan(0)).unwrap();
+        w.submit(plan(1)).unwrap();
+        assert_eq!([launches.recv_timeout(PATIENCE), launches.recv_timeout(PATIENCE)], [Ok(0), Ok(1)]);
+        open.send(Gate::Failed).unwrap();
+        let failed = |output: StepOutput, says: &str| match output.outcome {
+            StepOutcome::Failed(e) => assert!(e.message.contains(says), "{e}"),
+            StepOutcome::Done(_) => panic!("step {} counts", output.id.0),
+        };
+        failed(poll(&mut w, &signal).unwrap(), "told to fail");
+        assert_eq!(w.poll().unwrap(), None, "step 1 still runs");
+        open.send(Gate::Done).unwrap();
+        failed(poll(&mut w, &signal).unwrap(), "an earlier step failed");
+        w.submit(plan(2)).unwrap();
+        open.send(Gate::Done).unwrap();
+        let output = poll(&mut w, &signal).unwrap();
+        assert_eq!((output.id, output.outcome), (StepId(2), StepOutcome::Done(StepResults::default())));
+        assert_eq!(launches.try_iter().collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_panic_while_a_step_lands_is_an_error_of_the_executor() {
+        let (mut w, signal, _launches, open) = gated();
+        w.submit(plan(0)).unwrap();
+        open.send(Gate::Panics).unwrap();
+        let e = poll(&mut w, &signal).unwrap_err();
+        assert!(e.message.contains("step 0 panicked"), "{e}");
+        assert!(poll(&mut w, &signal).is_err());
     }
 }

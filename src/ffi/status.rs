@@ -90,5 +90,8 @@ mod tests {
         assert!((495..504).contains(&text.len()));
         let text = String::from_utf8(text).unwrap();
         assert!(text.starts_with("一一") && text.ends_with("一end"), "{text}");
+        // SAFETY: as above.
+        let status = unsafe { report(&Error::new(ErrorKind::DeviceLost, "gone"), &mut to) };
+        assert_eq!((status, to.flags), (YN_E_DEVICE, YN_ERROR_UNUSABLE));
     }
 }

@@ -101,6 +101,12 @@ impl Ops for PlantedStream {
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
         self.stream.gather_rows(out, x, index)
     }
+    fn copy_rows(&self, out: (&Tensor, &Tensor), x: (&Tensor, &Tensor)) -> Result<()> {
+        self.stream.copy_rows(out, x)
+    }
+    fn mask_logits(&self, logits: &Tensor, masks: &Tensor) -> Result<()> {
+        self.stream.mask_logits(logits, masks)
+    }
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         self.stream.sample(args)
     }

@@ -4,7 +4,7 @@ use super::memory::WORD;
 use super::rows::RowBuffers;
 use crate::base::{Error, ErrorKind, Result, SeqId, StepId};
 use crate::hal::{Event, HostBuffer};
-use crate::plan::{Logprob, Sampled, Scored, StepOutcome, StepOutput, StepPlan, StepResults};
+use crate::plan::{Logprob, Sampled, Scored, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, StepResults};
 use crossbeam_channel::Sender;
 
 /// Host memory of one step; not touched while the device may read or write it.
@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub(super) tokens: Box<dyn HostBuffer>,
     /// Logprobs that were asked for: of prompt tokens, then of sampled ones.
     pub(super) reports: Box<dyn HostBuffer>,
+    /// Of a late part.
+    pub(super) masks: Option<Box<dyn HostBuffer>>,
 }
 
 /// What a step reports.
@@ -22,18 +24,44 @@ pub(super) struct Slot {
 pub(super) struct Wanted {
     /// Who scored how many prompt tokens, and how many alternatives it wants reported.
     scorers: Vec<(SeqId, usize, u32)>,
-    /// Who sampled, and how many alternatives it wants reported.
-    samplers: Vec<(SeqId, Option<u32>)>,
+    /// Who sampled.
+    samplers: Vec<Sampler>,
     /// Most alternatives of any of them.
     alternatives: usize,
 }
 
+/// A place among the drawn tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sampler {
+    pub(super) seq: SeqId,
+    /// Alternatives it wants reported.
+    pub(super) logprobs: Option<u32>,
+    /// Nothing was drawn for it yet.
+    pub(super) waits: bool,
+}
+
 impl Wanted {
+    /// What a late part reports.
+    pub(super) fn late(samplers: Vec<Sampler>) -> Self {
+        let alternatives = samplers.iter().filter_map(|s| s.logprobs).max().unwrap_or(0) as usize;
+        Self { scorers: Vec::new(), samplers, alternatives }
+    }
+
+    pub(super) fn alternatives(&self) -> usize {
+        self.alternatives
+    }
+
+    /// What a step reports whose logprobs have room for so many alternatives.
+
     pub(super) fn of(plan: &StepPlan, alternatives: usize) -> Self {
-        let scores = |e: &crate::plan::StepEntry| e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives));
+        let scores = |e: &StepEntry| e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives));
+        let sampler = |e: &StepEntry| {
+            let logprobs = e.logprobs.filter(|_| !e.awaits_mask);
+            Sampler { seq: e.seq, logprobs, waits: e.awaits_mask }
+        };
         Self {
             scorers: plan.entries.iter().filter_map(scores).collect(),
-            samplers: plan.entries.iter().filter(|e| e.samples).map(|e| (e.seq, e.logprobs)).collect(),
+            samplers: plan.entries.iter().filter(|e| e.samples).map(sampler).collect(),
             alternatives,
         }
     }
@@ -43,6 +71,7 @@ impl Wanted {
 #[derive(Debug)]
 pub struct Flight {
     pub(super) id: StepId,
+    pub(super) part: StepPart,
     pub(super) wanted: Wanted,
     pub(super) slot: Slot,
     pub(super) event: Box<dyn Event>,
@@ -56,6 +85,11 @@ pub(super) const REPORT_ENTRY: usize = 3;
 const NO_TOKEN: u32 = u32::MAX;
 
 impl Flight {
+    /// Whether the step has ended on the device.
+    pub fn has_ended(&self) -> Result<bool> {
+        self.event.is_done()
+    }
+
     /// Sleeps until the step has ended on the device. A device error becomes a failed outcome.
     pub fn land(self) -> StepOutput {
         let outcome = match self.event.wait().and_then(|()| self.results()) {
@@ -64,7 +98,7 @@ impl Flight {
         };
         // A runner that is gone needs no slots.
         let _ = self.home.send(self.slot);
-        StepOutput { id: self.id, outcome }
+        StepOutput { id: self.id, part: self.part, outcome }
     }
 
     /// What a finished step was asked for.
@@ -72,7 +106,7 @@ impl Flight {
         let Wanted { scorers, samplers, alternatives } = &self.wanted;
         let entries = REPORT_ENTRY * (1 + alternatives);
         let scores: usize = scorers.iter().map(|(_, tokens, _)| tokens).sum();
-        let reports = scores + samplers.iter().filter(|(_, k)| k.is_some()).count();
+        let reports = scores + samplers.iter().filter(|s| s.logprobs.is_some()).count();
         let reports = words(self.slot.reports.as_ref(), reports * entries);
         let mut reports = reports.chunks_exact(entries);
         let scored = scorers.iter().map(|&(seq, tokens, k)| {
@@ -81,14 +115,13 @@ impl Flight {
         });
         let scored = scored.collect();
         let tokens = words(self.slot.tokens.as_ref(), samplers.len());
-        if let Some(row) = tokens.iter().position(|t| *t == NO_TOKEN) {
-            let text = format!(
-                "the logits of sequence {} contain NaN; the weights or the model's dtype may be broken",
-                samplers[row].0.0
-            );
+        let drawn = || samplers.iter().zip(&tokens).filter(|(s, _)| !s.waits);
+        if let Some((Sampler { seq, .. }, _)) = drawn().find(|(_, token)| **token == NO_TOKEN) {
+            let text =
+                format!("the logits of sequence {} contain NaN; the weights or the model's dtype may be broken", seq.0);
             return Err(Error::new(ErrorKind::Device, text));
         }
-        let sampled = samplers.iter().zip(tokens).map(|(&(seq, wants), token)| {
+        let sampled = drawn().map(|(&Sampler { seq, logprobs: wants, .. }, &token)| {
             let logprobs = wants.map(|k| logprobs(reports.next().unwrap_or_default(), k).collect());
             Sampled { seq, token, logprobs: logprobs.unwrap_or_default() }
         });

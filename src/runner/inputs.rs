@@ -38,7 +38,7 @@ impl InputShape {
 
     /// Words of the largest step.
     pub(super) fn words(&self) -> usize {
-        Sections::of(self.tokens, (self.seqs, self.blocks), [self.seqs, self.tokens, self.rows]).end
+        Sections::of(self.tokens, (self.seqs, self.blocks), [self.seqs, self.tokens, self.rows, self.seqs]).end
     }
 
     /// Rows of logits that are computed at once.
@@ -72,11 +72,13 @@ struct Sections {
     inits: usize,
     init_rows: usize,
     init_from: usize,
+    wait_rows: usize,
+    wait_from: usize,
     end: usize,
 }
 
 impl Sections {
-    fn of(tokens: usize, (seqs, blocks): (usize, usize), [samples, scores, inits]: [usize; 3]) -> Self {
+    fn of(tokens: usize, (seqs, blocks): (usize, usize), [samples, scores, inits, waits]: [usize; 4]) -> Self {
         let mut end = 0;
         let mut section = |words: usize| {
             let from = end;
@@ -88,6 +90,7 @@ impl Sections {
         let [last, rows, next, reports] = [samples; 4].map(&mut section);
         let [scored, targets, every] = [scores; 3].map(&mut section);
         let [inits, init_rows, init_from] = [inits * SAMPLER_WORDS, inits, inits].map(&mut section);
+        let [wait_rows, wait_from] = [waits; 2].map(&mut section);
         Self {
             ids,
             positions,
@@ -105,6 +108,8 @@ impl Sections {
             inits,
             init_rows,
             init_from,
+            wait_rows,
+            wait_from,
             end,
         }
     }
@@ -114,12 +119,15 @@ impl Sections {
 #[derive(Debug)]
 pub(super) struct StepTensors {
     pub(super) batch: Batch,
-    /// I32 `[n, 1]` each for the n sampling entries: token index, sampler row, position of the drawn token.
+    /// I32 `[n, 1]` each for the n sampling entries: token index, sampler row (-1 while it waits for a mask), position of the
+    /// drawn token.
     pub(super) samples: Option<(Tensor, Tensor, Tensor)>,
     /// I32 `[m, 1]`: those of the sampling entries whose logprobs are reported.
     pub(super) reports: Option<Tensor>,
     pub(super) scores: Option<ScoreTensors>,
     pub(super) inits: Option<RowTensors>,
+    /// I32 `[w, 1]` each for the w entries that wait for masks: sampler row, and index among the sampling entries.
+    pub(super) waits: Option<(Tensor, Tensor)>,
     /// Most alternatives of any report, of prompt tokens or sampled ones.
     pub(super) alternatives: usize,
 }
@@ -156,6 +164,7 @@ pub(super) struct Packed {
     reports: usize,
     scores: usize,
     inits: usize,
+    waits: usize,
     alternatives: usize,
 }
 
@@ -183,7 +192,7 @@ pub(super) fn pack(
     let mut packed = Packed::of(plan, shape, padding)?;
     let sections = packed.sections;
     let mut words = Words(host.bytes_mut());
-    let (mut token, mut sample, mut score) = (0, 0, 0);
+    let (mut token, mut sample, mut score, mut wait) = (0, 0, 0, 0);
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
@@ -197,9 +206,13 @@ pub(super) fn pack(
         token += entry.len as usize;
         if entry.samples {
             words.set(sections.last + sample, token as i32 - 1);
-            words.set(sections.rows + sample, entry.row.0 as i32);
             words.set(sections.next + sample, (entry.start + entry.len) as i32);
-            if let Some(k) = entry.logprobs {
+            words.set(sections.rows + sample, if entry.awaits_mask { -1 } else { entry.row.0 as i32 });
+            if entry.awaits_mask {
+                words.set(sections.wait_rows + wait, entry.row.0 as i32);
+                words.set(sections.wait_from + wait, sample as i32);
+                wait += 1;
+            } else if let Some(k) = entry.logprobs {
                 words.set(sections.reports + packed.reports, sample as i32);
                 packed.reports += 1;
                 packed.alternatives = packed.alternatives.max(k as usize);
@@ -320,6 +333,7 @@ impl Packed {
         if inits > shape.rows {
             return Err(Error::internal(format!("{inits} rows to set in one step")));
         }
+        let waits = plan.entries.iter().filter(|e| e.samples && e.awaits_mask).count();
         let scores = plan.targets.len();
         if scores > tokens {
             return Err(Error::internal(format!("step {} scores {scores} prompt tokens in {tokens}", plan.id.0)));
@@ -328,8 +342,8 @@ impl Packed {
             Some(Padding { bucket: b, .. }) => (b.seqs, b.seqs, b.blocks, b.seqs),
             None => (tokens, seqs, blocks, samples),
         };
-        let sections = Sections::of(tokens, (seqs, blocks), [samples, scores, inits]);
-        Ok(Self { sections, tokens, seqs, blocks, samples, reports: 0, scores, inits, alternatives: 0 })
+        let sections = Sections::of(tokens, (seqs, blocks), [samples, scores, inits, waits]);
+        Ok(Self { sections, tokens, seqs, blocks, samples, reports: 0, scores, inits, waits, alternatives: 0 })
     }
 
     /// All words of the step in `device`, to upload to.
@@ -366,6 +380,8 @@ impl Packed {
             rows: at(s.init_rows, r, 1),
             every: at(s.init_from, r, 1),
         });
-        StepTensors { batch, samples, reports, scores, inits, alternatives: self.alternatives }
+        let w = self.waits;
+        let waits = (w > 0).then(|| (at(s.wait_rows, w, 1), at(s.wait_from, w, 1)));
+        StepTensors { batch, samples, reports, scores, inits, waits, alternatives: self.alternatives }
     }
 }

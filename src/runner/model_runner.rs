@@ -3,6 +3,7 @@
 use super::flight::{Flight, REPORT_ENTRY, Slot, Wanted};
 use super::graphs::{Graphs, Padding};
 use super::inputs::{InputShape, ScoreTensors, StepTensors, pack};
+use super::late::{LateRows, LateTensors};
 use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec, sampler_rows};
 use super::rows::{RowBuffers, SamplerRows};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
@@ -12,7 +13,7 @@ use crate::hal::ops::{KvLayer, Logprobs, Sample};
 use crate::hal::{Allocation, Device, Event, Stream, Tensor};
 use crate::model::Model;
 use crate::model::decoder::{Buffers, Pass};
-use crate::plan::{KvSpec, StepEntry, StepOutcome, StepOutput, StepPlan};
+use crate::plan::{KvSpec, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct ModelRunner {
     /// U8 `[num_blocks, block_bytes]`.
     pool: Tensor,
     rows: SamplerRows,
+    /// Where entries may wait for masks.
+    late: Option<LateRows>,
     /// Where the device records work.
     graphs: Option<Graphs>,
     inputs: Arc<dyn Allocation>,
@@ -83,6 +86,7 @@ impl ModelRunner {
                     rows: RowBuffers::new(device.as_ref(), vocab_size)?,
                     tokens: device.host_buffer(samples * WORD)?,
                     reports: device.host_buffer(options.report_words() * WORD)?,
+                    masks: None,
                 })
             };
             // The other end is a line above.
@@ -96,6 +100,7 @@ impl ModelRunner {
             pool: Tensor::new(pool, 0, all_blocks, block_bytes, DType::U8),
             rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)
                 .map_err(|e| e.within("sampler rows"))?,
+            late: None,
             graphs,
             inputs: device.alloc(shape.words() * WORD).map_err(|e| e.within("step inputs"))?,
             sampled: Tensor::new(device.alloc(samples * WORD).map_err(of_outputs)?, 0, samples, 1, DType::I32),
@@ -112,6 +117,13 @@ impl ModelRunner {
         };
         runner.warm_up()?;
         Ok(runner)
+    }
+
+    /// The same with room for entries that wait for masks; see [`late_mask_bytes`](super::late_mask_bytes).
+    pub fn with_late_masks(mut self) -> Result<Self> {
+        let vocab_size = self.model.info.spec.vocab_size;
+        self.late = Some(LateRows::new(self.device.as_ref(), &self.options, vocab_size)?);
+        Ok(self)
     }
 
     /// One token through the whole model, so that the first request finds everything in place.
@@ -168,8 +180,11 @@ impl ModelRunner {
         let mut slot = self.slot()?;
         match self.enqueue(plan, &mut slot) {
             Ok((event, alternatives)) => {
-                let wanted = Wanted::of(plan, alternatives);
-                Ok(Flight { id: plan.id, wanted, slot, event, home: self.home.clone() })
+                if let Some(late) = &mut self.late {
+                    late.remember(plan);
+                }
+                let (part, wanted) = (StepPart::First, Wanted::of(plan, alternatives));
+                Ok(Flight { id: plan.id, part, wanted, slot, event, home: self.home.clone() })
             }
             Err(e) => {
                 // The device may wait for ranks that wait for this one.
@@ -198,6 +213,12 @@ impl ModelRunner {
             Some(graph) => self.stream.replay(graph)?,
             None => self.compute(&step)?,
         }
+        if let (Some((rows, from)), Some((all, ..))) = (&step.waits, &step.samples) {
+            let late = self.late.as_ref();
+            let late = late.ok_or_else(|| Error::internal("an entry waits for a mask where none may wait"))?;
+            let logits = self.pass().logits_rows(all.rows());
+            self.stream.copy_rows((&late.logits, rows), (&logits, from))?;
+        }
         let samplers = plan.entries.iter().filter(|e| e.samples).count();
         if samplers > 0 {
             self.stream.download(slot.tokens.as_mut(), &self.sampled.slice_rows(0, samplers))?;
@@ -208,6 +229,56 @@ impl ModelRunner {
             self.stream.download(slot.reports.as_mut(), &self.reports(step.alternatives).slice_rows(0, reports))?;
         }
         Ok((self.stream.record()?, step.alternatives))
+    }
+
+    /// Enqueues the draws of entries of a launched step that wait for their masks. On an error nothing of it counts.
+    pub fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Flight> {
+        let none = || Error::internal("masks for a runner whose entries cannot wait");
+        let mut slot = self.late.as_ref().ok_or_else(none)?.slot()?;
+        let packed = self.late.as_mut().ok_or_else(none)?.pack(step, masks, &mut slot);
+        let home = self.late.as_ref().ok_or_else(none)?.home.clone();
+        let drawn = packed.and_then(|(tensors, samplers)| {
+            let wanted = Wanted::late(samplers);
+            Ok((self.draw_late(&tensors, wanted.alternatives(), &mut slot)?, wanted))
+        });
+        match drawn {
+            Ok((event, wanted)) => Ok(Flight { id: step, part: StepPart::Late, wanted, slot, event, home }),
+            Err(e) => {
+                // What was enqueued may still read the slot.
+                if let Ok(event) = self.stream.record()
+                    && event.wait().is_ok()
+                {
+                    // The other end is in `self.late`.
+                    let _ = home.send(slot);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn draw_late(&self, late: &LateTensors, alternatives: usize, slot: &mut Slot) -> Result<Box<dyn Event>> {
+        let (Some(kept), Some(masks)) = (&self.late, &slot.masks) else {
+            return Err(Error::internal("a late part has no masks"));
+        };
+        self.stream.upload(&late.whole, slot.inputs.as_ref())?;
+        self.stream.upload(&late.masks, masks.as_ref())?;
+        let n = late.rows.rows();
+        let (logits, out) = (self.pass().logits_rows(n), self.sampled.slice_rows(0, n));
+        let fetch = || self.stream.copy_rows((&logits, &late.every), (&kept.logits, &late.rows));
+        fetch()?;
+        self.stream.mask_logits(&logits, &late.masks)?;
+        let (rows, positions) = (&late.rows, &late.positions);
+        let SamplerRows { state, counts, biases } = &self.rows;
+        self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
+        self.stream.download(slot.tokens.as_mut(), &out)?;
+        if let Some(index) = &late.reports {
+            // Logprobs are those of the model, without the mask.
+            fetch()?;
+            let out_of = self.reports(alternatives).slice_rows(0, index.rows());
+            self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &out_of })?;
+            self.stream.download(slot.reports.as_mut(), &out_of)?;
+        }
+        self.stream.record()
     }
 
     /// Room for reports with so many alternatives each.
@@ -370,6 +441,7 @@ fn single(tokens: &[Token], start: usize, table: Vec<BlockId>, sampling: Samplin
         samples: matches!(sampling, Sampling::Draws),
         logprobs: None,
         scores: None,
+        awaits_mask: false,
     };
     StepPlan {
         id: StepId(0),

@@ -30,6 +30,11 @@ impl RowBuffers {
         let extras = (0..STAGED_ROWS).map(|_| device.host_buffer(counts.max(biases)));
         Ok(Self { extras: extras.collect::<Result<_>>()? })
     }
+
+    /// For a step that sets no rows.
+    pub(super) fn none() -> Self {
+        Self { extras: Vec::new() }
+    }
 }
 
 impl SamplerRows {

@@ -138,7 +138,7 @@ fn info(shape: &str) -> ModelInfo {
 /// Tokens per second, and the 99th percentile of the steps in which somebody decodes.
 fn workload(w: &Workload, tokens: usize) {
     let info = info(w.shape);
-    print!("{:<11}", w.name);
+    print!("{:<11} {:>7.0} {:>7.0}", w.name, w.limit, w.vllm);
     let mut unbound = 0.0;
     for percent in BOUNDS {
         let mut run = Run::new(w.shape, (&info, Clock::of(w.shape, &info)), (tokens, percent));
@@ -191,10 +191,15 @@ fn stall(tokens: usize) {
 fn main() {
     let arguments = Arguments::read();
     let tokens = arguments.number("tokens", 1024);
-    println!("{:<11}{}", "workload", BOUNDS.map(|b| format!(" | {b:>3} tok/s, share, p99 ms")).concat());
-    let chosen =
-        |w: &&Workload| arguments.names.is_empty() || arguments.names.iter().any(|n| w.name.starts_with(n.as_str()));
-    for w in WORKLOADS.iter().filter(chosen) {
+    println!(
+        "{:<11} {:>7} {:>7}{}",
+        "workload",
+        "limit",
+        "vllm",
+        BOUNDS.map(|b| format!(" | {b:>3} tok/s, share, p99 ms")).concat()
+    );
+    // Those that the table of a device has.
+    for w in WORKLOADS.iter().filter(|w| PRODUCTS.iter().any(|p| p.0 == w.shape) && w.is_one_of(&arguments.names)) {
         workload(w, tokens);
     }
     stall(tokens);

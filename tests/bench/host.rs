@@ -45,7 +45,7 @@ impl Arguments {
     }
 }
 
-/// config.json of a shape: `s8`, `s7`, `s13`, `tiny`, else Qwen2.5-0.5B's.
+/// config.json of a shape: `s8`, `s7`, `s13`, `s13v300k` (a large vocabulary), `tiny`, else Qwen2.5-0.5B's.
 pub(crate) fn model(shape: &str, max_position: usize) -> Value {
     let llama = |vocab: u32, hidden: u32, inner: u32, layers: u32, heads: u32, kv_heads: u32| {
         json!({"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "vocab_size": vocab,
@@ -139,22 +139,48 @@ impl Host {
         }
     }
 
-    /// Means of the engine's histograms of the host's work (those whose names say "host"), since its start.
-    pub(crate) fn print_host_work(&self) {
-        let metrics = self.engine.metrics();
-        let value = |name: &str| -> Option<f64> {
-            let line = metrics.lines().find(|l| l.split(['{', ' ']).next() == Some(name))?;
-            line.rsplit(' ').next()?.parse().ok()
-        };
-        for line in metrics.lines() {
-            let Some(name) = line.split(['{', ' ']).next().and_then(|n| n.strip_suffix("_count")) else { continue };
-            if !name.contains("host") || line.starts_with('#') {
-                continue;
-            }
-            let (Some(sum), Some(count)) = (value(&format!("{name}_sum")), value(&format!("{name}_count"))) else {
-                continue;
+    /// What the host has done for steps since the engine's start.
+    pub(crate) fn times(&self) -> HostTimes {
+        let text = self.engine.metrics();
+        let value = |line: &str| line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0);
+        let of = |part: &str| {
+            let lines = |end: &str| {
+                let name = format!("yinian:step_{part}_seconds_{end}");
+                text.lines().filter(move |line| line.split(['{', ' ']).next() == Some(name.as_str()))
             };
-            println!("{name}: mean {:.1} us over {count} steps", 1e6 * sum / count.max(1.0));
+            let bound = |line: &str| line.split("le=\"").nth(1)?.split('"').next()?.parse().ok();
+            let counts = lines("bucket").map(|line| (bound(line).unwrap_or(f64::INFINITY), value(line) as u64));
+            Times { sum: lines("sum").map(value).sum(), counts: counts.collect() }
+        };
+        HostTimes(PARTS.map(of))
+    }
+}
+
+/// What the host does for a step, as the engine's metrics name it.
+const PARTS: [&str; 3] = ["plan", "launch", "fold"];
+
+/// Sum in seconds and cumulative counts under their bounds in seconds.
+struct Times {
+    sum: f64,
+    counts: Vec<(f64, u64)>,
+}
+
+/// The host's work by its parts.
+pub(crate) struct HostTimes([Times; 3]);
+
+impl HostTimes {
+    /// Tells what has come since `before`, where the engine's metrics tell it.
+    pub(crate) fn print_since(&self, before: &Self) {
+        let parts = PARTS.iter().zip(before.0.iter().zip(&self.0)).filter_map(|(part, (before, after))| {
+            let counts: Vec<_> = after.counts.iter().zip(&before.counts).map(|(a, b)| (a.0, a.1 - b.1)).collect();
+            let all = counts.last().map(|c| c.1).filter(|n| *n > 0)?;
+            let bound = |n: u64| 1e6 * counts.iter().find(|c| c.1 >= n).map_or(f64::INFINITY, |c| c.0);
+            let mean = 1e6 * (after.sum - before.sum) / all as f64;
+            Some(format!("{part} {mean:.1}, {:.0}, {:.0}", bound(all.div_ceil(2)), bound(all)))
+        });
+        let parts: Vec<_> = parts.collect();
+        if !parts.is_empty() {
+            println!("            host work of a step in us (mean, median and most at most): {}", parts.join("; "));
         }
     }
 }

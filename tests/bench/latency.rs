@@ -108,6 +108,7 @@ fn main() {
     // Some steps more, so that the prompts' chunks are behind.
     let settled = Instant::now() + before / 8;
     reader.read(&host, |_| Instant::now() >= settled);
+    let times = host.times();
     let mut phase = Phase::begin(&mut reader, &host.engine);
     let until = Instant::now() + before;
     reader.read(&host, |_| Instant::now() >= until);
@@ -131,7 +132,7 @@ fn main() {
         percentile(&during, 100) / percentile(&quiet, 50),
         1e3 * (first - submitted).as_secs_f64(),
     );
-    host.print_host_work();
+    host.times().print_since(&times);
     host.engine.close();
 }
 

@@ -58,6 +58,11 @@ pub(crate) const WORKLOADS: &[Workload] = &[
 ];
 
 impl Workload {
+    /// Whether it is meant by one of these beginnings of names; by none of them are all that have figures.
+    pub(crate) fn is_one_of(&self, names: &[String]) -> bool {
+        (names.is_empty() && !self.limit.is_nan()) || names.iter().any(|n| self.name.starts_with(n.as_str()))
+    }
+
     /// Whether its rate counts the prompts' tokens instead of the output's.
     pub(crate) fn counts_prompts(&self) -> bool {
         matches!(self.lengths, Lengths::Fixed(_, 1, _))

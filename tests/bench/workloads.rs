@@ -1,7 +1,7 @@
 //! Whole workloads on the engine with random weights of published shapes: all requests handed in at once, greedy, exact
 //! output lengths, wall time from the first submit to the last DONE.
 //!
-//! `cargo bench --bench workloads -- [--device cuda] [--config '{"max_num_seqs": 512}'] [WORKLOAD ...]`
+//! `cargo bench --bench workloads -- [--device cuda] [--seqs 512] [--tokens 1024] [--config JSON] [WORKLOAD ...]`
 //! names workloads by their beginning (`s8`, `s8-b32`); without names all run. `limit` and `vllm` are output tokens per
 //! second (of `s8-prefill` input tokens) on one NVIDIA H200: perfect kernels one after another at 4.3 TB/s and 790 TFLOP/s,
 //! and vLLM 0.26.0 measured on the same kind of machine.
@@ -63,7 +63,7 @@ fn measure(host: &Host, w: &Workload) {
     run(host, few.prompts(1, host.vocab));
     let prompts = w.prompts(2, host.vocab);
     let inputs: usize = prompts.iter().map(|p| p.0.len()).sum();
-    let steps = host.engine.stats().steps;
+    let (steps, times) = (host.engine.stats().steps, host.times());
     let (seconds, outputs, first) = run(host, prompts);
     let steps = host.engine.stats().steps - steps;
     let rate = if w.counts_prompts() { inputs } else { outputs } as f64 / seconds;
@@ -77,11 +77,13 @@ fn measure(host: &Host, w: &Workload) {
         1e3 * seconds / steps.max(1) as f64,
         first[first.len() / 2] as f64 / 1e6,
     );
+    host.times().print_since(&times);
 }
 
 fn start(shape: &str, arguments: &Arguments) -> Host {
-    let keys =
-        json!({"max_num_seqs": 512, "max_num_batched_tokens": 1024, "max_waiting": 8192, "max_unread_bytes": 1 << 30});
+    let (seqs, tokens) = (arguments.number("seqs", 512), arguments.number("tokens", 1024));
+    let keys = json!({"max_num_seqs": seqs, "max_num_batched_tokens": tokens, "max_waiting": 8192,
+                      "max_unread_bytes": 1 << 30});
     Host::start(shape, 16_384, keys, arguments)
 }
 
@@ -91,20 +93,14 @@ fn main() {
     if names.iter().any(|n| n == "tiny") {
         let tiny = Workload { shape: "tiny", ..fixed("s8-tiny", 64, (40, 20, 0), (1.0, 1.0)) };
         let host = start("tiny", &arguments);
-        measure(&host, &tiny);
-        return host.print_host_work();
+        return measure(&host, &tiny);
     }
     println!("{:<11} {:>10} {:>10} {:>10} {:>7} {:>8}", "workload", "limit", "vllm", "ours", "limit", "vllm");
     for shape in ["s8", "s7", "s13", "s05", "s13v300k"] {
-        if shape == "s13v300k" && !names.iter().any(|n| n.starts_with("s13v")) {
-            continue;
-        }
-        let chosen = |w: &&Workload| names.is_empty() || names.iter().any(|n| w.name.starts_with(n.as_str()));
-        let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape).filter(chosen).collect();
+        let chosen: Vec<_> = WORKLOADS.iter().filter(|w| w.shape == shape && w.is_one_of(names)).collect();
         if !chosen.is_empty() {
             let host = start(shape, &arguments);
             chosen.into_iter().for_each(|w| measure(&host, w));
-            host.print_host_work();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Ops that treat each row alone.
 
-use crate::kit::{Kit, WEIGHTS, bits, close, encode, noise, rounded};
+use crate::kit::{Kit, WEIGHTS, bits, close, encode, noise, rounded, some};
 use std::sync::Arc;
 use std::time::Duration;
 use yinian::base::DType;
@@ -137,8 +137,8 @@ fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
 }
 
 pub(crate) fn rms_norm(kit: &Kit) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let (x, w) = (kit.noise(2, rows * cols), noise(3, cols));
             let (xt, wt, out) = (kit.acts(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
             kit.stream.rms_norm(&out, &xt, &wt, 1e-5).unwrap();
@@ -151,8 +151,8 @@ pub(crate) fn rms_norm(kit: &Kit) {
 }
 
 pub(crate) fn add_rms_norm(kit: &Kit) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let (r, x, w) = (kit.noise(4, rows * cols), kit.noise(5, rows * cols), noise(6, cols));
             let (rt, xt, out) = (kit.acts(&r, cols), kit.acts(&x, cols), kit.poisoned(rows, cols));
             kit.stream.add_rms_norm(&out, &rt, &xt, &kit.floats(&w, cols), 1e-6).unwrap();
@@ -165,8 +165,8 @@ pub(crate) fn add_rms_norm(kit: &Kit) {
 }
 
 fn act_mul(kit: &Kit, activation: Activation, model: fn(f64) -> f64) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let mut x: Vec<f32> = noise(7, rows * 2 * cols).iter().map(|v| rounded(v * 20.0, kit.act)).collect();
             x[0] = [-200.0, 200.0, 0.0][cols % 3];
             let out = kit.poisoned(rows, cols);
@@ -209,12 +209,54 @@ pub(crate) fn soft_cap(kit: &Kit) {
 }
 
 pub(crate) fn gather_rows(kit: &Kit) {
-    for cols in COLS {
+    for cols in some(COLS, 4) {
         let x = kit.noise(8, 19 * cols);
         let index: Vec<i32> = (0..23).map(|i| (i * 5) % 19).collect();
         let out = kit.poisoned(index.len(), cols);
         kit.stream.gather_rows(&out, &kit.acts(&x, cols), &kit.ints(&index, 1)).unwrap();
         let expected: Vec<f32> = index.iter().flat_map(|i| &x[*i as usize * cols..][..cols]).copied().collect();
         assert_eq!(kit.read(&out), expected, "gather_rows of {cols}");
+    }
+}
+
+pub(crate) fn copy_rows(kit: &Kit) {
+    for cols in COLS.into_iter().chain([SAMPLER_WORDS]) {
+        let (x, before) = (noise(8, 19 * cols), noise(9, 31 * cols));
+        let to: Vec<i32> = (0..13).map(|i| (i * 7 + 30) % 31).collect();
+        let from: Vec<i32> = (0..13).map(|i| (i * 5) % 19).collect();
+        let mut expected = before.clone();
+        for (to, from) in to.iter().zip(&from) {
+            let row = &x[*from as usize * cols..][..cols];
+            expected[*to as usize * cols..][..cols].copy_from_slice(row);
+        }
+        let (out, index) = (kit.floats(&before, cols), (kit.ints(&to, 1), kit.ints(&from, 1)));
+        kit.stream.copy_rows((&out, &index.0), (&kit.floats(&x, cols), &index.1)).unwrap();
+        assert_eq!(kit.read(&out), expected, "copy_rows of {cols}");
+        let words = |x: &[f32]| -> Vec<i32> { x.iter().map(|v| v.to_bits() as i32).collect() };
+        let out = kit.ints(&words(&before), cols);
+        kit.stream.copy_rows((&out, &index.0), (&kit.ints(&words(&x), cols), &index.1)).unwrap();
+        assert_eq!(kit.read_ints(&out), words(&expected), "copy_rows of {cols} I32");
+    }
+}
+
+pub(crate) fn mask_logits(kit: &Kit) {
+    for (rows, vocabulary) in [(1, 1), (2, 31), (3, 32), (1, 33), (17, 1000), (2, 8193)] {
+        let x = noise(3, rows * vocabulary);
+        let words = vocabulary.div_ceil(32);
+        // All, none, and some; bits behind the vocabulary are anybody's.
+        let masks: Vec<i32> = (0..rows * words)
+            .map(|i| match i % 5 {
+                0 => -1,
+                1 => 0,
+                _ => (i as i32).wrapping_mul(0x9e37_79b9_u32 as i32),
+            })
+            .collect();
+        let logits = kit.floats(&x, vocabulary);
+        kit.stream.mask_logits(&logits, &kit.ints(&masks, words)).unwrap();
+        for (i, (got, x)) in kit.read(&logits).iter().zip(&x).enumerate() {
+            let (s, v) = (i / vocabulary, i % vocabulary);
+            let allowed = masks[s * words + v / 32] >> (v % 32) & 1 == 1;
+            assert_eq!(*got, if allowed { *x } else { f32::NEG_INFINITY }, "token {v} of row {s}");
+        }
     }
 }

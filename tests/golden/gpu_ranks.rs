@@ -295,7 +295,9 @@ fn steps_of_gpus_are_launched_ahead() {
         let mut one = [Alone::new(0, &prompt(20), 0.9)];
         generate(&mut dummy_on(&devices[0], "bfloat16"), &mut one, (CHUNK_MOST, 30));
         let same = one[0].generated().iter().zip(&expected).take_while(|(a, b)| a == b).count();
-        println!("bfloat16 on {count} GPUs at depth 2: the tokens of depth 1; the first {same} of 30 are those of one GPU");
+        println!(
+            "bfloat16 on {count} GPUs at depth 2: the tokens of depth 1; the first {same} of 30 are those of one GPU"
+        );
     }
 }
 

@@ -4,7 +4,9 @@
 mod families;
 mod gpu;
 mod gpu_ranks;
+mod late;
 mod logprobs;
+mod pipeline;
 mod placement;
 mod ranks;
 mod world;

@@ -147,6 +147,7 @@ pub(crate) fn step(seqs: &[&Alone], chunk: usize) -> StepPlan {
             samples: end == s.tokens.len(),
             logprobs: None,
             scores: None,
+            awaits_mask: false,
         });
         if s.computed == 0 {
             plan.row_inits.push(row_init(s));

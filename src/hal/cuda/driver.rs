@@ -17,9 +17,10 @@ include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
 const VERSION: c_int = 13_000;
 
 /// Entry points we call; all are asked for once, because a missing one would panic where it is called.
-const SYMBOLS: [&str; 39] = [
+const SYMBOLS: &[&str] = &[
     "cuInit",
     "cuDriverGetVersion",
+    "cuGetErrorString",
     "cuDeviceGetCount",
     "cuDeviceGet",
     "cuDeviceGetName",
@@ -48,6 +49,7 @@ const SYMBOLS: [&str; 39] = [
     "cuEventSynchronize",
     "cuEventDestroy_v2",
     "cuModuleLoadData",
+    "cuModuleUnload",
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
     "cuLaunchKernelEx",
@@ -388,6 +390,18 @@ impl Kernel {
         // copies during the call; what it points to is device memory of the tensors it was made from.
         let result = unsafe { sys::cuLaunchKernelEx(&raw const config, self.raw, values.as_mut_ptr(), null_mut()) };
         check(result, "launching a kernel")
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        // A context that others keep would keep them too.
+        if let Ok(_entered) = self.context.enter() {
+            for (_, module) in &self.loaded {
+                // SAFETY: loaded in `load`, unloaded once; streams and graphs, which use the kernels, are gone by now.
+                let _ = unsafe { sys::cuModuleUnload(*module) };
+            }
+        }
     }
 }
 

@@ -108,12 +108,11 @@ fn open(candidate: &str) -> Result<*mut c_void, String> {
     }
     // SAFETY: no arguments; the text is this thread's until its next call of the loader.
     let why = unsafe { libc::dlerror() };
-    // SAFETY: NUL-terminated where it is not null.
-    Err(if why.is_null() {
-        "unknown error".into()
-    } else {
-        unsafe { CStr::from_ptr(why) }.to_string_lossy().into_owned()
-    })
+    if why.is_null() {
+        return Err("unknown error".to_owned());
+    }
+    // SAFETY: not null, so NUL-terminated.
+    Err(unsafe { CStr::from_ptr(why) }.to_string_lossy().into_owned())
 }
 
 fn identify(handle: *mut c_void, candidate: String, says: &Version) -> FoundLibrary {

@@ -1,7 +1,7 @@
 //! Prefill chunks with the tensor cores and the copy hardware of compute capability 9.0.
 
 use super::attention::Params;
-use super::{short_name, small};
+use super::short_name;
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::{Kernel, Modules, check};
 use crate::hal::cuda::stream::CudaStream;
@@ -14,7 +14,7 @@ pub(super) const CAPABILITY: u32 = 90;
 /// Threads of a block.
 const BLOCK: u32 = 384;
 /// Rows of a block's tile.
-const ROWS: usize = 128;
+pub(super) const ROWS: usize = 128;
 /// Tokens and columns of a box that the hardware copies.
 const BOX: [u32; 2] = [64, 16];
 const DIMS: [usize; 2] = [64, 128];
@@ -66,11 +66,16 @@ impl Hopper {
             && kv.block_size.is_multiple_of(BOX[1] as usize)
     }
 
-    pub(super) fn launch(&self, s: &CudaStream, args: &PagedAttention<'_>, attention: Params) -> Result<()> {
-        let ratio = args.heads / args.kv.kv_heads;
-        let tiles = small((args.qkv.rows() * ratio).div_ceil(ROWS) + args.context_lens.rows());
+    /// A block for each tile, key head and part of the keys.
+    pub(super) fn launch(
+        &self,
+        s: &CudaStream,
+        args: &PagedAttention<'_>,
+        attention: Params,
+        grid: [u32; 3],
+    ) -> Result<()> {
         let params = HopperParams { map: self.map(args)?, attention };
-        s.launch(&self.kernel, [tiles, small(args.kv.kv_heads), 1], BLOCK, shared(self.dim), &params)
+        s.launch(&self.kernel, grid, BLOCK, shared(self.dim), &params)
     }
 
     /// The whole pool as rows of one head of one token, for copies of boxes.
