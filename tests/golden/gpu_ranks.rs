@@ -5,13 +5,15 @@ use super::ranks::{greedy, logits};
 use super::world::{Alone, CHUNK_MOST, generate, ranks_on, runner_on, step, tiny_config};
 use super::{Case, RELATIVE, assert_depth_does_not_change_tokens, cases, distance, dummy_on, folder, prompt};
 use half::{bf16, f16};
+use serde_json::json;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use yinian::base::config::LoadFormat;
+use yinian::base::config::{EngineConfig, LoadFormat};
 use yinian::base::rng::SplitMix64;
 use yinian::base::signal::Signal;
 use yinian::base::{DType, Error, ErrorKind, Result, StepId, Token};
+use yinian::engine::plan_memory;
 use yinian::exec::Executor;
 use yinian::exec::ranks::RankRunner;
 use yinian::exec::worker::{Flight, StepRunner, WorkerExecutor};
@@ -353,6 +355,23 @@ fn a_rank_that_fails_ends_the_others_and_not_the_process() {
     println!("all ranks fail before the step: 9 steps done, 1 failed");
     // The GPUs serve on.
     check_sums(&devices[..2]);
+}
+
+#[test]
+fn the_memory_of_gpus_is_planned_and_modes_they_do_not_have_are_refused() {
+    let Some((_, _alone)) = gpus(2) else { return };
+    let plan = |mode: &str| {
+        let config = json!({"model": folder("tiny-llama-gqa"), "device": "cuda", "tensor_parallel_size": 2,
+                            "max_num_seqs": 8, "max_num_batched_tokens": 64, "numeric_mode": mode});
+        plan_memory(&EngineConfig::from_json(config.to_string().as_bytes()).expect("a config"))
+    };
+    let found = plan("fast").expect("a plan");
+    println!("two ranks: {}", found["memory"]);
+    assert_eq!((found["memory"]["ranks"].as_u64(), found["numeric_mode"].as_str()), (Some(2), Some("fast")));
+    for mode in ["invariant", "aligned"] {
+        let e = plan(mode).unwrap_err();
+        assert!(e.kind == ErrorKind::Unsupported && e.message.contains("size of the batch"), "{mode}: {e}");
+    }
 }
 
 #[test]
