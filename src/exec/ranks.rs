@@ -292,7 +292,10 @@ impl RankRunner {
         }
         let panic = verdicts.iter().enumerate().find_map(|(rank, v)| Some((rank, v.as_ref().err()?)));
         if let Some((rank, text)) = panic.filter(|_| self.planted != Some(Planted::PanicForgiven)) {
-            resume_unwind(Box::new(format!("rank {rank}: {text}")));
+            let text = format!("rank {rank}: {text}");
+            // Devices write into what the flights hold.
+            verdicts.into_iter().filter_map(|v| v.ok()?.ok()).for_each(|flight| drop(flight.land()));
+            resume_unwind(Box::new(text));
         }
         let ignored = self.planted == Some(Planted::FailureIgnored) && matches!(verdicts[0], Ok(Ok(_)));
         let ranks = std::iter::once(0).chain((1..=self.others.len()).filter(|rank| silent != Some(*rank)));

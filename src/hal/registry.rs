@@ -90,7 +90,8 @@ pub fn open_ranks(name: &str, ranks: usize, options: &DeviceOptions) -> Result<V
         Name::Cuda(first) if ranks > 1 => gpus(first, None),
         Name::Auto if ranks > 1 => match cuda::open(0, options) {
             Ok(device) => gpus(0, Some(device)),
-            Err(_) => (0..ranks).map(|_| cpu::open(options)).collect(),
+            Err(e) if e.kind == ErrorKind::DeviceLost => Err(e),
+            Err(_) => (0..ranks).map(|_| open("cpu", options)).collect(),
         },
         _ => (0..ranks).map(|_| open(name, options)).collect(),
     }

@@ -215,6 +215,8 @@ fn families_on_gpus_agree_with_the_reference() {
 struct Planted {
     inner: ModelRunner,
     at: Option<(u64, Fault)>,
+    /// Steps that nobody lands, held until the device is done with them.
+    kept: Vec<Box<dyn Flight>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -239,7 +241,10 @@ impl StepRunner for Planted {
                 std::thread::sleep(Duration::from_millis(100));
                 Err(told())
             }
-            Some(Fault::FailsLate) => StepRunner::launch(&mut self.inner, plan).and_then(|_| Err(told())),
+            Some(Fault::FailsLate) => {
+                self.kept.push(StepRunner::launch(&mut self.inner, plan)?);
+                Err(told())
+            }
         }
     }
 }
@@ -251,7 +256,8 @@ fn spread(devices: &[Arc<dyn Device>], faults: &dyn Fn(usize) -> Option<(u64, Fa
     config["torch_dtype"] = "bfloat16".into();
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("config.json");
     let (ranks, group) = ranks_on(devices, dir.path(), LoadFormat::Dummy);
-    let planted = |(rank, inner)| -> Box<dyn StepRunner> { Box::new(Planted { inner, at: faults(rank) }) };
+    let planted =
+        |(rank, inner)| -> Box<dyn StepRunner> { Box::new(Planted { inner, at: faults(rank), kept: vec![] }) };
     let mut ranks: Vec<_> = ranks.into_iter().enumerate().map(planted).collect();
     let others = ranks.split_off(1);
     assert!(group.reset().is_none(), "the ranks start");
