@@ -10,9 +10,9 @@ use crate::exec::Executor;
 use crate::exec::mock::{MOCK_EOS, MockRank, MockRunner, MockSpec};
 use crate::exec::ranks::{RankRunner, StartRank};
 use crate::exec::worker::{StepRunner, WorkerExecutor};
-use crate::hal::comm::LocalGroup;
+use crate::hal::comm::Group;
 use crate::hal::registry::{self, DeviceOptions};
-use crate::hal::{Activations, Caps, Device, Tensor};
+use crate::hal::{Caps, Device, Tensor};
 use crate::model::{self, LoadOptions, Model, ModelInfo, Shard};
 use crate::runner::{self, Demand, ModelRunner, RunnerOptions};
 use crate::sched::policy::Policy;
@@ -67,7 +67,8 @@ struct Sizes {
     weight_bytes: usize,
     /// Of embedding tables in host memory that are on no device.
     host_embedding_bytes: usize,
-    /// What ranks meet in.
+    /// Where the ranks meet, if there are several, and the bytes they do it in.
+    group: Option<Arc<dyn Group>>,
     meeting_bytes: usize,
     /// One of each rank.
     devices: Vec<Arc<dyn Device>>,
@@ -98,7 +99,9 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let local = Shard { rank: 0, ranks }.info(&info);
     let devices = devices(config, ranks)?;
     let device = &devices[0];
-    let mode = numeric_mode(config.numeric_mode, device.caps())?;
+    let meets = || device.group(ranks, config.max_num_batched_tokens * info.spec.hidden_size);
+    let group = (ranks > 1).then(meets).transpose()?;
+    let mode = numeric_mode(config.numeric_mode, (device.caps(), group.as_deref()))?;
     let bound = step_bound(config, device.as_ref(), &local)?;
     let max_model_len = model_len(config, &info)?;
     let block_size = config.block_size.unwrap_or(device.caps().block_size);
@@ -115,7 +118,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let host_embedding_bytes = ranks * model::host_embedding_bytes(&info, config.embedding_placement, device.caps())?;
     let weight_bytes: usize = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
     let weight_bytes = weight_bytes - host_embedding_bytes;
-    let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
+    let meeting_bytes = group.as_ref().map_or(0, |group| ranks * group.rank_bytes());
     let overhead = runner::overhead(&local, &options, device.as_ref());
     let overhead_bytes = ranks * (overhead.stream_bytes + overhead.driver_bytes);
     let buffers = runner::memory_plan(&local, &options, device.caps()).bytes_on(device.caps());
@@ -130,13 +133,15 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         most: kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs),
         kv_bytes: config.kv_cache_bytes.map(|bytes| bytes / parts),
     };
-    options.num_blocks = runner::num_blocks(config, device.as_ref(), &demand)?;
+    let each = devices[..parts].iter().map(|device| runner::num_blocks(config, device.as_ref(), &demand));
+    options.num_blocks = each.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(0);
     Ok(Sizes {
         dir,
         info,
         local,
         weight_bytes,
         host_embedding_bytes,
+        group,
         meeting_bytes,
         devices,
         mode,
@@ -147,11 +152,6 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         overhead_bytes,
         demand,
     })
-}
-
-/// Most elements that ranks add up at once.
-fn meeting_elements(info: &ModelInfo, options: &RunnerOptions) -> usize {
-    options.max_num_batched_tokens * info.spec.hidden_size
 }
 
 /// A device for each rank, with its share of the compute threads.
@@ -166,15 +166,7 @@ fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> 
         numeric_mode: config.numeric_mode,
         planted: config.planted.clone(),
     };
-    let devices: Vec<_> = (0..ranks).map(|_| registry::open(&config.device, &options)).collect::<Result<_>>()?;
-    if ranks > 1 && devices[0].caps().activations != Activations::Always(DType::F32) {
-        return Err(Error::unsupported(format!(
-            "config key \"tensor_parallel_size\" is {ranks}; ranks add up F32 in host memory and device {} has none of that \
-             yet, use 1",
-            devices[0].caps().name
-        )));
-    }
-    Ok(devices)
+    registry::open_ranks(&config.device, ranks, &options)
 }
 
 fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
@@ -197,7 +189,10 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     let mut cancelled = None;
     let loaded = {
         let mut report = |p: f32| -> Result<()> { progress(p * 0.95).inspect_err(|e| cancelled = Some(e.clone())) };
-        load_ranks(config, &sizes, &mut report)?
+        let how =
+            LoadOptions { format: config.load_format, shard: Shard::WHOLE, embedding: config.embedding_placement };
+        let how = (how, sizes.options.max_model_len);
+        model::load_ranks(&sizes.info, &sizes.dir, how, &sizes.devices, &mut report)?
     };
     let (runner, num_blocks) = rank_runner(config, loaded, &sizes)?;
     sizes.options.num_blocks = num_blocks;
@@ -223,35 +218,17 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     })
 }
 
-/// Every rank's share of the model, one rank after the other.
-fn load_ranks(config: &EngineConfig, sizes: &Sizes, progress: Progress<'_>) -> Result<Vec<Model>> {
-    let ranks = sizes.devices.len();
-    let load = |(rank, device): (usize, &Arc<dyn Device>)| {
-        let mut report = |p: model::LoadProgress| {
-            progress((rank as f32 + p.bytes_done as f32 / p.bytes_total.max(1) as f32) / ranks as f32)
-        };
-        let how = LoadOptions {
-            format: config.load_format,
-            shard: Shard { rank, ranks },
-            embedding: config.embedding_placement,
-        };
-        model::load_shard(&sizes.info, &sizes.dir, how, device.as_ref(), (sizes.options.max_model_len, &mut report))
-    };
-    sizes.devices.iter().enumerate().map(load).collect()
-}
-
 /// The ranks of a model as one runner, and the number of KV blocks they have, which is known once they are warm. They warm up
 /// side by side, as each waits for the others.
 fn rank_runner(config: &EngineConfig, mut models: Vec<Model>, sizes: &Sizes) -> Result<(Box<dyn StepRunner>, u32)> {
-    let (ranks, options) = (models.len(), &sizes.options);
+    let options = &sizes.options;
     let rooms = runner::rooms(&sizes.devices, options, &sizes.demand)?;
     let settle = || runner::settle(config, &sizes.devices, (&sizes.demand, options.num_blocks), &rooms);
-    if ranks == 1 {
+    let Some(group) = &sizes.group else {
         let device = Arc::clone(&sizes.devices[0]);
         let runner = ModelRunner::in_room(models.swap_remove(0), device, (options.clone(), &rooms[0]), None)?;
         return Ok((Box::new(runner), settle()?));
-    }
-    let group = LocalGroup::new(ranks, meeting_elements(&sizes.info, options));
+    };
     let start = |rank: usize, model: Model| -> Result<Box<dyn StepRunner>> {
         let device = &sizes.devices[rank];
         let place = group.join(rank, device.as_ref())?;
@@ -263,7 +240,7 @@ fn rank_runner(config: &EngineConfig, mut models: Vec<Model>, sizes: &Sizes) -> 
         Box::new(move || start(rank, model))
     };
     let starts = models.into_iter().enumerate().map(start).collect();
-    let runner = RankRunner::start(starts, group.clone())?;
+    let runner = RankRunner::start(starts, Arc::clone(group))?;
     Ok((Box::new(runner), settle()?))
 }
 
@@ -389,7 +366,7 @@ fn mock_runner(spec: MockSpec, config: &EngineConfig) -> Result<Box<dyn StepRunn
     if ranks == 1 {
         return Ok(Box::new(MockRunner::new(spec, rows)));
     }
-    let group = LocalGroup::new(ranks, 1);
+    let group = registry::open_host(&DeviceOptions::default())?.group(ranks, 1)?;
     let start = |rank: usize| -> StartRank<'_> {
         let group = &group;
         Box::new(move || {
@@ -400,7 +377,7 @@ fn mock_runner(spec: MockSpec, config: &EngineConfig) -> Result<Box<dyn StepRunn
             Ok(Box::new(MockRunner::new(spec, rows).with_rank(MockRank { rank, place, stream, x })))
         })
     };
-    Ok(Box::new(RankRunner::start((0..ranks).map(start).collect(), group.clone())?))
+    Ok(Box::new(RankRunner::start((0..ranks).map(start).collect(), Arc::clone(&group))?))
 }
 
 pub(crate) fn served_name(config: &EngineConfig) -> String {
@@ -432,8 +409,8 @@ fn device_json(caps: &Caps) -> Value {
     })
 }
 
-/// The mode that a device computes in when the config asks for one.
-fn numeric_mode(wanted: NumericMode, caps: &Caps) -> Result<NumericMode> {
+/// The mode that a device computes in, or several that meet in a group, when the config asks for one.
+fn numeric_mode(wanted: NumericMode, (caps, group): (&Caps, Option<&dyn Group>)) -> Result<NumericMode> {
     let refused = |why: &str| {
         Err(Error::unsupported(format!(
             "config key \"numeric_mode\" is {:?}; device {} {why}",
@@ -441,13 +418,18 @@ fn numeric_mode(wanted: NumericMode, caps: &Caps) -> Result<NumericMode> {
             caps.name
         )))
     };
+    let ordered = group.is_none_or(Group::ordered);
     match wanted {
+        NumericMode::Invariant | NumericMode::Aligned if !ordered => refused(
+            "adds up what several ranks computed in an order that depends on the size of the batch; use \"fast\", or a \
+             \"tensor_parallel_size\" of 1",
+        ),
         NumericMode::Aligned if !caps.aligned => refused(
             "computes in float32 throughout and does not round activations to the model's dtype where the reference \
              implementation does; use \"invariant\"",
         ),
         NumericMode::Invariant if !caps.invariant => refused("has no invariant kernels; use \"fast\""),
-        NumericMode::Fast if caps.invariant => Ok(NumericMode::Invariant),
+        NumericMode::Fast if caps.invariant && ordered => Ok(NumericMode::Invariant),
         mode => Ok(mode),
     }
 }
@@ -499,6 +481,12 @@ fn memory_json(sizes: &Sizes) -> Value {
     })
 }
 
+/// Of all memories that ranks are in, which may be one.
+fn free_bytes(sizes: &Sizes) -> Result<usize> {
+    let parts = if sizes.devices[0].caps().own_memory { sizes.devices.len() } else { 1 };
+    sizes.devices[..parts].iter().map(|device| Ok(device.memory()?.free_bytes)).sum()
+}
+
 /// See [`crate::engine::plan_memory`].
 pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
     if config.model.starts_with("mock:") {
@@ -509,7 +497,7 @@ pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
         "device": device_json(sizes.devices[0].caps()),
         "numeric_mode": sizes.mode.name(),
-        "free_bytes": sizes.devices[0].memory()?.free_bytes,
+        "free_bytes": free_bytes(&sizes)?,
         "memory": memory_json(&sizes),
         "limits": limits_json(config, &sizes.options),
     }))

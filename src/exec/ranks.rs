@@ -5,15 +5,16 @@
 use super::worker::{Flight, StepRunner, Work};
 use crate::base::error::panic_text;
 use crate::base::{Error, Result, StepId, threads};
-use crate::hal::comm::LocalGroup;
+use crate::hal::comm::Group;
 use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// `Err` is the text of a panic.
 type Verdict = std::result::Result<Result<Box<dyn Flight>>, String>;
+type Landing = std::result::Result<StepOutput, String>;
 
 /// Makes one rank's runner.
 pub type StartRank<'a> = Box<dyn FnOnce() -> Result<Box<dyn StepRunner>> + Send + 'a>;
@@ -40,14 +41,59 @@ struct Rank {
     orders: Option<Sender<Arc<Work>>>,
     verdicts: Receiver<Verdict>,
     thread: Option<JoinHandle<()>>,
+    /// Lands its steps, beside the other ranks: their devices may wait for this one, which may have failed.
+    landing: Lander,
 }
 
-/// Ranks that meet in a [`LocalGroup`]. Rank 0 runs on the caller's thread. Dropping it ends the threads.
+/// A thread that lands steps in order, each for whoever holds the other end of its channel.
+#[derive(Debug)]
+struct Lander {
+    flights: Option<Sender<(Box<dyn Flight>, Sender<Landing>)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lander {
+    fn spawn(rank: usize, group: Arc<dyn Group>) -> Result<Self> {
+        let (flights, inbox) = unbounded::<(Box<dyn Flight>, Sender<Landing>)>();
+        let work = move || {
+            while let Ok((flight, home)) = inbox.recv() {
+                // Nobody may want it any more.
+                let _ = home.send(land((rank, flight), group.as_ref()));
+            }
+        };
+        let thread = threads::named(format!("yn-landing-{rank}"))
+            .spawn(work)
+            .map_err(|e| Error::io(format!("the landing thread of rank {rank} does not start: {e}")))?;
+        Ok(Self { flights: Some(flights), thread: Some(thread) })
+    }
+
+    /// Where the step's output will be.
+    fn land(&self, flight: Box<dyn Flight>) -> Receiver<Landing> {
+        let (home, landing) = bounded(1);
+        if let Some(flights) = &self.flights {
+            // A thread that has ended drops the flight, and the channel tells.
+            let _ = flights.send((flight, home));
+        }
+        landing
+    }
+}
+
+impl Drop for Lander {
+    fn drop(&mut self) {
+        self.flights = None;
+        if let Some(thread) = self.thread.take() {
+            // Its panics were caught and told.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Ranks that meet in a [`Group`]. Rank 0 runs on the caller's thread. Dropping it ends the threads.
 #[derive(Debug)]
 pub struct RankRunner {
     first: Box<dyn StepRunner>,
     others: Vec<Rank>,
-    group: LocalGroup,
+    group: Arc<dyn Group>,
     planted: Option<Planted>,
     /// For [`Planted::StalePlan`].
     before: Option<Arc<Work>>,
@@ -56,7 +102,7 @@ pub struct RankRunner {
 impl RankRunner {
     /// Makes the ranks side by side, as each may wait for the others in its warm-up, and one runner of them. The error is
     /// that of the rank which failed first.
-    pub fn start(ranks: Vec<StartRank<'_>>, group: LocalGroup) -> Result<Self> {
+    pub fn start(ranks: Vec<StartRank<'_>>, group: Arc<dyn Group>) -> Result<Self> {
         let make = &|(rank, start): (usize, StartRank<'_>)| {
             let panicked = |payload: Box<dyn std::any::Any + Send>| {
                 Err(Error::internal(format!("panicked while it started: {}", panic_text(&*payload))))
@@ -86,15 +132,16 @@ impl RankRunner {
     }
 
     /// Starts `yn-worker-1` and up, one for each of `others`, which are the ranks behind `first`.
-    pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: LocalGroup) -> Result<Self> {
+    pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: Arc<dyn Group>) -> Result<Self> {
         let start = |(i, mut runner): (usize, Box<dyn StepRunner>)| {
             let rank = i + 1;
             let (orders, inbox) = bounded::<Arc<Work>>(1);
             let (outbox, verdicts) = bounded(1);
-            let group = group.clone();
+            let landing = Lander::spawn(rank, Arc::clone(&group))?;
+            let group = Arc::clone(&group);
             let work = move || {
                 while let Ok(work) = inbox.recv() {
-                    if outbox.send(step((rank, runner.as_mut()), &work, &group)).is_err() {
+                    if outbox.send(step((rank, runner.as_mut()), &work, group.as_ref())).is_err() {
                         break;
                     }
                 }
@@ -102,7 +149,7 @@ impl RankRunner {
             let thread = threads::named(format!("yn-worker-{rank}"))
                 .spawn(work)
                 .map_err(|e| Error::io(format!("the worker thread of rank {rank} does not start: {e}")))?;
-            Ok(Rank { orders: Some(orders), verdicts, thread: Some(thread) })
+            Ok(Rank { orders: Some(orders), verdicts, thread: Some(thread), landing })
         };
         let others = others.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Self { first, others, group, planted: None, before: None })
@@ -128,7 +175,7 @@ impl RankRunner {
 }
 
 /// Launches a step of one rank. When it fails or ends otherwise than the others, those are not left waiting for it.
-fn step((rank, runner): (usize, &mut dyn StepRunner), work: &Work, group: &LocalGroup) -> Verdict {
+fn step((rank, runner): (usize, &mut dyn StepRunner), work: &Work, group: &dyn Group) -> Verdict {
     let launched = catch_unwind(AssertUnwindSafe(|| work.launch_on(runner)));
     let verdict = launched.map_err(|payload| panic_text(&*payload).to_string());
     match &verdict {
@@ -139,28 +186,50 @@ fn step((rank, runner): (usize, &mut dyn StepRunner), work: &Work, group: &Local
     verdict
 }
 
+/// Lands a step of one rank. When its device has failed, those that wait for it do not go on waiting.
+fn land((rank, flight): (usize, Box<dyn Flight>), group: &dyn Group) -> Landing {
+    let landing = catch_unwind(AssertUnwindSafe(|| flight.land())).map_err(|payload| panic_text(&*payload).to_string());
+    match &landing {
+        Ok(StepOutput { outcome: StepOutcome::Done(_), .. }) => {}
+        Ok(StepOutput { outcome: StepOutcome::Failed(e), .. }) => {
+            group.device_failed(&e.clone().within(format!("rank {rank}")));
+        }
+        Err(text) => group.device_failed(&Error::internal(format!("rank {rank} panicked: {text}"))),
+    }
+    landing
+}
+
 /// A step of all ranks under way.
 #[derive(Debug)]
 struct RankFlight {
     id: StepId,
     part: StepPart,
-    ranks: Vec<Box<dyn Flight>>,
+    group: Arc<dyn Group>,
+    /// Of rank 0.
+    first: Box<dyn Flight>,
+    others: Vec<Receiver<Landing>>,
 }
 
 impl Flight for RankFlight {
-    /// The failure of any rank is the step's.
+    /// The failure of any rank is the step's; a rank's panic goes on here.
     fn land(self: Box<Self>) -> StepOutput {
-        let mut outputs: Vec<_> = self.ranks.into_iter().map(Flight::land).collect();
+        let Self { id, part, group, first, others } = *self;
+        let gone = || Err("its landing thread has ended".to_owned());
+        let mut landings = vec![land((0, first), group.as_ref())];
+        landings.extend(others.iter().map(|landing| landing.recv().unwrap_or_else(|_| gone())));
+        if let Some((rank, Err(text))) = landings.iter().enumerate().find(|(_, landing)| landing.is_err()) {
+            resume_unwind(Box::new(format!("rank {rank}: {text}")));
+        }
+        let mut outputs: Vec<_> = landings.into_iter().flatten().collect();
         let failed = outputs.iter().enumerate().find_map(|(rank, output)| match &output.outcome {
             StepOutcome::Failed(e) => Some(e.clone().within(format!("rank {rank}"))),
             StepOutcome::Done(_) => None,
         });
-        let error = match failed.map_or_else(|| agree(self.id, &outputs), Err) {
-            Ok(()) if !outputs.is_empty() => return outputs.swap_remove(0),
-            Ok(()) => Error::internal("no rank ran the step"),
-            Err(e) => e,
-        };
-        StepOutput { id: self.id, part: self.part, outcome: StepOutcome::Failed(error) }
+        // What ranks whose exchange is broken off have come to is no result, and no cause.
+        match group.lost().or(failed).map_or_else(|| agree(id, &outputs), Err) {
+            Ok(()) => outputs.swap_remove(0),
+            Err(e) => StepOutput { id, part, outcome: StepOutcome::Failed(e) },
+        }
     }
 }
 
@@ -190,8 +259,8 @@ impl StepRunner for RankRunner {
         self.launch_on_all(Work::Late(step, masks.to_vec()))
     }
 
-    fn group(&self) -> Option<LocalGroup> {
-        Some(self.group.clone())
+    fn group(&self) -> Option<Arc<dyn Group>> {
+        Some(Arc::clone(&self.group))
     }
 }
 
@@ -213,7 +282,7 @@ impl RankRunner {
         if self.planted == Some(Planted::StalePlan) {
             self.before = Some(Arc::clone(&work));
         }
-        let mut verdicts = vec![step((0, self.first.as_mut()), &work, &self.group)];
+        let mut verdicts = vec![step((0, self.first.as_mut()), &work, self.group.as_ref())];
         let gone = || Err("its thread has ended".to_owned());
         let others = (1..).zip(&self.others).filter(|(rank, _)| silent != Some(*rank));
         verdicts.extend(others.map(|(_, other)| other.verdicts.recv().unwrap_or_else(|_| gone())));
@@ -223,16 +292,23 @@ impl RankRunner {
         }
         let panic = verdicts.iter().enumerate().find_map(|(rank, v)| Some((rank, v.as_ref().err()?)));
         if let Some((rank, text)) = panic.filter(|_| self.planted != Some(Planted::PanicForgiven)) {
-            resume_unwind(Box::new(format!("rank {rank}: {text}")));
+            let text = format!("rank {rank}: {text}");
+            // Devices write into what the flights hold.
+            verdicts.into_iter().filter_map(|v| v.ok()?.ok()).for_each(|flight| drop(flight.land()));
+            resume_unwind(Box::new(text));
         }
         let ignored = self.planted == Some(Planted::FailureIgnored) && matches!(verdicts[0], Ok(Ok(_)));
-        let flights: Vec<_> = verdicts.into_iter().filter_map(|v| v.ok()?.ok()).collect();
-        if let Some(e) = failure.filter(|_| !ignored) {
+        let ranks = std::iter::once(0).chain((1..=self.others.len()).filter(|rank| silent != Some(*rank)));
+        let mut flights: Vec<_> = ranks.zip(verdicts).filter_map(|(rank, v)| Some((rank, v.ok()?.ok()?))).collect();
+        let failure = failure.filter(|_| !ignored).map(|e| self.group.lost().unwrap_or(e));
+        if failure.is_some() || flights.first().is_none_or(|flight| flight.0 != 0) {
             // Nothing of it may run beside the next step.
-            flights.into_iter().for_each(|flight| drop(flight.land()));
-            return Err(e);
+            flights.into_iter().for_each(|(_, flight)| drop(flight.land()));
+            return Err(failure.unwrap_or_else(|| Error::internal("rank 0 has not run the step")));
         }
-        Ok(Box::new(RankFlight { id: work.id(), part: work.part(), ranks: flights }))
+        let (_, first) = flights.remove(0);
+        let others = flights.into_iter().map(|(rank, flight)| self.others[rank - 1].landing.land(flight)).collect();
+        Ok(Box::new(RankFlight { id: work.id(), part: work.part(), group: Arc::clone(&self.group), first, others }))
     }
 }
 
@@ -253,7 +329,7 @@ mod tests {
     use crate::base::{DType, ErrorKind};
     use crate::exec::Executor;
     use crate::exec::worker::{Landed, WorkerExecutor};
-    use crate::hal::comm::Communicator;
+    use crate::hal::comm::{Communicator, LocalGroup};
     use crate::hal::registry::{DeviceOptions, open};
     use crate::hal::{Stream, Tensor};
     use crate::plan::StepResults;
@@ -320,7 +396,7 @@ mod tests {
             let group = &group;
             Box::new(move || Ok(Box::new(meets(group, i, (i == rank).then_some(odd))?)))
         };
-        let ranks = RankRunner::start((0..3).map(start).collect(), group.clone()).unwrap();
+        let ranks = RankRunner::start((0..3).map(start).collect(), Arc::new(group.clone())).unwrap();
         let signal = Arc::new(Signal::default());
         (WorkerExecutor::spawn(Box::new(ranks), 2, Arc::clone(&signal)).unwrap(), signal)
     }
@@ -378,7 +454,7 @@ mod tests {
                         Ok(Box::new(runner))
                     })
                 };
-                let e = RankRunner::start((0..3).map(start).collect(), group.clone()).unwrap_err();
+                let e = RankRunner::start((0..3).map(start).collect(), Arc::new(group.clone())).unwrap_err();
                 let says = e.message.contains(&format!("rank {rank}:")) && e.message.contains("told to");
                 assert!(e.kind == kind && says, "{e}");
             }

@@ -6,7 +6,7 @@ use super::Executor;
 use crate::base::error::panic_text;
 use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, Result, StepId, threads};
-use crate::hal::comm::LocalGroup;
+use crate::hal::comm::Group;
 use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crate::runner::{self, ModelRunner};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
@@ -50,7 +50,7 @@ pub trait StepRunner: Send + Debug {
         Err(Error::internal(format!("masks for step {}, but this runner takes none", step.0)))
     }
     /// Where its ranks meet, if it has several.
-    fn group(&self) -> Option<LocalGroup> {
+    fn group(&self) -> Option<Arc<dyn Group>> {
         None
     }
 }
@@ -144,7 +144,7 @@ pub struct WorkerExecutor {
     epoch: u64,
     /// Of the step polled last.
     launch_ns: u64,
-    group: Option<LocalGroup>,
+    group: Option<Arc<dyn Group>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -217,12 +217,12 @@ impl Executor for WorkerExecutor {
     }
 
     fn late(&self) -> Vec<usize> {
-        self.group.as_ref().map_or(Vec::new(), LocalGroup::late)
+        self.group.as_ref().map_or(Vec::new(), |group| group.late())
     }
 
     fn abandon(&mut self) {
         if let Some(group) = &self.group {
-            group.fail(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
+            group.give_up(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
         }
         self.orders = None;
     }

@@ -7,9 +7,49 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockRead
 
 /// One rank's place in a group. Used by the thread that owns the rank's stream.
 pub trait Communicator: Send + Debug {
-    /// `x` becomes the sum of all ranks' `x`, F32 of one shape, added in the order of ranks whoever comes first. Every rank
-    /// of the group calls this equally often; a rank that cannot go on makes it an error for all.
+    /// `x` becomes the sum of all ranks' `x`, activations of one shape, once what is enqueued on `stream` has run. Every
+    /// rank of the group calls this equally often; a rank that cannot go on makes it an error for all. Sums repeat bit for
+    /// bit; see [`Group::ordered`] for what they depend on.
     fn all_reduce(&self, stream: &dyn Stream, x: &Tensor) -> Result<()>;
+    /// Told before this rank enqueues its part of a step, recorded or not. An error when another rank has failed: nothing
+    /// of the step may be enqueued then.
+    fn begin(&self) -> Result<()> {
+        Ok(())
+    }
+    /// This rank does not get to the end of what it has begun: whoever waits for it, this rank's own device too, fails.
+    fn fail(&self, error: &Error);
+}
+
+/// Where the ranks of one model meet: made by [`Device::group`], shared by all of them and by who watches over them.
+pub trait Group: Send + Sync + Debug {
+    /// The place of `rank`, whose tensors are on `device`. May wait until all ranks join, so they do it side by side.
+    fn join(&self, rank: usize, device: &dyn Device) -> Result<Box<dyn Communicator>>;
+    /// Bytes of its device's memory that each rank takes to meet the others.
+    fn rank_bytes(&self) -> usize;
+    /// Whether sums are added in the order of ranks, so that their bits do not depend on the shape of what is added.
+    fn ordered(&self) -> bool;
+    /// Wakes and fails every rank that waits or will wait, until [`Self::reset`]. The first failure counts.
+    fn fail(&self, error: &Error);
+    /// The same for good, whatever the ranks' devices are at.
+    fn give_up(&self, error: &Error) {
+        self.fail(error);
+    }
+    /// A rank's step failed on its device. Where other devices may wait for that one, it is a failure for good.
+    fn device_failed(&self, error: &Error) {
+        let _ = error;
+    }
+    /// `rank` has enqueued its part of the step. Where ranks meet on the host, it is a failure of all when somebody waits
+    /// for it, now or before [`Self::reset`].
+    fn leave(&self, rank: usize);
+    /// Begins anew and takes the first failure since the last time. No rank may be inside a call.
+    fn reset(&self) -> Option<Error>;
+    /// Why the ranks can never meet again, if so.
+    fn lost(&self) -> Option<Error> {
+        None
+    }
+    /// The ranks that others wait for, as far as the host can tell: they neither wait themselves nor have left. Empty when
+    /// nobody waits or has left.
+    fn late(&self) -> Vec<usize>;
 }
 
 /// Ranks as bits.
@@ -39,7 +79,8 @@ struct Shared {
     parts: Vec<RwLock<Vec<f32>>>,
 }
 
-/// The ranks of one process, which meet in host memory.
+/// The ranks of one process, which meet in host memory and bring F32. Sums are added in the order of ranks whoever comes
+/// first.
 #[derive(Debug, Clone)]
 pub struct LocalGroup {
     shared: Arc<Shared>,
@@ -57,14 +98,10 @@ impl LocalGroup {
         let shared = Shared { meeting: Mutex::default(), changed: Condvar::new(), parts };
         Self { shared: Arc::new(shared), elements }
     }
+}
 
-    /// Host bytes that each rank takes to meet the others.
-    pub fn rank_bytes(elements: usize) -> usize {
-        2 * elements * DType::F32.size()
-    }
-
-    /// The place of `rank`, whose tensors are on `device`.
-    pub fn join(&self, rank: usize, device: &dyn Device) -> Result<Box<dyn Communicator>> {
+impl Group for LocalGroup {
+    fn join(&self, rank: usize, device: &dyn Device) -> Result<Box<dyn Communicator>> {
         let host = Mutex::new(device.host_buffer(self.elements * DType::F32.size())?);
         let mut part = self.shared.parts[rank].write().unwrap_or_else(PoisonError::into_inner);
         part.try_reserve_exact(self.elements).map_err(|_| {
@@ -77,14 +114,19 @@ impl LocalGroup {
         Ok(Box::new(LocalRank { shared: Arc::clone(&self.shared), rank, host }))
     }
 
-    /// Wakes and fails every rank that waits or will wait, until [`Self::reset`]. The first failure counts.
-    pub fn fail(&self, error: &Error) {
-        self.shared.lock().fail(error);
-        self.shared.changed.notify_all();
+    fn rank_bytes(&self) -> usize {
+        2 * self.elements * DType::F32.size()
     }
 
-    /// `rank` meets nobody any more until [`Self::reset`]. It is a failure of all when somebody waits for it, now or later.
-    pub fn leave(&self, rank: usize) {
+    fn ordered(&self) -> bool {
+        true
+    }
+
+    fn fail(&self, error: &Error) {
+        self.shared.fail(error);
+    }
+
+    fn leave(&self, rank: usize) {
         let mut meeting = self.shared.lock();
         meeting.left |= 1 << rank;
         if meeting.present != 0 {
@@ -94,15 +136,13 @@ impl LocalGroup {
         }
     }
 
-    /// Begins anew and takes the first failure since the last time. No rank may be inside a call.
-    pub fn reset(&self) -> Option<Error> {
+    fn reset(&self) -> Option<Error> {
         let mut meeting = self.shared.lock();
         (meeting.present, meeting.left) = (0, 0);
         meeting.failed.take()
     }
 
-    /// The ranks that others wait for: they neither wait themselves nor have left. Empty when nobody waits or has left.
-    pub fn late(&self) -> Vec<usize> {
+    fn late(&self) -> Vec<usize> {
         let meeting = self.shared.lock();
         let known = meeting.present | meeting.left;
         let all = 0..self.shared.parts.len();
@@ -120,6 +160,11 @@ fn parted(left: usize, waiting: Ranks) -> Error {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Meeting> {
         self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, error: &Error) {
+        self.lock().fail(error);
+        self.changed.notify_all();
     }
 
     /// Returns once all ranks are here, or an error once one has failed.
@@ -152,8 +197,7 @@ impl Shared {
             "rank {odd} adds {} values to the {first} of rank 0: they do not run the same step",
             parts[odd].len()
         ));
-        self.lock().fail(&error);
-        self.changed.notify_all();
+        self.fail(&error);
         Err(error)
     }
 }
@@ -166,6 +210,10 @@ struct LocalRank {
 }
 
 impl Communicator for LocalRank {
+    fn fail(&self, error: &Error) {
+        self.shared.fail(&error.clone().within(format!("rank {}", self.rank)));
+    }
+
     fn all_reduce(&self, stream: &dyn Stream, x: &Tensor) -> Result<()> {
         assert_eq!(x.dtype(), DType::F32, "activations of ranks");
         let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,6 +19,7 @@ pub use ops::Ops;
 pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, RandomRows, Tensor};
 
 use crate::base::{DType, Error, Result};
+use comm::{Group, LocalGroup};
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -113,7 +114,7 @@ pub struct Tuned {
 }
 
 /// One opened device. Shared by the threads of one engine; dropped with it.
-pub trait Device: Send + Sync + Debug {
+pub trait Device: Any + Send + Sync + Debug {
     fn caps(&self) -> &Caps;
     fn memory(&self) -> Result<MemoryInfo>;
     /// How fast it is with weights of this dtype, for the scheduler's model of steps; `None` where nobody knows.
@@ -174,6 +175,18 @@ pub trait Device: Send + Sync + Debug {
         Ok(None)
     }
     fn stream(&self) -> Result<Box<dyn Stream>>;
+    /// Where `ranks` ranks on devices like this one meet, which add up at most `elements` activations at once. `Unsupported`
+    /// or `Device` where they cannot.
+    fn group(&self, ranks: usize, elements: usize) -> Result<Arc<dyn Group>> {
+        if self.caps().activations != Activations::Always(DType::F32) {
+            return Err(Error::unsupported(format!(
+                "config key \"tensor_parallel_size\" is {ranks}; device {} has nothing with which ranks add up its \
+                 activations, use 1",
+                self.caps().name
+            )));
+        }
+        Ok(Arc::new(LocalGroup::new(ranks, elements)))
+    }
     /// Where it has a driver that can make the host wait.
     #[doc(hidden)]
     fn driver_calls(&self) -> Option<DriverCalls> {
@@ -212,7 +225,7 @@ pub trait Graph: Send + Debug {
 }
 
 /// An ordered queue of work on one device. Used by one thread at a time.
-pub trait Stream: Ops + Send + Debug {
+pub trait Stream: Any + Ops + Send + Debug {
     /// Copies `src[..dst.bytes()]` to `dst`. The buffer stays unchanged until an event recorded later is done.
     fn upload(&self, dst: &Tensor, src: &dyn HostBuffer) -> Result<()>;
     /// Copies `src` to `dst[..src.bytes()]`. Readable once an event recorded later is done.

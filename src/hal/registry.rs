@@ -72,6 +72,33 @@ pub fn open(name: &str, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
     Ok(options.planted.as_ref().map_or(Arc::clone(&device), |planted| planted::wrap(Arc::clone(&device), planted)))
 }
 
+/// Opens a device for each of `ranks` ranks: GPUs one behind the other from `name` on (`auto` and `cuda` begin with the
+/// first), or the host processor as often. `Invalid` when there are too few.
+pub fn open_ranks(name: &str, ranks: usize, options: &DeviceOptions) -> Result<Vec<Arc<dyn Device>>> {
+    let gpus = |first: usize, device: Option<Arc<dyn Device>>| {
+        let found = cuda::count(options)?;
+        if first + ranks > found {
+            return Err(Error::invalid(format!(
+                "config key \"tensor_parallel_size\" is {ranks} on device {name:?}, which takes GPUs {first} to {}; the \
+                 driver shows {found} (CUDA_VISIBLE_DEVICES may hide some)",
+                first + ranks - 1
+            )));
+        }
+        let opened = usize::from(device.is_some());
+        let rest = (first + opened..first + ranks).map(|ordinal| cuda::open(ordinal, options));
+        device.into_iter().map(Ok).chain(rest).collect()
+    };
+    match parse(name)? {
+        Name::Cuda(first) if ranks > 1 => gpus(first, None),
+        Name::Auto if ranks > 1 => match cuda::open(0, options) {
+            Ok(device) => gpus(0, Some(device)),
+            Err(e) if e.kind == ErrorKind::DeviceLost => Err(e),
+            Err(_) => (0..ranks).map(|_| open("cpu", options)).collect(),
+        },
+        _ => (0..ranks).map(|_| open(name, options)).collect(),
+    }
+}
+
 /// Opens the host processor, which is always there.
 pub fn open_host(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
     cpu::open(options)

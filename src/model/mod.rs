@@ -16,6 +16,8 @@ mod fields;
 #[forbid(unsafe_code)]
 mod load;
 #[forbid(unsafe_code)]
+mod load_ranks;
+#[forbid(unsafe_code)]
 mod placement;
 #[forbid(unsafe_code)]
 pub mod registry;
@@ -29,6 +31,7 @@ pub mod weights;
 
 pub use config::{ModelInfo, SamplingDefaults, inspect};
 pub use load::{LoadOptions, LoadProgress, Model, load, load_shard};
+pub use load_ranks::load_ranks;
 pub use placement::host_embedding_bytes;
 pub use shard::Shard;
 pub use spec::DecoderSpec;

@@ -49,6 +49,7 @@ pub struct ModelRunner {
     /// Launched by [`Self::launch`].
     flights: VecDeque<Flight>,
     device: Arc<dyn Device>,
+    /// Last, as recorded steps use it.
     comm: Option<Box<dyn Communicator>>,
 }
 
@@ -210,6 +211,10 @@ impl ModelRunner {
                 Ok(Flight { id: plan.id, part, wanted, slot, event, home: self.home.clone() })
             }
             Err(e) => {
+                // The device may wait for ranks that wait for this one.
+                if let Some(comm) = &self.comm {
+                    comm.fail(&e);
+                }
                 // What was enqueued may still read the slot.
                 if let Ok(event) = self.stream.record()
                     && event.wait().is_ok()
@@ -226,6 +231,7 @@ impl ModelRunner {
         let padding = self.graphs.as_ref().and_then(|g| g.padding(plan));
         let step = self.upload(plan, padding, slot)?;
         self.rows.set((&plan.row_inits, step.inits.as_ref()), self.stream.as_ref(), &mut slot.rows)?;
+        self.comm.as_ref().map_or(Ok(()), |comm| comm.begin())?;
         let recorded = padding.and_then(|p| self.graphs.as_ref()?.get(p.bucket));
         match recorded {
             Some(graph) => self.stream.replay(graph)?,

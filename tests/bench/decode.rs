@@ -10,7 +10,7 @@ use yinian::base::config::LoadFormat;
 use yinian::base::{BlockId, Result, Row, SeqId, StepId};
 use yinian::exec::ranks::{RankRunner, StartRank};
 use yinian::exec::worker::StepRunner;
-use yinian::hal::comm::LocalGroup;
+use yinian::hal::comm::{Group, LocalGroup};
 use yinian::hal::registry::{DeviceOptions, open};
 use yinian::model::{LoadProgress, Shard, inspect, load, load_shard};
 use yinian::plan::{StepEntry, StepOutcome, StepPlan};
@@ -133,7 +133,7 @@ fn spread(dir: &Path, ranks: usize, threads: usize) -> Box<dyn StepRunner> {
         })
     };
     let starts = (0..ranks).map(start).collect();
-    Box::new(RankRunner::start(starts, group.clone()).expect("ranks"))
+    Box::new(RankRunner::start(starts, Arc::new(group.clone())).expect("ranks"))
 }
 
 /// Decoding on 1, 2 and 4 ranks in turns, so that what else the machine does hits all alike.

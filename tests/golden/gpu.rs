@@ -14,7 +14,7 @@ use yinian::hal::registry::{DeviceOptions, open};
 use yinian::plan::Penalties;
 use yinian::runner::ModelRunner;
 
-const FAMILIES: [&str; 9] = [
+pub(super) const FAMILIES: [&str; 9] = [
     "tiny-llama-mha",
     "tiny-llama-gqa",
     "tiny-llama-bias",

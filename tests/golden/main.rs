@@ -5,6 +5,7 @@ mod families;
 mod gpu;
 mod gpu_aligned;
 mod gpu_aligned_ops;
+mod gpu_ranks;
 mod late;
 mod logprobs;
 mod pipeline;

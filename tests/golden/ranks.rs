@@ -5,7 +5,7 @@ use super::world::{Alone, CHUNK_MOST, generate, ranks, runner};
 use super::{CHUNKS, Case, bits, cases, distance, folder};
 use yinian::base::Token;
 use yinian::base::config::LoadFormat;
-use yinian::hal::comm::LocalGroup;
+use yinian::hal::comm::{Group, LocalGroup};
 use yinian::hal::registry::{DeviceOptions, open};
 use yinian::model::{Shard, inspect};
 use yinian::runner::ModelRunner;
@@ -24,12 +24,12 @@ fn together<T: Send + PartialEq>(group: &mut [ModelRunner], each: impl Fn(&mut M
     })
 }
 
-fn logits(group: &mut [ModelRunner], prompt: &[Token], chunk: usize) -> Vec<f32> {
+pub(super) fn logits(group: &mut [ModelRunner], prompt: &[Token], chunk: usize) -> Vec<f32> {
     let all = together(group, |r| bits(&r.logits(prompt, chunk).expect("logits")));
     all.into_iter().map(f32::from_bits).collect()
 }
 
-fn greedy(group: &mut [ModelRunner], cases: &[&Case], chunk: usize) -> Vec<Vec<Token>> {
+pub(super) fn greedy(group: &mut [ModelRunner], cases: &[&Case], chunk: usize) -> Vec<Vec<Token>> {
     together(group, |r| {
         let mut seqs: Vec<_> = cases.iter().enumerate().map(|(i, c)| Alone::new(i as u32, &c.prompt, 0.0)).collect();
         generate(r, &mut seqs, (chunk, cases[0].greedy.len()));

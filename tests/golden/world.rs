@@ -6,8 +6,8 @@ use std::sync::Arc;
 use yinian::base::config::{LoadFormat, Placement};
 use yinian::base::{BlockId, Row, SeqId, StepId, Token};
 use yinian::hal::Device;
-use yinian::hal::comm::LocalGroup;
-use yinian::hal::registry::{DeviceOptions, open};
+use yinian::hal::comm::Group;
+use yinian::hal::registry::{DeviceOptions, open, open_ranks};
 use yinian::model::{LoadOptions, Shard, inspect, load_shard};
 use yinian::plan::{RowInit, SamplingParams, StepEntry, StepOutcome, StepPlan, StepResults};
 use yinian::runner::{ModelRunner, RunnerOptions};
@@ -64,31 +64,41 @@ fn sizes() -> RunnerOptions {
 
 /// The same on each of `count` ranks.
 pub(crate) fn ranks(dir: &Path, count: usize) -> Vec<ModelRunner> {
-    let info = inspect(dir).expect("inspect");
-    let group = LocalGroup::new(count, CHUNK_MOST * info.spec.hidden_size);
-    std::thread::scope(|scope| {
+    let options = DeviceOptions { threads: Some(1), ..DeviceOptions::default() };
+    ranks_on(&open_ranks("cpu", count, &options).expect("devices"), dir, LoadFormat::Auto).0
+}
+
+/// One rank on each of these devices, and where they meet.
+pub(crate) fn ranks_on(
+    devices: &[Arc<dyn Device>],
+    dir: &Path,
+    format: LoadFormat,
+) -> (Vec<ModelRunner>, Arc<dyn Group>) {
+    let (info, count) = (inspect(dir).expect("inspect"), devices.len());
+    let group = devices[0].group(count, CHUNK_MOST * info.spec.hidden_size).expect("a group");
+    let ranks = std::thread::scope(|scope| {
         let (info, group) = (&info, &group);
-        let start = |rank| {
+        let start = |rank: usize| {
+            let device = Arc::clone(&devices[rank]);
             scope.spawn(move || {
-                let options = DeviceOptions { threads: Some(1), ..DeviceOptions::default() };
-                let device = open("cpu", &options).expect("device");
                 let (shard, len) = (Shard { rank, ranks: count }, sizes().max_model_len);
                 let (mut done, mut total) = (0, 0);
                 let mut progress = |p: yinian::model::LoadProgress| {
                     (done, total) = (p.bytes_done, p.bytes_total);
                     Ok(())
                 };
-                let how = (LoadFormat::Auto, shard);
+                let how = (format, shard);
                 let model = load_shard(info, dir, how, device.as_ref(), (len, &mut progress)).expect("load");
                 assert_eq!(done, total, "progress ends at the total");
-                assert!(total < info.weight_bytes, "a rank holds all of the model");
+                assert!(count == 1 || total < info.weight_bytes, "a rank holds all of the model");
                 let place = group.join(rank, device.as_ref()).expect("join");
                 ModelRunner::of_rank(model, device, sizes(), Some(place)).expect("runner")
             })
         };
         let threads: Vec<_> = (0..count).map(start).collect();
         threads.into_iter().map(|t| t.join().expect("a rank")).collect()
-    })
+    });
+    (ranks, group)
 }
 
 pub(crate) fn tiny_config() -> Value {

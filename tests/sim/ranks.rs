@@ -13,7 +13,7 @@ use yinian::exec::Executor;
 use yinian::exec::ranks::{Planted, RankRunner, StartRank};
 use yinian::exec::sim::{SimConfig, SimDevice};
 use yinian::exec::worker::{Flight, Landed, StepRunner, WorkerExecutor};
-use yinian::hal::comm::{Communicator, LocalGroup};
+use yinian::hal::comm::{Communicator, Group, LocalGroup};
 use yinian::hal::registry::{DeviceOptions, open_host};
 use yinian::hal::{Device, HostBuffer, Stream, Tensor};
 use yinian::plan::{StepOutcome, StepOutput, StepPlan};
@@ -233,7 +233,7 @@ fn rank_runner(case: &Case, cfg: &SimConfig, parts: (&Arc<Faults>, &Arc<Board>, 
         })
     };
     let ranks = (0..case.ranks).map(start).collect();
-    RankRunner::start(ranks, group.clone()).expect("ranks start").with_planted(wrong.fan_out)
+    RankRunner::start(ranks, Arc::new(group.clone())).expect("ranks start").with_planted(wrong.fan_out)
 }
 
 impl SimRanks {

@@ -3,6 +3,7 @@
 //! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `load` fills it
 //!   with weights, `event` and `stream` order the work; `blas` is the matrix product and `tuning` keeps its algorithms, `ops`
 //!   launches the kernels of `kernels/`. `reserve` is memory that comes behind its addresses later, `ledger` counts it all.
+//! - `nccl` is the library through which GPUs exchange what they computed, `ranks` the group of those that do.
 
 mod blas;
 mod convert;
@@ -12,10 +13,12 @@ mod graph;
 mod ledger;
 mod load;
 mod memory;
+mod nccl;
 mod ops;
 #[doc(hidden)]
 pub mod planted;
 mod random;
+mod ranks;
 mod rates;
 mod reserve;
 mod stream;
@@ -24,6 +27,7 @@ mod tuning;
 
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Error, Result};
+use crate::hal::comm::Group;
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
     Activations, Allocation, Caps, Device, DriverCalls, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo,
@@ -36,7 +40,10 @@ use load::CudaLoader;
 use memory::{CudaMatrix, DeviceMemory, PinnedMemory};
 use ops::Kernels;
 use random::Random;
+use ranks::NcclGroup;
 use reserve::ReservedMemory;
+use std::ffi::c_int;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
 pub(super) use survey::survey;
@@ -57,6 +64,10 @@ const LAUNCH_BYTES: usize = 1 << 10;
 pub struct CudaDevice {
     caps: Caps,
     mode: NumericMode,
+    /// Its number among those that the driver shows.
+    ordinal: c_int,
+    /// Where libraries are looked for first.
+    library_dir: Option<PathBuf>,
     sm_count: u32,
     convert: Convert,
     random: Random,
@@ -78,6 +89,13 @@ pub fn check_build() -> Result<()> {
     Err(Error::unsupported(
         "this build has no CUDA kernels, as no CUDA compiler was found when it was made; use \"cpu\" or \"auto\"",
     ))
+}
+
+/// How many GPUs the driver shows. Errors as in [`open`].
+pub fn count(options: &DeviceOptions) -> Result<usize> {
+    check_build()?;
+    driver::load(options.library_dir.as_deref())?;
+    driver::count()
 }
 
 /// Opens the GPU with this number of those the driver shows. Errors: `Unsupported` without kernels or for a GPU that is too
@@ -127,6 +145,8 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
     Ok(Arc::new_cyclic(|me| CudaDevice {
         caps,
         mode,
+        ordinal: c_int::try_from(ordinal).unwrap_or(c_int::MAX),
+        library_dir: options.library_dir.clone(),
         sm_count,
         convert,
         random,
@@ -204,5 +224,8 @@ impl Device for CudaDevice {
     fn stream(&self) -> Result<Box<dyn Stream>> {
         let device = self.me.upgrade().ok_or_else(|| Error::internal("the CUDA device is being dropped"))?;
         Ok(Box::new(CudaStream::new(device)?))
+    }
+    fn group(&self, ranks: usize, _elements: usize) -> Result<Arc<dyn Group>> {
+        Ok(Arc::new(NcclGroup::new(ranks, self.library_dir.as_deref())?))
     }
 }

@@ -13,7 +13,8 @@ use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Linear, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
-use std::cell::RefCell;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub(super) struct CudaStream {
     bias: DeviceMemory,
     faults: Arc<Faults>,
     events: Arc<Events>,
+    /// What is enqueued is recorded rather than run.
+    recording: Cell<bool>,
     device: Arc<CudaDevice>,
 }
 
@@ -52,13 +55,36 @@ impl CudaStream {
         let blas = Blas::new(device.tuning.clone());
         drop(entered);
         match blas {
-            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, events, device }),
+            Ok(blas) => {
+                let (blas, recording) = (RefCell::new(blas), Cell::new(false));
+                Ok(Self { raw, blas, workspace, bias, faults, events, recording, device })
+            }
             Err(e) => {
                 // SAFETY: created above, destroyed once.
                 let _ = unsafe { sys::cuStreamDestroy_v2(raw) };
                 Err(e)
             }
         }
+    }
+
+    /// The CUDA stream behind `stream`. Panics on another backend's.
+    pub(super) fn of(stream: &dyn Stream) -> &Self {
+        let any: &dyn Any = stream;
+        match any.downcast_ref() {
+            Some(stream) => stream,
+            None => panic!("a stream of another device was given to the CUDA backend"),
+        }
+    }
+
+    /// The driver's handle, with the device's context made the thread's.
+    pub(super) fn bound(&self) -> Result<sys::CUstream> {
+        self.device.context.bind()?;
+        Ok(self.raw)
+    }
+
+    /// Whether what is enqueued is recorded rather than run.
+    pub(super) fn is_recording(&self) -> bool {
+        self.recording.get()
     }
 
     /// Enqueues a kernel whose one parameter is `params`.
@@ -248,7 +274,10 @@ impl Stream for CudaStream {
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
-        Ok(Box::new(CudaGraph::capture(&self.device.context, self.raw, work)?))
+        self.recording.set(true);
+        let graph = CudaGraph::capture(&self.device.context, self.raw, work);
+        self.recording.set(false);
+        Ok(Box::new(graph?))
     }
 
     fn replay(&self, graph: &dyn Graph) -> Result<()> {
