@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Bytes of a piece: enough for the cost of a copy to vanish, few enough for the processor's caches.
-pub(super) const PIECE_BYTES: usize = 4 << 20;
+/// Bytes of a piece: enough for the cost of a copy to vanish, few enough for a core's cache and for page-locking to be quick.
+pub(super) const PIECE_BYTES: usize = 2 << 20;
 /// One thread copies some 5 GB/s out of the system's page cache.
 const MOST_READERS: usize = 16;
 /// Bytes that are worth a thread of their own.

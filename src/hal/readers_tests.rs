@@ -16,12 +16,14 @@ impl Allocation for Space {
     }
 }
 
+/// What happens when the piece with this byte is read.
+type Bad = (usize, fn() -> Result<()>);
 type Log = Arc<Mutex<Vec<(usize, Vec<u8>)>>>;
 
 /// Keeps what it reads; fails or panics at the byte `bad`.
 struct Keep {
     log: Log,
-    bad: Option<(usize, fn() -> Result<()>)>,
+    bad: Option<Bad>,
     unfinished: Arc<AtomicUsize>,
 }
 
@@ -56,7 +58,7 @@ fn waited(readers: &mut Readers) -> Result<()> {
 }
 
 /// Reads two ranges of a file of `n` bytes with `threads` threads.
-fn read(n: usize, threads: usize, bad: Option<(usize, fn() -> Result<()>)>) -> Result<()> {
+fn read(n: usize, threads: usize, bad: Option<Bad>) -> Result<()> {
     let bytes: Vec<u8> = (0..n).map(|i| (i / 7 + i / 65_536) as u8).collect();
     let (from, log, unfinished) = (file(&bytes), Log::default(), Arc::new(AtomicUsize::new(threads)));
     let made = (Arc::clone(&log), Arc::clone(&unfinished));

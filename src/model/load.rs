@@ -463,3 +463,7 @@ fn with_unit_rows<'a>(data: &WeightData<'_>, cols: usize) -> Result<WeightData<'
 #[cfg(test)]
 #[path = "load_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "load_file_tests.rs"]
+mod file_tests;

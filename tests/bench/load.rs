@@ -29,7 +29,8 @@ const SHARE: f64 = 0.8;
 const HOST_BYTES: usize = 1_000_000_000;
 const COLD_START: f64 = 4.0;
 const SHARD_BYTES: usize = 4 << 30;
-const READ_BYTES: usize = 4 << 20;
+/// As loading reads.
+const READ_BYTES: usize = 2 << 20;
 const MAX_LEN: usize = 8192;
 
 type Tensors = Vec<(String, Vec<usize>)>;
@@ -134,14 +135,17 @@ fn shards(dir: &Path) -> Vec<PathBuf> {
     files.filter(|f| f.extension().is_some_and(|e| e == "safetensors")).collect()
 }
 
-/// Bytes per second at which all shards can be read with as many threads as loading has.
-fn read_speed(dir: &Path) -> f64 {
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(16)
+}
+
+/// Bytes per second at which `threads` threads can read all shards, from their byte `first` on.
+fn read_speed(dir: &Path, threads: usize, first: usize) -> f64 {
     let files: Vec<_> = shards(dir).iter().map(|f| File::open(f).expect("a shard")).collect();
     let sizes: Vec<_> = files.iter().map(|f| f.metadata().expect("a shard").len() as usize).collect();
-    let pieces = |i: usize| (0..sizes[i]).step_by(READ_BYTES).map(move |at| (i, at));
+    let pieces = |i: usize| (first..sizes[i]).step_by(READ_BYTES).map(move |at| (i, at));
     let pieces: Vec<_> = (0..files.len()).flat_map(pieces).collect();
     let (next, from) = (AtomicUsize::new(0), Instant::now());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -321,15 +325,17 @@ fn main() {
     };
     if arguments.iter().any(|a| a == "--cold") {
         forget(dir);
-        let disk = read_speed(dir);
+        let disk = read_speed(dir, threads(), 0);
         println!("files not in the page cache can be read at {:.1} GB/s", disk / 1e9);
         forget(dir);
         child("load", disk.min(BUS));
     }
     // Reads what is not cached yet.
-    read_speed(dir);
-    let cached = read_speed(dir);
-    println!("files in the page cache can be read at {:.1} GB/s, the bus does {:.1} GB/s", cached / 1e9, BUS / 1e9);
-    (0..runs).for_each(|_| child("load", cached.min(BUS)));
+    read_speed(dir, threads(), 0);
+    for (threads, first) in [(threads(), 0), (threads(), 8), (threads().div_ceil(2), 0), (1, 0)] {
+        let speed = read_speed(dir, threads, first) / 1e9;
+        println!("files in the page cache can be read at {speed:.1} GB/s by {threads} threads from byte {first} on");
+    }
+    (0..runs).for_each(|_| child("load", BUS));
     (0..runs).for_each(|_| child("start", BUS));
 }
