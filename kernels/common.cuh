@@ -99,7 +99,6 @@ enum Fault : uint32_t {
   GATHER_INDEX = 2,
   KV_SLOT = 3,
   POSITION = 4,
-  NAN_LOGITS = 5,
   SAMPLER_ROW = 6,
   KV_BLOCK = 7,
   LOGPROBS_INDEX = 8,

@@ -4,10 +4,13 @@
 // act_mul:     out = activation(gate) * up; out: act [T, cols]; gate_up: act [T, 2 cols], gate first.
 // soft_cap:    x = cap * tanh(x / cap), in place; x: f32 [n].
 // gather_rows: out[s] = x[index[s]]; rows of `row_bytes`.
+// copy_rows:   out[to[i]] = x[from[i]]; rows of words.
+// mask_logits: x[s][v] = -infinity where a bit is not set; x: f32 [S, V]; masks: i32 [S, ceil(V / 32)].
 //
 // A thread has eight numbers (sixteen bytes of a gather), or as many single ones where rows are not whole vectors. Exact to
 // the last bits of f32: no fast exponentials here.
-// Instances: embed 3 act x 3 table dtypes, act_mul 3 act dtypes x 2 activations, gather_rows by 16 and by 2 bytes.
+// Instances: embed 3 act x 3 table dtypes, act_mul 3 act dtypes x 2 activations, gather_rows by 16 and by 2 bytes, copy_rows by
+// 16 and by 4.
 #include "common.cuh"
 
 constexpr uint32_t BLOCK = 128;
@@ -143,6 +146,56 @@ __device__ __forceinline__ void gather(const GatherParams& p) {
 
 extern "C" __global__ void yn_gather_rows_16(const __grid_constant__ GatherParams p) { gather<uint4>(p); }
 extern "C" __global__ void yn_gather_rows_2(const __grid_constant__ GatherParams p) { gather<uint16_t>(p); }
+
+struct CopyRowsParams {
+  uint64_t out;
+  uint64_t to;
+  uint64_t x;
+  uint64_t from;
+  uint64_t fault;
+  uint32_t row_units;  // of 16 or 4 bytes
+  uint32_t out_rows;
+  uint32_t x_rows;
+  uint32_t unused;
+};
+static_assert(sizeof(CopyRowsParams) == 56, "mirrored in src/hal/cuda/ops/rowwise.rs");
+
+// Grid: copies x blocks along a row.
+template <typename Unit>
+__device__ __forceinline__ void copy_rows(const CopyRowsParams& p) {
+  const uint32_t i = blockIdx.x;
+  const uint32_t to = uint32_t(at<int>(p.to)[i]), from = uint32_t(at<int>(p.from)[i]);
+  if (to >= p.out_rows || from >= p.x_rows) {
+    if (blockIdx.y == 0 && threadIdx.x == 0) fault(p.fault, GATHER_INDEX, i, to >= p.out_rows ? to : from);
+    return;
+  }
+  const Unit* x = at<Unit>(p.x) + uint64_t(from) * p.row_units;
+  Unit* out = at<Unit>(p.out) + uint64_t(to) * p.row_units;
+  for (uint32_t j = blockIdx.y * BLOCK + threadIdx.x; j < p.row_units; j += gridDim.y * BLOCK) out[j] = x[j];
+}
+
+extern "C" __global__ void yn_copy_rows_16(const __grid_constant__ CopyRowsParams p) { copy_rows<uint4>(p); }
+extern "C" __global__ void yn_copy_rows_4(const __grid_constant__ CopyRowsParams p) { copy_rows<uint32_t>(p); }
+
+struct MaskParams {
+  uint64_t logits;
+  uint64_t masks;
+  uint32_t vocabulary;
+  uint32_t mask_words;
+};
+static_assert(sizeof(MaskParams) == 24, "mirrored in src/hal/cuda/ops/rowwise.rs");
+
+// Grid: rows x blocks of 8 * BLOCK logits.
+extern "C" __global__ void yn_mask_logits(const __grid_constant__ MaskParams p) {
+  float* logits = at<float>(p.logits) + uint64_t(blockIdx.x) * p.vocabulary;
+  const uint32_t* mask = at<uint32_t>(p.masks) + uint64_t(blockIdx.x) * p.mask_words;
+  const uint32_t first = 8 * BLOCK * blockIdx.y;
+#pragma unroll
+  for (uint32_t j = 0; j < 8; j++) {
+    const uint32_t v = first + j * BLOCK + threadIdx.x;
+    if (v < p.vocabulary && (mask[v / 32] >> (v % 32) & 1) == 0) logits[v] = -INFINITY;
+  }
+}
 
 #define YN_EMBED(A, TA, W, TW) \
   extern "C" __global__ void yn_embed_##W##_##A(const __grid_constant__ EmbedParams p) { embed<TA, TW>(p); }

@@ -1,6 +1,6 @@
 //! Assembly: the one file of this floor that sees model, runner and hal. From a config to the parts of an engine.
 
-use crate::base::config::{EngineConfig, LoadFormat, NumericMode};
+use crate::base::config::{EngineConfig, LoadFormat, NumericMode, Placement};
 use crate::base::rng::SplitMix64;
 use crate::base::signal::Signal;
 use crate::base::{DType, Error, ErrorKind, Result};
@@ -13,7 +13,7 @@ use crate::exec::worker::{StepRunner, WorkerExecutor};
 use crate::hal::comm::LocalGroup;
 use crate::hal::registry::{self, DeviceOptions};
 use crate::hal::{Activations, Caps, Device, Tensor};
-use crate::model::{self, Model, ModelInfo, Shard};
+use crate::model::{self, LoadOptions, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
 use crate::sched::policy::Policy;
 use crate::sched::{SchedConfig, Scheduler, StepBound, policy};
@@ -63,8 +63,10 @@ struct Sizes {
     info: ModelInfo,
     /// What a rank holds of it.
     local: ModelInfo,
-    /// Of all ranks, as everything of memory here.
+    /// On the devices of all ranks, as everything of memory here.
     weight_bytes: usize,
+    /// Of embedding tables in host memory that are on no device.
+    host_embedding_bytes: usize,
     /// What ranks meet in.
     meeting_bytes: usize,
     /// One of each rank.
@@ -106,7 +108,9 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         num_blocks: 0,
         depth: config.pipeline_depth,
     };
-    let weight_bytes = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
+    let host_embedding_bytes = ranks * model::host_embedding_bytes(&info, config.embedding_placement, device.caps())?;
+    let weight_bytes: usize = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
+    let weight_bytes = weight_bytes - host_embedding_bytes;
     let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
     let fixed_bytes =
         weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, device.caps()).total_bytes();
@@ -117,6 +121,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         info,
         local,
         weight_bytes,
+        host_embedding_bytes,
         meeting_bytes,
         devices,
         mode,
@@ -141,6 +146,7 @@ fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> 
         cpu_features: config.cpu_features.clone(),
         library_dir: config.device_library_dir.as_deref().map(PathBuf::from),
         numeric_mode: config.numeric_mode,
+        planted: config.planted.clone(),
     };
     let devices: Vec<_> = (0..ranks).map(|_| registry::open(&config.device, &options)).collect::<Result<_>>()?;
     if ranks > 1 && devices[0].caps().activations != Activations::Always(DType::F32) {
@@ -202,7 +208,11 @@ fn load_ranks(config: &EngineConfig, sizes: &Sizes, progress: Progress<'_>) -> R
         let mut report = |p: model::LoadProgress| {
             progress((rank as f32 + p.bytes_done as f32 / p.bytes_total.max(1) as f32) / ranks as f32)
         };
-        let how = (config.load_format, Shard { rank, ranks });
+        let how = LoadOptions {
+            format: config.load_format,
+            shard: Shard { rank, ranks },
+            embedding: config.embedding_placement,
+        };
         model::load_shard(&sizes.info, &sizes.dir, how, device.as_ref(), (sizes.options.max_model_len, &mut report))
     };
     sizes.devices.iter().enumerate().map(load).collect()
@@ -284,6 +294,11 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     if config.numeric_mode == NumericMode::Aligned {
         return Err(Error::unsupported(
             "config key \"numeric_mode\" is \"aligned\"; a mock model computes no numbers, leave the key out",
+        ));
+    }
+    if config.embedding_placement == Placement::Host {
+        return Err(Error::invalid(
+            "config key \"embedding_placement\" is \"host\"; a mock model has no embedding table, leave the key out",
         ));
     }
     if let Some(factor) = config.max_decode_slowdown.filter(|f| *f > 0.0) {
@@ -424,6 +439,7 @@ fn memory_json(sizes: &Sizes) -> Value {
     json!({
         "ranks": ranks,
         "weights_bytes": sizes.weight_bytes,
+        "host_embedding_bytes": sizes.host_embedding_bytes,
         "rank_meeting_bytes": sizes.meeting_bytes,
         "arena_bytes": ranks * plan.arena_bytes,
         "row_state_bytes": ranks * plan.row_state_bytes,

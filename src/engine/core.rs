@@ -16,6 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// How long a freed engine waits for its worker thread to let go of the device, and how long when it has given the device
+/// up, as what runs there may never end.
+const LEAVE_WAIT: Duration = Duration::from_secs(10);
+const ABANDONED_WAIT: Duration = Duration::from_secs(1);
+
 /// State of the engine thread.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -67,13 +72,24 @@ impl Core {
     pub(crate) fn run(mut self) {
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
         let error = match served {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return self.leave(LEAVE_WAIT),
             Ok(Err(e)) => e,
             Err(payload) => Error::internal(format!("the engine thread panicked: {}", panic_text(&*payload))),
         };
         self.shared.fail(error.clone());
         self.exec.abandon();
         self.serve_failed(&error);
+        self.leave(ABANDONED_WAIT);
+    }
+
+    fn leave(mut self, wait: Duration) {
+        if !self.exec.leave(wait) {
+            self.shared.log.warn(format_args!(
+                "freed, but the device's worker thread has not ended within {} ms: it is left behind with the device memory \
+                 that it holds",
+                wait.as_millis()
+            ));
+        }
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -155,10 +171,12 @@ impl Core {
     fn tick(&mut self) -> Result<bool, Error> {
         let mut worked = false;
         while self.inflight.len() < self.exec.depth() {
+            let from_ns = self.shared.clock.now_ns();
             let Some(plan) = self.sched.schedule(&mut self.events) else { break };
-            self.inflight.push_back((plan.id, self.shared.clock.now_ns()));
+            self.inflight.push_back((plan.id, from_ns));
             self.shared.histograms.step_tokens.observe(plan.num_tokens() as u64);
             self.exec.submit(plan)?;
+            self.shared.histograms.step_plan.observe(self.shared.clock.now_ns().saturating_sub(from_ns));
             worked = true;
         }
         if let Some(output) = self.exec.poll()? {
@@ -166,7 +184,11 @@ impl Core {
             if let StepOutcome::Failed(e) = &output.outcome {
                 self.shared.log.warn(format_args!("step {} failed, its sequences run again: {e}", output.id.0));
             }
+            let from_ns = self.shared.clock.now_ns();
             self.sched.update(&output, &mut self.events);
+            let histograms = &self.shared.histograms;
+            histograms.step_fold.observe(self.shared.clock.now_ns().saturating_sub(from_ns));
+            histograms.step_launch.observe(self.exec.launch_ns());
             self.shared.counters.steps.add(1);
             worked = true;
         }

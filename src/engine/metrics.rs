@@ -28,6 +28,30 @@ const LATENCIES: &[u64] = &[
     60_000 * MS,
     120_000 * MS,
 ];
+const US: u64 = 1000;
+/// Nanoseconds.
+const HOST_TIMES: &[u64] = &[
+    US,
+    2 * US,
+    5 * US,
+    10 * US,
+    15 * US,
+    20 * US,
+    25 * US,
+    30 * US,
+    40 * US,
+    50 * US,
+    75 * US,
+    100 * US,
+    150 * US,
+    200 * US,
+    300 * US,
+    500 * US,
+    1000 * US,
+    2000 * US,
+    5000 * US,
+    10_000 * US,
+];
 const STEP_TOKENS: &[u64] = &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384];
 
 /// Distributions since creation.
@@ -43,6 +67,12 @@ pub(crate) struct Histograms {
     pub(crate) end_to_end: Histogram,
     /// Tokens run by a step.
     pub(crate) step_tokens: Histogram,
+    /// The engine thread's work to plan and submit a step, in ns.
+    pub(crate) step_plan: Histogram,
+    /// The worker's work to launch it, in ns.
+    pub(crate) step_launch: Histogram,
+    /// The engine thread's work to fold back what it came to, in ns.
+    pub(crate) step_fold: Histogram,
 }
 
 impl Histograms {
@@ -54,6 +84,9 @@ impl Histograms {
             inter_token: latency(),
             end_to_end: latency(),
             step_tokens: Histogram::new(STEP_TOKENS),
+            step_plan: Histogram::new(HOST_TIMES),
+            step_launch: Histogram::new(HOST_TIMES),
+            step_fold: Histogram::new(HOST_TIMES),
         }
     }
 }
@@ -124,6 +157,14 @@ pub(crate) fn prometheus(facts: &Facts, counters: &Counters, histograms: &Histog
     page.histogram("vllm:inter_token_latency_seconds", "Between two tokens of a request.", &h.inter_token, seconds);
     page.histogram("vllm:e2e_request_latency_seconds", "From submit to the end.", &h.end_to_end, seconds);
     page.histogram("vllm:iteration_tokens_total", "Tokens run by a step.", &h.step_tokens, 1.0);
+    page.histogram("yinian:step_plan_seconds", "Host work to plan a step.", &h.step_plan, seconds);
+    page.histogram(
+        "yinian:step_launch_seconds",
+        "Host work to launch a step; on the CPU the step itself.",
+        &h.step_launch,
+        seconds,
+    );
+    page.histogram("yinian:step_fold_seconds", "Host work to take in what a step came to.", &h.step_fold, seconds);
     page.out
 }
 

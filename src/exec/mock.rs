@@ -1,12 +1,11 @@
 //! The `mock:` model: deterministic tokens and delays without weights, for tests of hosts and wrappers.
 
-use super::worker::StepRunner;
+use super::worker::{Flight, Landed, StepRunner};
 use crate::base::rng::mix;
 use crate::base::{Error, ErrorKind, Result, Token};
 use crate::hal::comm::Communicator;
 use crate::hal::{Stream, Tensor};
 use crate::plan::{Logprob, RowInit, Sampled, Scored, StepOutcome, StepOutput, StepPlan, StepResults};
-use std::collections::VecDeque;
 use std::time::Duration;
 
 /// End-of-sequence id of the mock model: one above the 256 bytes.
@@ -21,6 +20,10 @@ pub struct MockSpec {
     fail_step: Option<u64>,
     /// Steps from this number on fail.
     fail_from: Option<u64>,
+    /// The step with this number finds its device lost.
+    lost_step: Option<u64>,
+    /// Steps of more tokens find too little memory.
+    memory_tokens: Option<u64>,
     /// The step with this number panics.
     panic_step: Option<u64>,
     /// The step with this number never ends.
@@ -36,11 +39,11 @@ pub struct MockSpec {
 }
 
 impl MockSpec {
-    /// Parses `mock:words[,delay_us=N][,fail_step=N][,fail_from=N][,panic_step=N][,hang_step=N][,fault_rank=N]
-    /// [,panic_byte=N][,load_ms=N][,panic_load=1]`.
+    /// Parses `mock:words[,delay_us=N][,fail_step=N][,fail_from=N][,lost_step=N][,memory_tokens=N][,panic_step=N]
+    /// [,hang_step=N][,fault_rank=N][,panic_byte=N][,load_ms=N][,panic_load=1]`.
     pub fn parse(model: &str) -> Result<Self> {
-        let usage = "expected mock:words, with options delay_us, fail_step, fail_from, panic_step, hang_step, fault_rank, \
-                     panic_byte, load_ms, panic_load as name=number";
+        let usage = "expected mock:words, with options delay_us, fail_step, fail_from, lost_step, memory_tokens, \
+                     panic_step, hang_step, fault_rank, panic_byte, load_ms, panic_load as name=number";
         let mut parts = model.strip_prefix("mock:").unwrap_or_default().split(',');
         if parts.next() != Some("words") {
             return Err(Error::invalid(format!("model {model:?} is no mock model; {usage}")));
@@ -52,6 +55,8 @@ impl MockSpec {
                 Some(("delay_us", n)) => spec.delay = Duration::from_micros(n),
                 Some(("fail_step", n)) => spec.fail_step = Some(n),
                 Some(("fail_from", n)) => spec.fail_from = Some(n),
+                Some(("lost_step", n)) => spec.lost_step = Some(n),
+                Some(("memory_tokens", n)) => spec.memory_tokens = Some(n),
                 Some(("panic_step", n)) => spec.panic_step = Some(n),
                 Some(("hang_step", n)) => spec.hang_step = Some(n),
                 Some(("fault_rank", n @ 0..64)) => spec.fault_rank = n as usize,
@@ -72,7 +77,6 @@ pub struct MockRunner {
     spec: MockSpec,
     rows: Vec<MockRow>,
     rank: Option<MockRank>,
-    done: VecDeque<StepOutput>,
 }
 
 /// One of several ranks of a mock model: all of them run everything, and meet in every step.
@@ -96,7 +100,7 @@ struct MockRow {
 
 impl MockRunner {
     pub fn new(spec: MockSpec, max_num_seqs: usize) -> Self {
-        Self { spec, rows: vec![MockRow::default(); max_num_seqs], rank: None, done: VecDeque::new() }
+        Self { spec, rows: vec![MockRow::default(); max_num_seqs], rank: None }
     }
 
     /// The same as one of several ranks.
@@ -118,7 +122,7 @@ impl MockRunner {
 }
 
 impl StepRunner for MockRunner {
-    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+    fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
         let rank = self.rank.as_ref().map_or(0, |r| r.rank);
         let at = |step: Option<u64>| step == Some(plan.id.0) && rank == self.spec.fault_rank;
         if !self.spec.delay.is_zero() {
@@ -131,6 +135,15 @@ impl StepRunner for MockRunner {
         let from = self.spec.fail_from.is_some_and(|from| rank == self.spec.fault_rank && from <= plan.id.0);
         if at(self.spec.fail_step) || from {
             return Err(Error::new(ErrorKind::Device, format!("the mock model was told to fail step {}", plan.id.0)));
+        }
+        if at(self.spec.lost_step) {
+            return Err(Error::new(ErrorKind::DeviceLost, "the mock model was told to lose its device"));
+        }
+        let tokens = plan.num_tokens() as u64;
+        if let Some(most) = self.spec.memory_tokens.filter(|most| tokens > *most) {
+            return Err(Error::no_memory(format!(
+                "the mock model has memory for {most} tokens, the step has {tokens}"
+            )));
         }
         if let Some(MockRank { place, stream, x, .. }) = &self.rank {
             place.all_reduce(stream.as_ref(), x)?;
@@ -159,12 +172,7 @@ impl StepRunner for MockRunner {
                 logprobs: e.logprobs.map_or(Vec::new(), |k| logprobs(token, k)),
             });
         }
-        self.done.push_back(StepOutput { id: plan.id, outcome: StepOutcome::Done(results) });
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<StepOutput> {
-        self.done.pop_front().ok_or_else(|| Error::internal("no step was launched"))
+        Ok(Box::new(Landed(StepOutput::first(plan.id, StepOutcome::Done(results)))))
     }
 }
 

@@ -1,19 +1,19 @@
-//! The ranks of one model as one runner: every rank runs each step on its own thread, all must come to the same, and rank 0
-//! tells what it was.
+//! The ranks of one model as one runner: every rank launches each step on its own thread, all must come to the same, and
+//! rank 0 tells what it was. All ranks have launched a step before one of them is sent the next; how far their devices have
+//! come with it is known when it lands.
 
-use super::worker::StepRunner;
+use super::worker::{Flight, StepRunner, Work};
 use crate::base::error::panic_text;
-use crate::base::{Error, Result, threads};
+use crate::base::{Error, Result, StepId, threads};
 use crate::hal::comm::LocalGroup;
-use crate::plan::{StepOutcome, StepOutput, StepPlan};
+use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// `Err` is the text of a panic.
-type Verdict = std::result::Result<Result<StepOutput>, String>;
+type Verdict = std::result::Result<Result<Box<dyn Flight>>, String>;
 
 /// Makes one rank's runner.
 pub type StartRank<'a> = Box<dyn FnOnce() -> Result<Box<dyn StepRunner>> + Send + 'a>;
@@ -37,7 +37,7 @@ pub enum Planted {
 /// A rank above 0: its thread owns its runner.
 #[derive(Debug)]
 struct Rank {
-    orders: Option<Sender<Arc<StepPlan>>>,
+    orders: Option<Sender<Arc<Work>>>,
     verdicts: Receiver<Verdict>,
     thread: Option<JoinHandle<()>>,
 }
@@ -48,10 +48,9 @@ pub struct RankRunner {
     first: Box<dyn StepRunner>,
     others: Vec<Rank>,
     group: LocalGroup,
-    done: VecDeque<StepOutput>,
     planted: Option<Planted>,
     /// For [`Planted::StalePlan`].
-    before: Option<Arc<StepPlan>>,
+    before: Option<Arc<Work>>,
 }
 
 impl RankRunner {
@@ -90,12 +89,12 @@ impl RankRunner {
     pub fn spawn(first: Box<dyn StepRunner>, others: Vec<Box<dyn StepRunner>>, group: LocalGroup) -> Result<Self> {
         let start = |(i, mut runner): (usize, Box<dyn StepRunner>)| {
             let rank = i + 1;
-            let (orders, inbox) = bounded::<Arc<StepPlan>>(1);
+            let (orders, inbox) = bounded::<Arc<Work>>(1);
             let (outbox, verdicts) = bounded(1);
             let group = group.clone();
             let work = move || {
-                while let Ok(plan) = inbox.recv() {
-                    if outbox.send(step((rank, runner.as_mut()), &plan, &group)).is_err() {
+                while let Ok(work) = inbox.recv() {
+                    if outbox.send(step((rank, runner.as_mut()), &work, &group)).is_err() {
                         break;
                     }
                 }
@@ -106,7 +105,7 @@ impl RankRunner {
             Ok(Rank { orders: Some(orders), verdicts, thread: Some(thread) })
         };
         let others = others.into_iter().enumerate().map(start).collect::<Result<_>>()?;
-        Ok(Self { first, others, group, done: VecDeque::new(), planted: None, before: None })
+        Ok(Self { first, others, group, planted: None, before: None })
     }
 
     /// The same with a known bug, for the simulator to find.
@@ -117,27 +116,21 @@ impl RankRunner {
         self
     }
 
-    /// What `rank` is sent for `plan`.
-    fn order(&self, rank: usize, plan: &Arc<StepPlan>) -> Option<Arc<StepPlan>> {
-        let odd = rank == self.others.len() && plan.id.0 % 7 == 3;
+    /// What `rank` is sent for `work`.
+    fn order(&self, rank: usize, work: &Arc<Work>) -> Option<Arc<Work>> {
+        let odd = rank == self.others.len() && work.id().0 % 7 == 3;
         match self.planted {
             Some(Planted::NotSent) if odd => None,
-            Some(Planted::StalePlan) if odd => Some(Arc::clone(self.before.as_ref().unwrap_or(plan))),
-            _ => Some(Arc::clone(plan)),
+            Some(Planted::StalePlan) if odd => Some(Arc::clone(self.before.as_ref().unwrap_or(work))),
+            _ => Some(Arc::clone(work)),
         }
     }
 }
 
-/// Runs a step of one rank. When it fails or ends otherwise than the others, those are not left waiting for it.
-fn step((rank, runner): (usize, &mut dyn StepRunner), plan: &StepPlan, group: &LocalGroup) -> Verdict {
-    let run = || {
-        let output = runner.launch(plan).and_then(|()| runner.finish())?;
-        match output.outcome {
-            StepOutcome::Failed(e) => Err(e),
-            StepOutcome::Done(_) => Ok(output),
-        }
-    };
-    let verdict = catch_unwind(AssertUnwindSafe(run)).map_err(|payload| panic_text(&*payload).to_string());
+/// Launches a step of one rank. When it fails or ends otherwise than the others, those are not left waiting for it.
+fn step((rank, runner): (usize, &mut dyn StepRunner), work: &Work, group: &LocalGroup) -> Verdict {
+    let launched = catch_unwind(AssertUnwindSafe(|| work.launch_on(runner)));
+    let verdict = launched.map_err(|payload| panic_text(&*payload).to_string());
     match &verdict {
         Ok(Ok(_)) => group.leave(rank),
         Ok(Err(e)) => group.fail(&e.clone().within(format!("rank {rank}"))),
@@ -146,10 +139,35 @@ fn step((rank, runner): (usize, &mut dyn StepRunner), plan: &StepPlan, group: &L
     verdict
 }
 
+/// A step of all ranks under way.
+#[derive(Debug)]
+struct RankFlight {
+    id: StepId,
+    part: StepPart,
+    ranks: Vec<Box<dyn Flight>>,
+}
+
+impl Flight for RankFlight {
+    /// The failure of any rank is the step's.
+    fn land(self: Box<Self>) -> StepOutput {
+        let mut outputs: Vec<_> = self.ranks.into_iter().map(Flight::land).collect();
+        let failed = outputs.iter().enumerate().find_map(|(rank, output)| match &output.outcome {
+            StepOutcome::Failed(e) => Some(e.clone().within(format!("rank {rank}"))),
+            StepOutcome::Done(_) => None,
+        });
+        let error = match failed.map_or_else(|| agree(self.id, &outputs), Err) {
+            Ok(()) if !outputs.is_empty() => return outputs.swap_remove(0),
+            Ok(()) => Error::internal("no rank ran the step"),
+            Err(e) => e,
+        };
+        StepOutput { id: self.id, part: self.part, outcome: StepOutcome::Failed(error) }
+    }
+}
+
 /// Whether every rank ran the step that was due and drew what rank 0 drew: from there on each has its own copy of it.
-fn agree(plan: &StepPlan, outputs: &[StepOutput]) -> Result<()> {
-    if let Some((rank, wrong)) = outputs.iter().enumerate().find(|(_, output)| output.id != plan.id) {
-        let (found, due) = (wrong.id.0, plan.id.0);
+fn agree(id: StepId, outputs: &[StepOutput]) -> Result<()> {
+    if let Some((rank, wrong)) = outputs.iter().enumerate().find(|(_, output)| output.id != id) {
+        let (found, due) = (wrong.id.0, id.0);
         return Err(Error::internal(format!("rank {rank} answered step {found} where step {due} was due")));
     }
     let drawn = |output: &StepOutput| match &output.outcome {
@@ -159,17 +177,31 @@ fn agree(plan: &StepPlan, outputs: &[StepOutput]) -> Result<()> {
     let first = outputs.first().map(drawn);
     match outputs.iter().position(|output| Some(drawn(output)) != first) {
         None => Ok(()),
-        Some(rank) => Err(Error::internal(format!("ranks 0 and {rank} drew different tokens in step {}", plan.id.0))),
+        Some(rank) => Err(Error::internal(format!("ranks 0 and {rank} drew different tokens in step {}", id.0))),
     }
 }
 
 impl StepRunner for RankRunner {
-    /// Runs the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
-    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
-        let plan = Arc::new(plan.clone());
+    fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
+        self.launch_on_all(Work::Step(plan.clone()))
+    }
+
+    fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Box<dyn Flight>> {
+        self.launch_on_all(Work::Late(step, masks.to_vec()))
+    }
+
+    fn group(&self) -> Option<LocalGroup> {
+        Some(self.group.clone())
+    }
+}
+
+impl RankRunner {
+    /// Launches the step on all ranks. A rank's failure is the step's; a rank's panic goes on here.
+    fn launch_on_all(&mut self, work: Work) -> Result<Box<dyn Flight>> {
+        let work = Arc::new(work);
         let mut silent = None;
         for (rank, other) in (1..).zip(&self.others) {
-            let Some(order) = self.order(rank, &plan) else {
+            let Some(order) = self.order(rank, &work) else {
                 silent = Some(rank);
                 continue;
             };
@@ -179,9 +211,9 @@ impl StepRunner for RankRunner {
             }
         }
         if self.planted == Some(Planted::StalePlan) {
-            self.before = Some(Arc::clone(&plan));
+            self.before = Some(Arc::clone(&work));
         }
-        let mut verdicts = vec![step((0, self.first.as_mut()), &plan, &self.group)];
+        let mut verdicts = vec![step((0, self.first.as_mut()), &work, &self.group)];
         let gone = || Err("its thread has ended".to_owned());
         let others = (1..).zip(&self.others).filter(|(rank, _)| silent != Some(*rank));
         verdicts.extend(others.map(|(_, other)| other.verdicts.recv().unwrap_or_else(|_| gone())));
@@ -194,21 +226,13 @@ impl StepRunner for RankRunner {
             resume_unwind(Box::new(format!("rank {rank}: {text}")));
         }
         let ignored = self.planted == Some(Planted::FailureIgnored) && matches!(verdicts[0], Ok(Ok(_)));
+        let flights: Vec<_> = verdicts.into_iter().filter_map(|v| v.ok()?.ok()).collect();
         if let Some(e) = failure.filter(|_| !ignored) {
+            // Nothing of it may run beside the next step.
+            flights.into_iter().for_each(|flight| drop(flight.land()));
             return Err(e);
         }
-        let outputs: Vec<_> = verdicts.into_iter().filter_map(|v| v.ok()?.ok()).collect();
-        agree(&plan, &outputs)?;
-        self.done.extend(outputs.into_iter().next());
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<StepOutput> {
-        self.done.pop_front().ok_or_else(|| Error::internal("no step was launched"))
-    }
-
-    fn group(&self) -> Option<LocalGroup> {
-        Some(self.group.clone())
+        Ok(Box::new(RankFlight { id: work.id(), part: work.part(), ranks: flights }))
     }
 }
 
@@ -226,9 +250,9 @@ impl Drop for RankRunner {
 mod tests {
     use super::*;
     use crate::base::signal::Signal;
-    use crate::base::{DType, ErrorKind, StepId};
+    use crate::base::{DType, ErrorKind};
     use crate::exec::Executor;
-    use crate::exec::worker::WorkerExecutor;
+    use crate::exec::worker::{Landed, WorkerExecutor};
     use crate::hal::comm::Communicator;
     use crate::hal::registry::{DeviceOptions, open};
     use crate::hal::{Stream, Tensor};
@@ -238,6 +262,8 @@ mod tests {
     #[derive(Debug, Clone, Copy, PartialEq)]
     enum Odd {
         Fails,
+        /// Fails when the step lands.
+        FailsLate,
         Panics,
         /// Ends the step without meeting them.
         Absent,
@@ -253,23 +279,23 @@ mod tests {
         x: Tensor,
         place: Box<dyn Communicator>,
         odd: Option<Odd>,
-        last: StepId,
     }
 
     impl StepRunner for Meets {
-        fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
             let odd = self.odd.filter(|_| plan.id.0 == 1);
             let x = if odd == Some(Odd::Short) { self.x.reshape(1, 2) } else { self.x.clone() };
-            self.last = if odd == Some(Odd::Stale) { StepId(0) } else { plan.id };
+            let id = if odd == Some(Odd::Stale) { StepId(0) } else { plan.id };
             match odd {
                 Some(Odd::Panics) => panic!("told to panic"),
-                Some(Odd::Fails) => Err(Error::no_memory("told to fail")),
-                Some(Odd::Absent) => Ok(()),
-                _ => self.place.all_reduce(self.stream.as_ref(), &x),
+                Some(Odd::Fails) => return Err(Error::no_memory("told to fail")),
+                Some(Odd::Absent) => {}
+                _ => self.place.all_reduce(self.stream.as_ref(), &x)?,
             }
-        }
-        fn finish(&mut self) -> Result<StepOutput> {
-            Ok(StepOutput { id: self.last, outcome: StepOutcome::Done(StepResults::default()) })
+            let late = Error::no_memory("told to fail late");
+            let done = StepOutcome::Done(StepResults::default());
+            let outcome = if odd == Some(Odd::FailsLate) { StepOutcome::Failed(late) } else { done };
+            Ok(Box::new(Landed(StepOutput::first(id, outcome))))
         }
     }
 
@@ -280,7 +306,6 @@ mod tests {
             x: Tensor::new(device.alloc(16)?, 0, 1, 4, DType::F32),
             place: group.join(rank, device.as_ref())?,
             odd,
-            last: StepId(0),
         })
     }
 
@@ -316,6 +341,7 @@ mod tests {
             let short = if rank == 0 { "rank 1 adds 4 values to the 2 of rank 0" } else { "adds 2 values to the 4 of" };
             for (odd, kind, says) in [
                 (Odd::Fails, ErrorKind::NoMemory, format!("rank {rank}: told to fail")),
+                (Odd::FailsLate, ErrorKind::NoMemory, format!("rank {rank}: told to fail late")),
                 (Odd::Absent, ErrorKind::Internal, format!("rank {rank} has ended the step where rank ")),
                 (Odd::Short, ErrorKind::Internal, short.to_owned()),
                 (Odd::Stale, ErrorKind::Internal, format!("rank {rank} answered step 0 where step 1 was due")),

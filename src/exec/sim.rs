@@ -3,12 +3,14 @@
 //! for engines without a model.
 
 use crate::base::rng::{SplitMix64, mix};
-use crate::base::{Error, ErrorKind, Result, SeqId, Token};
+use crate::base::{Error, ErrorKind, Result, SeqId, StepId, Token};
 use crate::exec::Executor;
+use crate::exec::worker::Work;
 use crate::plan::{
     Logprob, Request, RowInit, Sampled, Scored, Scores, StepEntry, StepOutcome, StepOutput, StepPlan, StepResults,
+    TokenMask,
 };
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// Shape and faults of a simulated device.
 #[derive(Debug, Clone)]
@@ -53,6 +55,11 @@ impl SimModel {
 
     /// The token sampled at output index `index` after everything in `read` was read.
     pub fn sample(self, read: u64, index: u32, row: &RowInit) -> Token {
+        self.sample_of(read, index, row, &|_| true)
+    }
+
+    /// The same of the tokens that are allowed.
+    fn sample_of(self, read: u64, index: u32, row: &RowInit, allowed: &dyn Fn(Token) -> bool) -> Token {
         let draw = mix(mix(read, mix(row.sampling.seed(), u64::from(row.choice))), u64::from(index));
         // Penalties: what came before counts, in whatever order.
         let seen =
@@ -60,7 +67,8 @@ impl SimModel {
         let draw = seen.fold(draw, u64::wrapping_add);
         let first = (draw % u64::from(self.vocab)) as Token;
         let banned = |t: Token| row.sampling.logit_bias().iter().any(|(id, bias)| *id == t && *bias < 0.0);
-        let held = |t: Token| banned(t) || (index < row.min_tokens && row.end_tokens.contains(&t));
+        let ends = |t: Token| index < row.min_tokens && row.end_tokens.contains(&t);
+        let held = |t: Token| !allowed(t) || banned(t) || ends(t);
         // Unless every token is held back there is one that is not.
         (0..self.vocab).map(|i| (first + i) % self.vocab).find(|&t| !held(t)).unwrap_or(first)
     }
@@ -89,6 +97,11 @@ impl SimModel {
 
     /// The first `n` tokens of `request` when it runs alone, whatever ends it.
     pub fn alone(self, request: &Request, n: usize) -> Vec<Token> {
+        self.alone_of(request, n, &|_, _| true)
+    }
+
+    /// The same where `allowed` says of the tokens so far which one may follow.
+    pub fn alone_of(self, request: &Request, n: usize, allowed: &dyn Fn(&[Token], Token) -> bool) -> Vec<Token> {
         let mut row = RowInit {
             row: crate::base::Row(0),
             sampling: request.sampling.clone(),
@@ -102,7 +115,7 @@ impl SimModel {
         let mut state = request.prompt().iter().fold(0, |_, &t| push(t));
         let mut out = Vec::with_capacity(n);
         for index in 0..n as u32 {
-            let token = self.sample(state, index, &row);
+            let token = self.sample_of(state, index, &row, &|t| allowed(&out, t));
             row.remember(token);
             out.push(token);
             state = push(token);
@@ -130,6 +143,8 @@ pub struct SimDevice {
     /// Position and content of every cell, by block and offset.
     kv: Vec<(u32, u64)>,
     rows: Vec<Option<RowState>>,
+    /// What was read for entries that wait for their masks, by sampler row.
+    waiting: HashMap<usize, (StepId, StepEntry, u64)>,
     rng: SplitMix64,
     complaint: Option<String>,
 }
@@ -145,6 +160,7 @@ impl SimDevice {
             block_size: cfg.block_size,
             kv: vec![UNWRITTEN; cfg.num_blocks as usize * cfg.block_size as usize],
             rows: vec![None; cfg.rows],
+            waiting: HashMap::new(),
             rng: SplitMix64(cfg.seed),
             complaint: None,
         }
@@ -178,6 +194,7 @@ impl SimDevice {
     pub fn write_all(&mut self, plan: &StepPlan) {
         for init in &plan.row_inits {
             self.rows[init.row.0 as usize] = Some(RowState { init: init.clone(), last: None });
+            self.waiting.remove(&(init.row.0 as usize));
         }
         for entry in &plan.entries {
             self.write(plan, entry);
@@ -219,8 +236,31 @@ impl SimDevice {
         });
         let scored = scored.collect();
         let sampling = plan.entries.iter().filter(|e| e.samples).zip(reads);
-        let sampled = sampling.map(|(e, read)| Sampled::new(e.seq, self.sample(e, *read))).collect();
+        let mut sampled = Vec::new();
+        for (e, read) in sampling {
+            if e.awaits_mask {
+                self.waiting.insert(e.row.0 as usize, (plan.id, e.clone(), *read));
+            } else {
+                sampled.push(Sampled::new(e.seq, self.sample(e, *read, &|_| true)));
+            }
+        }
         StepResults { sampled, scored }
+    }
+
+    /// Samples entries of a step that waited for these masks.
+    pub fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> StepResults {
+        let mut sampled = Vec::new();
+        for mask in masks {
+            let is_it = |(_, w): &(&usize, &(StepId, StepEntry, u64))| (w.0, w.1.seq) == (step, mask.seq);
+            let row = self.waiting.iter().find(is_it).map(|(row, _)| *row);
+            let Some((_, entry, read)) = row.and_then(|row| self.waiting.remove(&row)) else {
+                self.complain(|| format!("{:?} is supplied a mask in step {} and waits for none", mask.seq, step.0));
+                continue;
+            };
+            let allowed = |t: Token| mask.words[t as usize / 32] >> (t % 32) & 1 == 1;
+            sampled.push(Sampled::new(mask.seq, self.sample(&entry, read, &allowed)));
+        }
+        StepResults { sampled, scored: Vec::new() }
     }
 
     /// A number for everything that `plan` mentions of this rank's memory: equal on all ranks after the step.
@@ -262,23 +302,35 @@ impl SimDevice {
         cell
     }
 
-    fn sample(&mut self, entry: &StepEntry, read: u64) -> Token {
+    fn sample(&mut self, entry: &StepEntry, read: u64, allowed: &dyn Fn(Token) -> bool) -> Token {
         let end = entry.start + entry.len;
         let model = self.model;
         let Some(row) = &mut self.rows[entry.row.0 as usize] else {
             self.complain(|| format!("{:?} samples in a row nobody set", entry.seq));
             return 0;
         };
-        let token = model.sample(read, end.wrapping_sub(row.init.prompt_len), &row.init);
+        let token = model.sample_of(read, end.wrapping_sub(row.init.prompt_len), &row.init, allowed);
         row.last = Some(token);
         row.init.remember(token);
         token
+    }
+
+    /// A late part that breaks off: its rows are lost.
+    pub fn ruin_late(&mut self, step: StepId, masks: &[TokenMask]) {
+        for mask in masks {
+            let is_it = |(_, w): &(&usize, &(StepId, StepEntry, u64))| (w.0, w.1.seq) == (step, mask.seq);
+            if let Some(row) = self.waiting.iter().find(is_it).map(|(row, _)| *row) {
+                self.waiting.remove(&row);
+                self.rows[row] = None;
+            }
+        }
     }
 
     /// A step that breaks off: some of its cells hold rubbish, and its rows are lost.
     pub fn ruin(&mut self, plan: &StepPlan) {
         for entry in &plan.entries {
             self.rows[entry.row.0 as usize] = None;
+            self.waiting.remove(&(entry.row.0 as usize));
             for pos in entry.start..entry.start + entry.len {
                 let slot = self.slot(plan.table(entry), pos);
                 self.kv[slot] = (pos, self.rng.next_u64());
@@ -292,9 +344,9 @@ impl SimDevice {
 pub struct SimExecutor {
     cfg: SimConfig,
     device: SimDevice,
-    /// Steps and when they end.
-    queue: VecDeque<(u64, StepPlan)>,
-    /// Steps still to land as failed because of one before them.
+    /// Steps and late parts, and when they end.
+    queue: VecDeque<(u64, Work)>,
+    /// Those still to land as failed because of one before them.
     doomed: usize,
     now: u64,
     rng: SplitMix64,
@@ -317,19 +369,35 @@ impl SimExecutor {
         self.device.complaint()
     }
 
-    fn land(&mut self, plan: &StepPlan) -> StepOutcome {
-        let poisoned = self.cfg.poison.is_some_and(|p| plan.entries.iter().any(|e| e.seq == p));
+    fn land(&mut self, work: &Work) -> StepOutcome {
+        let is_poison = |seq: SeqId| self.cfg.poison == Some(seq);
+        let poisoned = match work {
+            Work::Step(plan) => plan.entries.iter().any(|e| is_poison(e.seq)),
+            Work::Late(_, masks) => masks.iter().any(|m| is_poison(m.seq)),
+        };
         let fails = poisoned || self.rng.below(1000) < self.cfg.fail_per_mille;
         if self.doomed == 0 && !fails {
-            return self.device.run(plan);
+            return match work {
+                Work::Step(plan) => self.device.run(plan),
+                Work::Late(step, masks) => StepOutcome::Done(self.device.supply(*step, masks)),
+            };
         }
-        self.device.ruin(plan);
+        match work {
+            Work::Step(plan) => self.device.ruin(plan),
+            Work::Late(step, masks) => self.device.ruin_late(*step, masks),
+        }
         if self.doomed > 0 {
             self.doomed -= 1;
             return StepOutcome::Failed(Error::new(ErrorKind::Device, "a step before this one failed"));
         }
         self.doomed = self.queue.len();
         StepOutcome::Failed(Error::new(ErrorKind::Device, "the simulated device failed"))
+    }
+
+    fn enqueue(&mut self, work: Work) {
+        let start = self.queue.back().map_or(self.now, |(end, _)| *end);
+        let end = start + 1 + self.rng.below(self.cfg.slowest);
+        self.queue.push_back((end, work));
     }
 }
 
@@ -339,12 +407,16 @@ impl Executor for SimExecutor {
     }
 
     fn submit(&mut self, plan: StepPlan) -> Result<()> {
-        if self.queue.len() >= self.cfg.depth {
+        let steps = self.queue.iter().filter(|(_, work)| matches!(work, Work::Step(_))).count();
+        if steps >= self.cfg.depth {
             return Err(Error::internal(format!("more than {} steps outstanding", self.cfg.depth)));
         }
-        let start = self.queue.back().map_or(self.now, |(end, _)| *end);
-        let end = start + 1 + self.rng.below(self.cfg.slowest);
-        self.queue.push_back((end, plan));
+        self.enqueue(Work::Step(plan));
+        Ok(())
+    }
+
+    fn supply(&mut self, step: StepId, masks: Vec<TokenMask>) -> Result<()> {
+        self.enqueue(Work::Late(step, masks));
         Ok(())
     }
 
@@ -354,8 +426,8 @@ impl Executor for SimExecutor {
         if self.queue.front().is_none_or(|(end, _)| *end > now) {
             return Ok(None);
         }
-        let Some((_, plan)) = self.queue.pop_front() else { return Ok(None) };
-        let outcome = self.land(&plan);
-        Ok(Some(StepOutput { id: plan.id, outcome }))
+        let Some((_, work)) = self.queue.pop_front() else { return Ok(None) };
+        let outcome = self.land(&work);
+        Ok(Some(StepOutput { id: work.id(), part: work.part(), outcome }))
     }
 }

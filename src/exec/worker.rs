@@ -1,66 +1,180 @@
-//! One thread per device: it owns the runner, takes plans in order and reports what came of them.
+//! Two threads per device: `yn-worker-0` owns the runner and launches steps as their plans come, `yn-landing-0` waits for
+//! them in order and reports what came of them. So the device finds the next step enqueued when one ends, and neither a
+//! new plan nor a landed step waits for the other.
 
 use super::Executor;
 use crate::base::error::panic_text;
 use crate::base::signal::Signal;
 use crate::base::{Error, ErrorKind, Result, StepId, threads};
 use crate::hal::comm::LocalGroup;
-use crate::plan::{StepOutcome, StepOutput, StepPlan};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
+use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
+use crate::runner::{self, ModelRunner};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use std::any::Any;
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// What a worker drives: enqueues a step, then waits for the oldest one.
-pub trait StepRunner: Send + std::fmt::Debug {
-    fn launch(&mut self, plan: &StepPlan) -> Result<()>;
-    fn finish(&mut self) -> Result<StepOutput>;
+/// How long whoever drops an executor waits for its thread.
+const DROP_WAIT: Duration = Duration::from_secs(10);
+
+/// A launched step on its way back.
+pub trait Flight: Send + Debug {
+    /// Sleeps until the step has ended on the device, and tells what came of it. Called in the order of launches, by a
+    /// thread of its own.
+    fn land(self: Box<Self>) -> StepOutput;
+}
+
+/// A step that had ended before its flight began.
+#[derive(Debug)]
+pub struct Landed(pub StepOutput);
+
+impl Flight for Landed {
+    fn land(self: Box<Self>) -> StepOutput {
+        self.0
+    }
+}
+
+/// What a worker drives.
+pub trait StepRunner: Send + Debug {
+    /// Enqueues a step behind those launched before it, which need not have landed: at most as many are under way as the
+    /// pipeline is deep. It waits for no step. On an error nothing of the step counts and nothing of it runs any more. A
+    /// step behind one that fails may have been launched before that was seen; it is landed and does not count.
+    fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>>;
+    /// The same for a late part of a launched step; see [`Executor::supply`].
+    fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Box<dyn Flight>> {
+        let _ = masks;
+        Err(Error::internal(format!("masks for step {}, but this runner takes none", step.0)))
+    }
     /// Where its ranks meet, if it has several.
     fn group(&self) -> Option<LocalGroup> {
         None
     }
 }
 
-impl StepRunner for crate::runner::ModelRunner {
-    fn launch(&mut self, plan: &StepPlan) -> Result<()> {
-        Self::launch(self, plan)
+impl StepRunner for ModelRunner {
+    fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
+        Ok(Box::new(self.launch_step(plan)?))
     }
-    fn finish(&mut self) -> Result<StepOutput> {
-        Self::finish(self)
+    fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Box<dyn Flight>> {
+        Ok(Box::new(ModelRunner::supply(self, step, masks)?))
     }
 }
 
-/// A step on its way to the worker.
+impl Flight for runner::Flight {
+    fn land(self: Box<Self>) -> StepOutput {
+        runner::Flight::land(*self)
+    }
+}
+
+/// What a runner is told to launch.
+#[derive(Debug)]
+pub enum Work {
+    Step(StepPlan),
+    Late(StepId, Vec<TokenMask>),
+}
+
+impl Work {
+    pub(super) fn id(&self) -> StepId {
+        match self {
+            Self::Step(plan) => plan.id,
+            Self::Late(step, _) => *step,
+        }
+    }
+
+    pub(super) fn part(&self) -> StepPart {
+        match self {
+            Self::Step(_) => StepPart::First,
+            Self::Late(..) => StepPart::Late,
+        }
+    }
+
+    pub(super) fn launch_on(&self, runner: &mut dyn StepRunner) -> Result<Box<dyn Flight>> {
+        match self {
+            Self::Step(plan) => runner.launch(plan),
+            Self::Late(step, masks) => runner.supply(*step, masks),
+        }
+    }
+}
+
+/// Work on its way to the worker.
 #[derive(Debug)]
 struct Order {
-    plan: StepPlan,
-    /// Failures the engine had seen when it submitted the step. A step from before a failure must not run.
+    work: Work,
+    /// Failures the engine had seen when it submitted the work. What is from before a failure must not count.
     epoch: u64,
 }
 
-/// The engine's end of a worker thread. Dropping it ends the thread and waits for it, unless abandoned.
+/// What became of an order, on its way to the landing thread.
+#[derive(Debug)]
+struct Launched {
+    id: StepId,
+    part: StepPart,
+    epoch: u64,
+    host_ns: u64,
+    step: Launch,
+}
+
+#[derive(Debug)]
+enum Launch {
+    Flies(Box<dyn Flight>),
+    Failed(Error),
+    /// The runner's state cannot be trusted any more.
+    Panicked(Error),
+}
+
+/// A step that has landed, and what launching it cost the host.
+#[derive(Debug)]
+struct Report {
+    output: Result<StepOutput>,
+    host_ns: u64,
+}
+
+/// The engine's end of the worker's threads. Dropping it ends them and waits a while for them.
 #[derive(Debug)]
 pub struct WorkerExecutor {
     orders: Option<Sender<Order>>,
-    landed: Receiver<Result<StepOutput>>,
+    landed: Receiver<Report>,
     depth: usize,
+    /// Steps submitted and not polled.
+    outstanding: usize,
     epoch: u64,
+    /// Of the step polled last.
+    launch_ns: u64,
     group: Option<LocalGroup>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl WorkerExecutor {
-    /// Starts the thread `yn-worker-0`. `signal` is notified whenever a step has landed.
+    /// Starts the two threads. `signal` is notified whenever a step has landed.
     pub fn spawn(runner: Box<dyn StepRunner>, depth: usize, signal: Arc<Signal>) -> Result<Self> {
         let group = runner.group();
-        let (orders, inbox) = bounded(depth);
-        // One place more than can be outstanding, for the worker's last words.
-        let (outbox, landed) = bounded(depth + 1);
+        // As many messages as there are steps and late parts outstanding, which are bounded by depth and sequences, and
+        // the worker's last words.
+        let (orders, inbox) = unbounded();
+        let (outbox, landed) = unbounded();
         let outbox = Outbox { landed: Some(outbox), signal };
-        let thread = threads::named("yn-worker-0")
-            .spawn(move || work(runner, &inbox, &outbox))
-            .map_err(|e| Error::io(format!("the worker thread does not start: {e}")))?;
-        Ok(Self { orders: Some(orders), landed, depth, epoch: 0, group, thread: Some(thread) })
+        let (flights, launched) = unbounded();
+        let failed = Arc::new(AtomicU64::new(0));
+        let start_error = |e| Error::io(format!("the worker thread does not start: {e}"));
+        let landing = {
+            let failed = Arc::clone(&failed);
+            let land = move || land_all(&launched, &failed, &outbox);
+            threads::named("yn-landing-0").spawn(land).map_err(start_error)?
+        };
+        let work = move || {
+            let mut runner = runner;
+            launch_all(runner.as_mut(), &inbox, &flights, &failed);
+            drop(flights);
+            // The runner's memory is given back once nothing is under way. A panic there has closed `landed`.
+            let _ = landing.join();
+        };
+        let thread = threads::named("yn-worker-0").spawn(work).map_err(start_error)?;
+        let (epoch, outstanding, launch_ns) = (0, 0, 0);
+        Ok(Self { orders: Some(orders), landed, depth, outstanding, epoch, launch_ns, group, thread: Some(thread) })
     }
 }
 
@@ -70,25 +184,36 @@ impl Executor for WorkerExecutor {
     }
 
     fn submit(&mut self, plan: StepPlan) -> Result<()> {
-        let Some(orders) = &self.orders else { return Err(self.last_words()) };
-        orders.try_send(Order { plan, epoch: self.epoch }).map_err(|e| match e {
-            TrySendError::Full(_) => Error::internal("more steps submitted than the pipeline is deep"),
-            TrySendError::Disconnected(_) => self.last_words(),
-        })
+        if self.outstanding == self.depth {
+            return Err(Error::internal("more steps submitted than the pipeline is deep"));
+        }
+        self.order(Work::Step(plan))?;
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    fn supply(&mut self, step: StepId, masks: Vec<TokenMask>) -> Result<()> {
+        self.order(Work::Late(step, masks))
     }
 
     fn poll(&mut self) -> Result<Option<StepOutput>> {
         match self.landed.try_recv() {
-            Ok(Ok(output)) => {
+            Ok(Report { output, host_ns }) => {
+                let output = output?;
+                self.outstanding -= usize::from(output.part == StepPart::First);
+                self.launch_ns = host_ns;
                 if matches!(output.outcome, StepOutcome::Failed(_)) {
                     self.epoch += 1;
                 }
                 Ok(Some(output))
             }
-            Ok(Err(e)) => Err(e),
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => Err(self.last_words()),
         }
+    }
+
+    fn launch_ns(&self) -> u64 {
+        self.launch_ns
     }
 
     fn late(&self) -> Vec<usize> {
@@ -100,39 +225,57 @@ impl Executor for WorkerExecutor {
             group.fail(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
         }
         self.orders = None;
-        self.thread = None;
+    }
+
+    fn leave(&mut self, wait: Duration) -> bool {
+        self.orders = None;
+        let Some(thread) = self.thread.take() else { return true };
+        let over = Instant::now() + wait;
+        loop {
+            match self.landed.recv_deadline(over) {
+                // Nobody wants it any more.
+                Ok(_) => {}
+                // The landing thread has ended, and the worker gives the runner's memory back.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+        // A panic of the thread was already reported through `landed`.
+        let _ = thread.join();
+        true
     }
 }
 
 impl WorkerExecutor {
-    /// Why the thread has ended: the panic it reported, if nobody has read it yet.
+    fn order(&self, work: Work) -> Result<()> {
+        let orders = self.orders.as_ref().ok_or_else(|| self.last_words())?;
+        orders.send(Order { work, epoch: self.epoch }).map_err(|_| self.last_words())
+    }
+
+    /// Why the threads have ended: the panic they reported, if nobody has read it yet.
     fn last_words(&self) -> Error {
-        let cause = self.landed.try_iter().find_map(std::result::Result::err);
+        let cause = self.landed.try_iter().find_map(|report| report.output.err());
         cause.unwrap_or_else(|| Error::new(ErrorKind::Internal, "the device's worker thread has ended"))
     }
 }
 
 impl Drop for WorkerExecutor {
     fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was already reported through `landed`.
-            let _ = thread.join();
-        }
+        self.leave(DROP_WAIT);
     }
 }
 
-/// The worker's end of `landed`. However the thread ends, whoever waits is told after the channel has closed.
+/// The landing thread's end of `landed`. However it ends, whoever waits is told after the channel has closed.
 #[derive(Debug)]
 struct Outbox {
-    landed: Option<Sender<Result<StepOutput>>>,
+    landed: Option<Sender<Report>>,
     signal: Arc<Signal>,
 }
 
 impl Outbox {
     /// False when nobody listens any more.
-    fn send(&self, landed: Result<StepOutput>) -> bool {
-        let sent = self.landed.as_ref().is_some_and(|channel| channel.send(landed).is_ok());
+    fn send(&self, report: Report) -> bool {
+        let sent = self.landed.as_ref().is_some_and(|channel| channel.send(report).is_ok());
         self.signal.notify();
         sent
     }
@@ -145,38 +288,75 @@ impl Drop for Outbox {
     }
 }
 
-fn work(mut runner: Box<dyn StepRunner>, inbox: &Receiver<Order>, outbox: &Outbox) {
-    let mut failed_epoch = None;
-    while let Ok(Order { plan, epoch }) = inbox.recv() {
-        let landed = if failed_epoch.is_some_and(|failed| epoch <= failed) {
-            Ok(failed_step(plan.id, Error::new(ErrorKind::Device, "an earlier step failed")))
+/// Launches every order until the channel closes or a step panics. `failed` is one more than the epoch of the last step
+/// that was seen to fail as it landed.
+fn launch_all(runner: &mut dyn StepRunner, inbox: &Receiver<Order>, flights: &Sender<Launched>, failed: &AtomicU64) {
+    let mut failed_here = 0;
+    while let Ok(Order { work, epoch }) = inbox.recv() {
+        let since = Instant::now();
+        let step = if epoch < failed.load(Ordering::Acquire).max(failed_here) {
+            Launch::Failed(behind_a_failure())
         } else {
-            run(runner.as_mut(), &plan)
+            launch(runner, &work)
         };
-        if landed.as_ref().is_ok_and(|o| matches!(o.outcome, StepOutcome::Failed(_))) {
-            failed_epoch = Some(epoch);
+        if matches!(step, Launch::Failed(_)) {
+            failed_here = epoch + 1;
         }
-        let over = landed.is_err();
-        let sent = outbox.send(landed);
-        if over || !sent {
+        let over = matches!(step, Launch::Panicked(_));
+        let host_ns = since.elapsed().as_nanos() as u64;
+        let (id, part) = (work.id(), work.part());
+        if flights.send(Launched { id, part, epoch, host_ns, step }).is_err() || over {
             break;
         }
     }
 }
 
-/// `Err` is a panic: the runner's state cannot be trusted any more.
-fn run(runner: &mut dyn StepRunner, plan: &StepPlan) -> Result<StepOutput> {
-    let step = || match runner.launch(plan).and_then(|()| runner.finish()) {
-        Ok(output) => output,
-        Err(e) => failed_step(plan.id, e),
-    };
-    catch_unwind(AssertUnwindSafe(step)).map_err(|payload| {
-        Error::internal(format!("step {} panicked in the worker: {}", plan.id.0, panic_text(&*payload)))
-    })
+fn launch(runner: &mut dyn StepRunner, work: &Work) -> Launch {
+    match catch_unwind(AssertUnwindSafe(|| work.launch_on(runner))) {
+        Ok(Ok(flight)) => Launch::Flies(flight),
+        Ok(Err(e)) => Launch::Failed(e),
+        Err(payload) => Launch::Panicked(panicked(work.id(), &*payload)),
+    }
 }
 
-fn failed_step(id: StepId, error: Error) -> StepOutput {
-    StepOutput { id, outcome: StepOutcome::Failed(error) }
+/// Lands every launched step in order. One that was launched behind a failure is waited for and fails with it.
+fn land_all(launched: &Receiver<Launched>, failed: &AtomicU64, outbox: &Outbox) {
+    while let Ok(Launched { id, part, epoch, host_ns, step }) = launched.recv() {
+        let failed_step = |e| StepOutput { id, part, outcome: StepOutcome::Failed(e) };
+        let behind = epoch < failed.load(Ordering::Acquire);
+        let output = match step {
+            Launch::Flies(flight) => catch_unwind(AssertUnwindSafe(|| flight.land())).map_err(|p| panicked(id, &*p)),
+            Launch::Failed(e) => Ok(failed_step(e)),
+            Launch::Panicked(e) => Err(e),
+        };
+        let output = match output {
+            Ok(StepOutput { outcome: StepOutcome::Done(_), .. }) if behind => Ok(failed_step(behind_a_failure())),
+            output => output.and_then(unless_lost),
+        };
+        if output.as_ref().is_ok_and(|o| matches!(o.outcome, StepOutcome::Failed(_))) {
+            failed.store(epoch + 1, Ordering::Release);
+        }
+        let over = output.is_err();
+        if !outbox.send(Report { output, host_ns }) || over {
+            break;
+        }
+    }
+}
+
+fn behind_a_failure() -> Error {
+    Error::new(ErrorKind::Device, "an earlier step failed")
+}
+
+fn panicked(id: StepId, payload: &(dyn Any + Send)) -> Error {
+    Error::internal(format!("step {} panicked in the worker: {}", id.0, panic_text(payload)))
+}
+
+/// A step that failed because its device is lost is the executor's end: no other step can do better.
+fn unless_lost(output: StepOutput) -> Result<StepOutput> {
+    match output.outcome {
+        StepOutcome::Failed(e) if e.kind == ErrorKind::DeviceLost => Err(e.within(format!("step {}", output.id.0))),
+        _ => Ok(output),
+    }
 }
 
 #[cfg(test)]
@@ -234,5 +414,101 @@ mod tests {
         }
         let e = w.submit(plan(1)).unwrap_err();
         assert!(e.message.contains("told to panic"), "{e}");
+    }
+
+    /// Steps that land when the test lets them.
+    #[derive(Debug)]
+    struct Gated {
+        launched: Sender<u64>,
+        gate: Receiver<Gate>,
+    }
+
+    #[derive(Debug)]
+    enum Gate {
+        Done,
+        Failed,
+        Panics,
+    }
+
+    #[derive(Debug)]
+    struct GatedFlight(StepId, Receiver<Gate>);
+
+    impl Flight for GatedFlight {
+        fn land(self: Box<Self>) -> StepOutput {
+            let outcome = match self.1.recv().unwrap() {
+                Gate::Done => StepOutcome::Done(StepResults::default()),
+                Gate::Failed => StepOutcome::Failed(Error::new(ErrorKind::Device, "told to fail")),
+                Gate::Panics => panic!("told to panic"),
+            };
+            StepOutput::first(self.0, outcome)
+        }
+    }
+
+    impl StepRunner for Gated {
+        fn launch(&mut self, plan: &StepPlan) -> Result<Box<dyn Flight>> {
+            self.launched.send(plan.id.0).unwrap();
+            Ok(Box::new(GatedFlight(plan.id, self.gate.clone())))
+        }
+    }
+
+    /// A worker of depth 2, what it launches, and the way to let a step land.
+    fn gated() -> (WorkerExecutor, Arc<Signal>, Receiver<u64>, Sender<Gate>) {
+        let ((launched, launches), (open, gate)) = (unbounded(), unbounded());
+        let signal = Arc::new(Signal::default());
+        let worker = WorkerExecutor::spawn(Box::new(Gated { launched, gate }), 2, Arc::clone(&signal)).unwrap();
+        (worker, signal, launches, open)
+    }
+
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+    #[test]
+    fn steps_are_launched_while_others_run_and_land_in_order() {
+        let (mut w, signal, launches, open) = gated();
+        w.submit(plan(0)).unwrap();
+        w.submit(plan(1)).unwrap();
+        assert!(w.submit(plan(2)).unwrap_err().message.contains("more steps"));
+        assert_eq!([launches.recv_timeout(PATIENCE), launches.recv_timeout(PATIENCE)], [Ok(0), Ok(1)]);
+        assert_eq!(w.poll().unwrap(), None, "nothing has landed");
+        for id in 2..50 {
+            open.send(Gate::Done).unwrap();
+            assert_eq!(poll(&mut w, &signal).unwrap().id, StepId(id - 2));
+            w.submit(plan(id)).unwrap();
+            assert_eq!(launches.recv_timeout(PATIENCE), Ok(id), "launched while step {} runs", id - 1);
+            assert_eq!(w.poll().unwrap(), None);
+        }
+        open.send(Gate::Done).unwrap();
+        open.send(Gate::Done).unwrap();
+    }
+
+    #[test]
+    fn a_step_launched_behind_one_that_fails_lands_and_fails() {
+        let (mut w, signal, launches, open) = gated();
+        w.submit(plan(0)).unwrap();
+        w.submit(plan(1)).unwrap();
+        assert_eq!([launches.recv_timeout(PATIENCE), launches.recv_timeout(PATIENCE)], [Ok(0), Ok(1)]);
+        open.send(Gate::Failed).unwrap();
+        let failed = |output: StepOutput, says: &str| match output.outcome {
+            StepOutcome::Failed(e) => assert!(e.message.contains(says), "{e}"),
+            StepOutcome::Done(_) => panic!("step {} counts", output.id.0),
+        };
+        failed(poll(&mut w, &signal).unwrap(), "told to fail");
+        assert_eq!(w.poll().unwrap(), None, "step 1 still runs");
+        open.send(Gate::Done).unwrap();
+        failed(poll(&mut w, &signal).unwrap(), "an earlier step failed");
+        w.submit(plan(2)).unwrap();
+        open.send(Gate::Done).unwrap();
+        let output = poll(&mut w, &signal).unwrap();
+        assert_eq!((output.id, output.outcome), (StepId(2), StepOutcome::Done(StepResults::default())));
+        assert_eq!(launches.try_iter().collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_panic_while_a_step_lands_is_an_error_of_the_executor() {
+        let (mut w, signal, _launches, open) = gated();
+        w.submit(plan(0)).unwrap();
+        open.send(Gate::Panics).unwrap();
+        let e = poll(&mut w, &signal).unwrap_err();
+        assert!(e.message.contains("step 0 panicked"), "{e}");
+        assert!(poll(&mut w, &signal).is_err());
     }
 }

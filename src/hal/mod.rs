@@ -6,10 +6,15 @@ pub mod arena;
 pub mod comm;
 pub mod cpu;
 pub mod cuda;
+pub mod load;
 pub mod ops;
+mod planted;
+mod readers;
 pub mod registry;
+pub mod survey;
 pub mod tensor;
 
+pub use load::{FilePart, MatrixLoader, MatrixPart, WeightFile};
 pub use ops::Ops;
 pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, RandomRows, Tensor};
 
@@ -103,7 +108,38 @@ pub trait Device: Send + Sync + Debug {
         let host = parts.iter().zip(&data).map(|(part, data)| HostMatrix { rows: part.rows, cols, dtype, data });
         self.load_matrix(&host.collect::<Vec<_>>())
     }
+    /// A matrix in host memory that [`Ops::embed`] reads where it lies: it takes none of a device that has memory of its
+    /// own, and there no [`Ops::linear`] takes it. Elsewhere it is like any other.
+    fn load_host_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+        self.load_matrix(parts)
+    }
+    /// The same of random numbers.
+    fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        self.random_matrix(parts, cols, dtype)
+    }
+    /// Loads many matrices of `bytes` in all at once; `None` where one after the other is as fast.
+    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        let _ = bytes;
+        Ok(None)
+    }
     fn stream(&self) -> Result<Box<dyn Stream>>;
+    /// Where it has a driver that can make the host wait.
+    #[doc(hidden)]
+    fn driver_calls(&self) -> Option<DriverCalls> {
+        None
+    }
+}
+
+/// How often a device's driver was called, since it was opened, with something that may make the host wait. For tests.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DriverCalls {
+    pub event_waits: u64,
+    /// For a stream, or for a copy that has ended when the call returns.
+    pub other_waits: u64,
+    /// Device or page-locked memory taken or given back.
+    pub allocations: u64,
+    pub events_made: u64,
 }
 
 /// Host memory for transfers.

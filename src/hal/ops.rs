@@ -89,7 +89,7 @@ pub struct PagedAttention<'a> {
 pub struct Sample<'a> {
     /// F32 `[S, V]`.
     pub logits: &'a Tensor,
-    /// I32 `[S, 1]`: row of each sequence.
+    /// I32 `[S, 1]`: row of each sequence. One below 0 draws nothing and leaves its place in `out` as it is.
     pub rows: &'a Tensor,
     /// I32 `[S, 1]`: absolute position the drawn token will have.
     pub positions: &'a Tensor,
@@ -100,7 +100,7 @@ pub struct Sample<'a> {
     pub counts: &'a Tensor,
     /// I32 `[R, 2 * SAMPLER_BIASES]`: ids and f32 bits, [`SamplerWord::NumBiases`] pairs of each row.
     pub biases: &'a Tensor,
-    /// I32 `[S, 1]`: the drawn tokens.
+    /// I32 `[S, 1]`: the drawn tokens. From logits with a NaN nothing is drawn, and it says -1.
     pub out: &'a Tensor,
 }
 
@@ -137,6 +137,12 @@ pub trait Ops {
     fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()>;
     /// `out[s] = x[index[s]]`. out: act `[S, N]`; x: act `[T, N]`; index: I32 `[S, 1]`.
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()>;
+    /// `out[to[i]] = x[from[i]]`. Rows of `out` and `x` are equally many words; `to` and `from`: I32 `[N, 1]`, `to` without
+    /// repeats.
+    fn copy_rows(&self, out: (&Tensor, &Tensor), x: (&Tensor, &Tensor)) -> Result<()>;
+    /// `logits[s][v]` becomes -infinity where bit `v % 32` of `masks[s][v / 32]` is not set. logits: F32 `[S, V]`, in place;
+    /// masks: I32 `[S, ceil(V / 32)]`.
+    fn mask_logits(&self, logits: &Tensor, masks: &Tensor) -> Result<()>;
     fn sample(&self, args: &Sample<'_>) -> Result<()>;
     fn logprobs(&self, args: &Logprobs<'_>) -> Result<()>;
 }

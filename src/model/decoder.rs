@@ -154,11 +154,16 @@ impl Pass<'_> {
         })
     }
 
+    /// Where [`Self::logits`] puts the logits of `rows` rows; good for others until its next call.
+    pub fn logits_rows(&self, rows: usize) -> Tensor {
+        self.tensor(self.buffers.logits, rows)
+    }
+
     /// Logits, F32 `[rows of index, vocab_size]`, of the rows of `hidden` that `index` (I32 `[n, 1]`) names. Valid until
     /// the next call.
     pub fn logits(&self, hidden: &Tensor, index: &Tensor) -> Result<Tensor> {
         let last = self.tensor(self.buffers.last, index.rows());
-        let logits = self.tensor(self.buffers.logits, index.rows());
+        let logits = self.logits_rows(index.rows());
         self.stream.gather_rows(&last, hidden, index)?;
         self.stream.linear(&logits, &last, &self.model.head, None)?;
         if let Some(cap) = self.model.info.spec.logit_cap {

@@ -11,4 +11,7 @@ pub use cost::StepCost;
 pub use kv::{KvGroup, KvSpec};
 pub use params::{Penalties, SamplingParams, StopCriteria};
 pub use request::{FinishReason, Request};
-pub use step::{Logprob, RowInit, Sampled, Scored, Scores, StepEntry, StepOutcome, StepOutput, StepPlan, StepResults};
+pub use step::{
+    Logprob, RowInit, Sampled, Scored, Scores, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, StepResults,
+    TokenMask,
+};

@@ -58,6 +58,8 @@ pub struct Request {
     pub priority: i32,
     /// Prefixes are shared only between requests of equal salt; 0 is the common salt.
     pub cache_salt: u64,
+    /// Whether each of its tokens waits for a mask; see `Scheduler::supply`.
+    pub masked: bool,
     /// Generated tokens the sequence may reach before `Scheduler::allow` raises it; `u32::MAX` never waits.
     pub lead: u32,
 }
@@ -84,6 +86,7 @@ impl Request {
             prompt_logprobs: None,
             priority: 0,
             cache_salt: 0,
+            masked: false,
             lead: u32::MAX,
         })
     }

@@ -24,6 +24,17 @@ pub struct StepEntry {
     pub logprobs: Option<u32>,
     /// Prompt tokens whose probability this entry's logits tell.
     pub scores: Option<Scores>,
+    /// With `samples`: the token is not drawn before a [`TokenMask`] is supplied, and lands in the step's late part. What
+    /// else the step does waits for nothing.
+    pub awaits_mask: bool,
+}
+
+/// The tokens that an entry which waits for its mask may draw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenMask {
+    pub seq: SeqId,
+    /// Bit `t % 32` of word `t / 32` allows token t; as many words as the vocabulary needs, at least one bit set.
+    pub words: Vec<u32>,
 }
 
 /// Prompt tokens to report the probability of. The logits of a position are those of the token after it.
@@ -137,7 +148,8 @@ pub struct Scored {
 /// What a step was asked for.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepResults {
-    /// One per sampling entry, in the plan's order.
+    /// One per sampling entry that waits for no mask, in the plan's order; in a late part, one per mask in the order in
+    /// which they were supplied.
     pub sampled: Vec<Sampled>,
     /// One per entry with [`Scores`], in the plan's order.
     pub scored: Vec<Scored>,
@@ -157,9 +169,26 @@ pub enum StepOutcome {
     Failed(Error),
 }
 
-/// A step that has landed.
+/// Which part of a step has landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepPart {
+    /// The forward pass and all draws that waited for no mask.
+    First,
+    /// Draws whose masks came in one supply.
+    Late,
+}
+
+/// A step that has landed, or a late part of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOutput {
     pub id: StepId,
+    pub part: StepPart,
     pub outcome: StepOutcome,
+}
+
+impl StepOutput {
+    /// The first part of a step.
+    pub fn first(id: StepId, outcome: StepOutcome) -> Self {
+        Self { id, part: StepPart::First, outcome }
+    }
 }

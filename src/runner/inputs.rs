@@ -3,7 +3,9 @@
 use super::RunnerOptions;
 use super::graphs::Padding;
 use super::memory::WORD;
+use super::rows::pack_row;
 use crate::base::{DType, Error, Result};
+use crate::hal::ops::SAMPLER_WORDS;
 use crate::hal::{Allocation, HostBuffer, Tensor};
 use crate::model::decoder::Batch;
 use crate::plan::{Scores, StepEntry, StepPlan};
@@ -18,6 +20,7 @@ pub(super) struct InputShape {
     tokens: usize,
     seqs: usize,
     blocks: usize,
+    rows: usize,
     pub(super) block_size: usize,
 }
 
@@ -28,13 +31,14 @@ impl InputShape {
             tokens: options.max_num_batched_tokens,
             seqs: options.max_samples(),
             blocks: options.max_model_len.div_ceil(block_size),
+            rows: options.max_num_seqs,
             block_size,
         }
     }
 
     /// Words of the largest step.
     pub(super) fn words(&self) -> usize {
-        Sections::of(self.tokens, (self.seqs, self.blocks), (self.seqs, self.tokens)).end
+        Sections::of(self.tokens, (self.seqs, self.blocks), [self.seqs, self.tokens, self.rows, self.seqs]).end
     }
 
     /// Rows of logits that are computed at once.
@@ -64,11 +68,17 @@ struct Sections {
     scored: usize,
     targets: usize,
     every: usize,
+    /// Last, as recorded steps know nothing of them.
+    inits: usize,
+    init_rows: usize,
+    init_from: usize,
+    wait_rows: usize,
+    wait_from: usize,
     end: usize,
 }
 
 impl Sections {
-    fn of(tokens: usize, (seqs, blocks): (usize, usize), (samples, scores): (usize, usize)) -> Self {
+    fn of(tokens: usize, (seqs, blocks): (usize, usize), [samples, scores, inits, waits]: [usize; 4]) -> Self {
         let mut end = 0;
         let mut section = |words: usize| {
             let from = end;
@@ -79,6 +89,8 @@ impl Sections {
         let [starts, context_lens, tables] = [seqs + 1, seqs, seqs * blocks].map(&mut section);
         let [last, rows, next, reports] = [samples; 4].map(&mut section);
         let [scored, targets, every] = [scores; 3].map(&mut section);
+        let [inits, init_rows, init_from] = [inits * SAMPLER_WORDS, inits, inits].map(&mut section);
+        let [wait_rows, wait_from] = [waits; 2].map(&mut section);
         Self {
             ids,
             positions,
@@ -93,6 +105,11 @@ impl Sections {
             scored,
             targets,
             every,
+            inits,
+            init_rows,
+            init_from,
+            wait_rows,
+            wait_from,
             end,
         }
     }
@@ -102,11 +119,15 @@ impl Sections {
 #[derive(Debug)]
 pub(super) struct StepTensors {
     pub(super) batch: Batch,
-    /// I32 `[n, 1]` each for the n sampling entries: token index, sampler row, position of the drawn token.
+    /// I32 `[n, 1]` each for the n sampling entries: token index, sampler row (-1 while it waits for a mask), position of the
+    /// drawn token.
     pub(super) samples: Option<(Tensor, Tensor, Tensor)>,
     /// I32 `[m, 1]`: those of the sampling entries whose logprobs are reported.
     pub(super) reports: Option<Tensor>,
     pub(super) scores: Option<ScoreTensors>,
+    pub(super) inits: Option<RowTensors>,
+    /// I32 `[w, 1]` each for the w entries that wait for masks: sampler row, and index among the sampling entries.
+    pub(super) waits: Option<(Tensor, Tensor)>,
     /// Most alternatives of any report, of prompt tokens or sampled ones.
     pub(super) alternatives: usize,
 }
@@ -121,6 +142,17 @@ pub(super) struct ScoreTensors {
     pub(super) every: Tensor,
 }
 
+/// The r sampler rows that a step sets.
+#[derive(Debug)]
+pub(super) struct RowTensors {
+    /// I32 `[r, SAMPLER_WORDS]`.
+    pub(super) words: Tensor,
+    /// I32 `[r, 1]`: which rows they are.
+    pub(super) rows: Tensor,
+    /// I32 `[r, 1]`: 0, 1, 2 and so on.
+    pub(super) every: Tensor,
+}
+
 /// A step's inputs in host memory.
 #[derive(Debug)]
 pub(super) struct Packed {
@@ -131,6 +163,8 @@ pub(super) struct Packed {
     samples: usize,
     reports: usize,
     scores: usize,
+    inits: usize,
+    waits: usize,
     alternatives: usize,
 }
 
@@ -140,6 +174,11 @@ pub(super) struct Words<'a>(pub(super) &'a mut [u8]);
 impl Words<'_> {
     pub(super) fn set(&mut self, index: usize, value: i32) {
         self.0[index * WORD..(index + 1) * WORD].copy_from_slice(&value.to_ne_bytes());
+    }
+
+    pub(super) fn set_all(&mut self, first: usize, values: impl ExactSizeIterator<Item = i32>) {
+        let words = self.0[first * WORD..][..values.len() * WORD].chunks_exact_mut(WORD);
+        words.zip(values).for_each(|(word, value)| word.copy_from_slice(&value.to_ne_bytes()));
     }
 }
 
@@ -153,13 +192,11 @@ pub(super) fn pack(
     let mut packed = Packed::of(plan, shape, padding)?;
     let sections = packed.sections;
     let mut words = Words(host.bytes_mut());
-    let (mut token, mut sample, mut score) = (0, 0, 0);
+    let (mut token, mut sample, mut score, mut wait) = (0, 0, 0, 0);
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
-        for (b, id) in plan.table(entry).iter().enumerate() {
-            words.set(sections.tables + s * packed.blocks + b, id.0 as i32);
-        }
+        words.set_all(sections.tables + s * packed.blocks, plan.table(entry).iter().map(|id| id.0 as i32));
         pack_tokens(plan, entry, (&mut words, sections, token), (shape.block_size, vocab))?;
         if let Some(scores) = &entry.scores {
             pack_scores(plan, (entry, scores), (&mut words, sections), (token, score), vocab)?;
@@ -169,9 +206,13 @@ pub(super) fn pack(
         token += entry.len as usize;
         if entry.samples {
             words.set(sections.last + sample, token as i32 - 1);
-            words.set(sections.rows + sample, entry.row.0 as i32);
             words.set(sections.next + sample, (entry.start + entry.len) as i32);
-            if let Some(k) = entry.logprobs {
+            words.set(sections.rows + sample, if entry.awaits_mask { -1 } else { entry.row.0 as i32 });
+            if entry.awaits_mask {
+                words.set(sections.wait_rows + wait, entry.row.0 as i32);
+                words.set(sections.wait_from + wait, sample as i32);
+                wait += 1;
+            } else if let Some(k) = entry.logprobs {
                 words.set(sections.reports + packed.reports, sample as i32);
                 packed.reports += 1;
                 packed.alternatives = packed.alternatives.max(k as usize);
@@ -186,6 +227,11 @@ pub(super) fn pack(
         pack_padding((&mut words, sections), plan.entries.len(), padding, shape.block_size);
     }
     words.set(sections.starts + packed.seqs, packed.tokens as i32);
+    for (i, init) in plan.row_inits.iter().enumerate() {
+        pack_row(init, &mut words, sections.inits + i * SAMPLER_WORDS)?;
+        words.set(sections.init_rows + i, init.row.0 as i32);
+        words.set(sections.init_from + i, i as i32);
+    }
     Ok(packed)
 }
 
@@ -283,6 +329,11 @@ impl Packed {
                 plan.id.0, shape.tokens, shape.seqs, shape.blocks
             )));
         }
+        let inits = plan.row_inits.len();
+        if inits > shape.rows {
+            return Err(Error::internal(format!("{inits} rows to set in one step")));
+        }
+        let waits = plan.entries.iter().filter(|e| e.samples && e.awaits_mask).count();
         let scores = plan.targets.len();
         if scores > tokens {
             return Err(Error::internal(format!("step {} scores {scores} prompt tokens in {tokens}", plan.id.0)));
@@ -291,8 +342,8 @@ impl Packed {
             Some(Padding { bucket: b, .. }) => (b.seqs, b.seqs, b.blocks, b.seqs),
             None => (tokens, seqs, blocks, samples),
         };
-        let sections = Sections::of(tokens, (seqs, blocks), (samples, scores));
-        Ok(Self { sections, tokens, seqs, blocks, samples, reports: 0, scores, alternatives: 0 })
+        let sections = Sections::of(tokens, (seqs, blocks), [samples, scores, inits, waits]);
+        Ok(Self { sections, tokens, seqs, blocks, samples, reports: 0, scores, inits, waits, alternatives: 0 })
     }
 
     /// All words of the step in `device`, to upload to.
@@ -323,6 +374,14 @@ impl Packed {
             targets: at(s.targets, p, 1),
             every: at(s.every, p, 1),
         });
-        StepTensors { batch, samples, reports, scores, alternatives: self.alternatives }
+        let r = self.inits;
+        let inits = (r > 0).then(|| RowTensors {
+            words: at(s.inits, r, SAMPLER_WORDS),
+            rows: at(s.init_rows, r, 1),
+            every: at(s.init_from, r, 1),
+        });
+        let w = self.waits;
+        let waits = (w > 0).then(|| (at(s.wait_rows, w, 1), at(s.wait_from, w, 1)));
+        StepTensors { batch, samples, reports, scores, inits, waits, alternatives: self.alternatives }
     }
 }

@@ -9,6 +9,7 @@ use crate::model::decoder::Buffers;
 use crate::plan::params::MAX_LOGPROBS;
 use crate::plan::{KvGroup, KvSpec};
 use crate::runner::inputs::InputShape;
+use crate::runner::late::late_bytes;
 
 /// Bytes of a word of step inputs and sampler state.
 pub(super) const WORD: usize = DType::I32.size();
@@ -22,7 +23,7 @@ pub(super) fn row_extra_bytes(vocab_size: usize) -> (usize, usize) {
 }
 
 /// Words of the largest report of one token's logprobs.
-const REPORT_WORDS: usize = 3 * (1 + MAX_LOGPROBS as usize);
+pub(super) const REPORT_WORDS: usize = 3 * (1 + MAX_LOGPROBS as usize);
 
 /// Sizes of a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,15 +112,16 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, caps: &Caps) -> Ru
             * (shape.words()
                 + options.max_samples()
                 + options.report_words()
-                + ring
-                    * (shape.words()
-                        + options.max_samples()
-                        + options.report_words()
-                        + options.max_num_seqs * SAMPLER_WORDS))
+                + ring * (shape.words() + options.max_samples() + options.report_words()))
             + ring * STAGED_ROWS * counts.max(biases),
         padding_bytes: if caps.graphs { kv_spec(info, options.block_size).block_bytes(0) } else { 0 },
         rope_bytes: info.spec.ropes.len() * options.max_model_len * info.spec.head_dim * DType::F32.size(),
     }
+}
+
+/// What [`super::ModelRunner::with_late_masks`] allocates on top.
+pub fn late_mask_bytes(info: &ModelInfo, options: &RunnerOptions) -> usize {
+    late_bytes(options, info.spec.vocab_size)
 }
 
 #[cfg(test)]
@@ -190,10 +192,12 @@ mod tests {
         let plan = memory_plan(&info, options, cpu.caps());
         assert_eq!(model.ropes.iter().map(Tensor::bytes).sum::<usize>(), plan.rope_bytes, "{config}");
         let device = Arc::new(Counting(Arc::clone(&cpu), AtomicUsize::new(0)));
-        let _runner = ModelRunner::new(model, Arc::<Counting>::clone(&device), options.clone()).unwrap();
+        let runner = ModelRunner::new(model, Arc::<Counting>::clone(&device), options.clone()).unwrap();
         let blocks = 9 * kv_spec(&info, 16).block_bytes(0);
         let counted = device.1.load(Relaxed);
         assert_eq!(counted + plan.rope_bytes, plan.total_bytes() + blocks, "{config} {options:?}");
+        let _runner = runner.with_late_masks().unwrap();
+        assert_eq!(device.1.load(Relaxed) - counted, late_mask_bytes(&info, options), "{config} {options:?}");
     }
 
     #[test]

@@ -3,13 +3,16 @@
 
 mod budget;
 mod cost;
+mod flight;
 mod graphs;
 mod inputs;
+mod late;
 mod memory;
 mod model_runner;
 mod rows;
 
 pub use budget::num_blocks;
 pub use cost::step_cost;
-pub use memory::{RunnerMemory, RunnerOptions, kv_spec, memory_plan};
+pub use flight::Flight;
+pub use memory::{RunnerMemory, RunnerOptions, kv_spec, late_mask_bytes, memory_plan};
 pub use model_runner::ModelRunner;

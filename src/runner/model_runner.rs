@@ -1,79 +1,22 @@
 //! Runs plans on a device, in order, up to `depth` ahead of their results.
 
+use super::flight::{Flight, REPORT_ENTRY, Slot, Wanted};
 use super::graphs::{Graphs, Padding};
 use super::inputs::{InputShape, ScoreTensors, StepTensors, pack};
+use super::late::{LateRows, LateTensors};
 use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec, sampler_rows};
 use super::rows::{RowBuffers, SamplerRows};
 use crate::base::{BlockId, DType, Error, Result, Row, SeqId, StepId, Token};
 use crate::hal::arena::Arena;
 use crate::hal::comm::Communicator;
 use crate::hal::ops::{KvLayer, Logprobs, Sample};
-use crate::hal::{Allocation, Device, Event, HostBuffer, Stream, Tensor};
+use crate::hal::{Allocation, Device, Event, Stream, Tensor};
 use crate::model::Model;
 use crate::model::decoder::{Buffers, Pass};
-use crate::plan::{KvSpec, Logprob, Sampled, Scored, StepEntry, StepOutcome, StepOutput, StepPlan, StepResults};
+use crate::plan::{KvSpec, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::VecDeque;
 use std::sync::Arc;
-
-/// Host memory of one step; not touched while the device may read or write it.
-#[derive(Debug)]
-struct Slot {
-    inputs: Box<dyn HostBuffer>,
-    rows: RowBuffers,
-    tokens: Box<dyn HostBuffer>,
-    /// Logprobs that were asked for: of prompt tokens, then of sampled ones.
-    reports: Box<dyn HostBuffer>,
-}
-
-/// A launched step.
-#[derive(Debug)]
-struct Flight {
-    id: StepId,
-    /// Who scored how many prompt tokens, and how many alternatives it wants reported.
-    scorers: Vec<(SeqId, usize, u32)>,
-    /// Who sampled, and how many alternatives it wants reported.
-    samplers: Vec<(SeqId, Option<u32>)>,
-    /// Most alternatives of any of them.
-    alternatives: usize,
-    slot: Slot,
-    event: Box<dyn Event>,
-}
-
-/// Words of one token in a report.
-const REPORT_ENTRY: usize = 3;
-
-impl Flight {
-    /// What a finished step was asked for.
-    fn results(&self) -> StepResults {
-        let entries = REPORT_ENTRY * (1 + self.alternatives);
-        let scores: usize = self.scorers.iter().map(|(_, tokens, _)| tokens).sum();
-        let reports = scores + self.samplers.iter().filter(|(_, k)| k.is_some()).count();
-        let reports = words(self.slot.reports.as_ref(), reports * entries);
-        let mut reports = reports.chunks_exact(entries);
-        let scored = self.scorers.iter().map(|&(seq, tokens, k)| {
-            let logprobs = reports.by_ref().take(tokens).flat_map(|report| logprobs(report, k)).collect();
-            Scored { seq, logprobs }
-        });
-        let scored = scored.collect();
-        let tokens = words(self.slot.tokens.as_ref(), self.samplers.len());
-        let sampled = self.samplers.iter().zip(tokens).map(|(&(seq, wants), token)| {
-            let logprobs = wants.map(|k| logprobs(reports.next().unwrap_or_default(), k).collect());
-            Sampled { seq, token, logprobs: logprobs.unwrap_or_default() }
-        });
-        StepResults { sampled: sampled.collect(), scored }
-    }
-}
-
-fn words(buffer: &dyn HostBuffer, n: usize) -> Vec<u32> {
-    let bytes = &buffer.bytes()[..n * WORD];
-    bytes.chunks_exact(WORD).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
-
-/// The first entry of a report and its first `k` alternatives.
-fn logprobs(report: &[u32], k: u32) -> impl Iterator<Item = Logprob> + '_ {
-    let entries = report.chunks_exact(REPORT_ENTRY).take(1 + k as usize).filter(|entry| entry[0] != u32::MAX);
-    entries.map(|entry| Logprob { token: entry[0], rank: entry[1], logprob: f32::from_bits(entry[2]) })
-}
 
 /// One model on one device with its KV blocks, sampler rows and temporary memory. Owned by one thread.
 #[derive(Debug)]
@@ -88,6 +31,8 @@ pub struct ModelRunner {
     /// U8 `[num_blocks, block_bytes]`.
     pool: Tensor,
     rows: SamplerRows,
+    /// Where entries may wait for masks.
+    late: Option<LateRows>,
     /// Where the device records work.
     graphs: Option<Graphs>,
     inputs: Arc<dyn Allocation>,
@@ -95,7 +40,10 @@ pub struct ModelRunner {
     sampled: Tensor,
     /// Cut as a step needs them.
     reports: Arc<dyn Allocation>,
-    idle: Vec<Slot>,
+    idle: Receiver<Slot>,
+    /// Where landed steps leave their slots.
+    home: Sender<Slot>,
+    /// Launched by [`Self::launch`].
     flights: VecDeque<Flight>,
     device: Arc<dyn Device>,
     comm: Option<Box<dyn Communicator>>,
@@ -128,26 +76,36 @@ impl ModelRunner {
         let all_blocks = blocks + usize::from(caps.graphs);
         let pool = device.alloc(all_blocks * block_bytes).map_err(|e| e.within(format!("{blocks} KV blocks")))?;
         let vocab_size = model.info.spec.vocab_size;
-        let mut idle = Vec::with_capacity(options.depth + 1);
+        // Holds no more than it is given here.
+        let (home, idle) = unbounded();
         for _ in 0..=options.depth {
-            idle.push(Slot {
-                inputs: device.host_buffer(shape.words() * WORD)?,
-                rows: RowBuffers::new(device.as_ref(), options.max_num_seqs, vocab_size)?,
-                tokens: device.host_buffer(samples * WORD)?,
-                reports: device.host_buffer(options.report_words() * WORD)?,
-            });
+            let slot = || -> Result<Slot> {
+                Ok(Slot {
+                    inputs: device.host_buffer(shape.words() * WORD)?,
+                    rows: RowBuffers::new(device.as_ref(), vocab_size)?,
+                    tokens: device.host_buffer(samples * WORD)?,
+                    reports: device.host_buffer(options.report_words() * WORD)?,
+                    masks: None,
+                })
+            };
+            // The other end is a line above.
+            let _ = home.send(slot().map_err(|e| e.within("host buffers of steps"))?);
         }
+        let of_outputs = |e: Error| e.within("step outputs");
         let mut runner = Self {
-            stream: device.stream()?,
-            arena: arena.allocate(device.as_ref())?,
+            stream: device.stream().map_err(|e| e.within("the stream of steps"))?,
+            arena: arena.allocate(device.as_ref()).map_err(|e| e.within("temporary tensors of steps"))?,
             buffers,
             pool: Tensor::new(pool, 0, all_blocks, block_bytes, DType::U8),
-            rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)?,
+            rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)
+                .map_err(|e| e.within("sampler rows"))?,
+            late: None,
             graphs,
-            inputs: device.alloc(shape.words() * WORD)?,
-            sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
-            reports: device.alloc(options.report_words() * WORD)?,
+            inputs: device.alloc(shape.words() * WORD).map_err(|e| e.within("step inputs"))?,
+            sampled: Tensor::new(device.alloc(samples * WORD).map_err(of_outputs)?, 0, samples, 1, DType::I32),
+            reports: device.alloc(options.report_words() * WORD).map_err(of_outputs)?,
             idle,
+            home,
             flights: VecDeque::with_capacity(options.depth + 1),
             model,
             options,
@@ -158,6 +116,13 @@ impl ModelRunner {
         };
         runner.warm_up()?;
         Ok(runner)
+    }
+
+    /// The same with room for entries that wait for masks; see [`late_mask_bytes`](super::late_mask_bytes).
+    pub fn with_late_masks(mut self) -> Result<Self> {
+        let vocab_size = self.model.info.spec.vocab_size;
+        self.late = Some(LateRows::new(self.device.as_ref(), &self.options, vocab_size)?);
+        Ok(self)
     }
 
     /// One token through the whole model, so that the first request finds everything in place.
@@ -172,7 +137,7 @@ impl ModelRunner {
     /// Records decode steps of all shapes that they are padded to, with nothing but padding in them.
     fn record_steps(&mut self) -> Result<()> {
         let buckets = self.graphs.as_ref().map_or_else(Vec::new, Graphs::buckets);
-        let mut slot = self.idle.pop().ok_or_else(|| Error::internal("no host buffers are left"))?;
+        let mut slot = self.slot()?;
         let mut ran = 0;
         for bucket in buckets {
             let Some(padding) = self.graphs.as_ref().map(|g| g.padded_to(bucket)) else { break };
@@ -181,39 +146,51 @@ impl ModelRunner {
             if std::mem::replace(&mut ran, bucket.seqs) != bucket.seqs {
                 self.compute(&step)?;
             }
-            let graph = self.stream.capture(&mut || self.compute(&step))?;
+            let recorded = self.stream.capture(&mut || self.compute(&step));
+            let graph = recorded.map_err(|e| e.within(format!("recording steps of {} sequences", bucket.seqs)))?;
             self.stream.record()?.wait().map_err(|e| e.within("recording steps"))?;
             if let Some(graphs) = &mut self.graphs {
                 graphs.insert(bucket, graph);
             }
         }
-        self.idle.push(slot);
+        self.put_back(slot);
         Ok(())
     }
 
-    /// Enqueues a step. On an error nothing of it counts and nothing is to be finished for it.
-    pub fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+    fn slot(&self) -> Result<Slot> {
         let depth = self.options.depth;
-        let mut slot =
-            self.idle.pop().ok_or_else(|| Error::internal(format!("more than {depth} steps are in flight")))?;
-        let launched = self.enqueue(plan, &mut slot);
-        match launched {
+        self.idle.try_recv().map_err(|_| Error::internal(format!("more than {depth} steps are in flight")))
+    }
+
+    fn put_back(&self, slot: Slot) {
+        // The other end is `self.idle`.
+        let _ = self.home.send(slot);
+    }
+
+    /// Enqueues a step for [`Self::finish`]. On an error nothing of it counts and nothing is to be finished for it.
+    pub fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+        let flight = self.launch_step(plan)?;
+        self.flights.push_back(flight);
+        Ok(())
+    }
+
+    /// Enqueues a step. On an error nothing of it counts and nothing of it runs any more.
+    pub fn launch_step(&mut self, plan: &StepPlan) -> Result<Flight> {
+        let mut slot = self.slot()?;
+        match self.enqueue(plan, &mut slot) {
             Ok((event, alternatives)) => {
-                let samplers = plan.entries.iter().filter(|e| e.samples).map(|e| (e.seq, e.logprobs)).collect();
-                let scorers = plan
-                    .entries
-                    .iter()
-                    .filter_map(|e| e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives)));
-                let scorers = scorers.collect();
-                self.flights.push_back(Flight { id: plan.id, scorers, samplers, alternatives, slot, event });
-                Ok(())
+                if let Some(late) = &mut self.late {
+                    late.remember(plan);
+                }
+                let (part, wanted) = (StepPart::First, Wanted::of(plan, alternatives));
+                Ok(Flight { id: plan.id, part, wanted, slot, event, home: self.home.clone() })
             }
             Err(e) => {
                 // What was enqueued may still read the slot.
                 if let Ok(event) = self.stream.record()
                     && event.wait().is_ok()
                 {
-                    self.idle.push(slot);
+                    self.put_back(slot);
                 }
                 Err(e)
             }
@@ -222,13 +199,19 @@ impl ModelRunner {
 
     /// The event behind the step, and the alternatives of each of its reports.
     fn enqueue(&self, plan: &StepPlan, slot: &mut Slot) -> Result<(Box<dyn Event>, usize)> {
-        self.rows.set(&plan.row_inits, self.stream.as_ref(), &mut slot.rows)?;
         let padding = self.graphs.as_ref().and_then(|g| g.padding(plan));
         let step = self.upload(plan, padding, slot)?;
+        self.rows.set((&plan.row_inits, step.inits.as_ref()), self.stream.as_ref(), &mut slot.rows)?;
         let recorded = padding.and_then(|p| self.graphs.as_ref()?.get(p.bucket));
         match recorded {
             Some(graph) => self.stream.replay(graph)?,
             None => self.compute(&step)?,
+        }
+        if let (Some((rows, from)), Some((all, ..))) = (&step.waits, &step.samples) {
+            let late = self.late.as_ref();
+            let late = late.ok_or_else(|| Error::internal("an entry waits for a mask where none may wait"))?;
+            let logits = self.pass().logits_rows(all.rows());
+            self.stream.copy_rows((&late.logits, rows), (&logits, from))?;
         }
         let samplers = plan.entries.iter().filter(|e| e.samples).count();
         if samplers > 0 {
@@ -240,6 +223,56 @@ impl ModelRunner {
             self.stream.download(slot.reports.as_mut(), &self.reports(step.alternatives).slice_rows(0, reports))?;
         }
         Ok((self.stream.record()?, step.alternatives))
+    }
+
+    /// Enqueues the draws of entries of a launched step that wait for their masks. On an error nothing of it counts.
+    pub fn supply(&mut self, step: StepId, masks: &[TokenMask]) -> Result<Flight> {
+        let none = || Error::internal("masks for a runner whose entries cannot wait");
+        let mut slot = self.late.as_ref().ok_or_else(none)?.slot()?;
+        let packed = self.late.as_mut().ok_or_else(none)?.pack(step, masks, &mut slot);
+        let home = self.late.as_ref().ok_or_else(none)?.home.clone();
+        let drawn = packed.and_then(|(tensors, samplers)| {
+            let wanted = Wanted::late(samplers);
+            Ok((self.draw_late(&tensors, wanted.alternatives(), &mut slot)?, wanted))
+        });
+        match drawn {
+            Ok((event, wanted)) => Ok(Flight { id: step, part: StepPart::Late, wanted, slot, event, home }),
+            Err(e) => {
+                // What was enqueued may still read the slot.
+                if let Ok(event) = self.stream.record()
+                    && event.wait().is_ok()
+                {
+                    // The other end is in `self.late`.
+                    let _ = home.send(slot);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn draw_late(&self, late: &LateTensors, alternatives: usize, slot: &mut Slot) -> Result<Box<dyn Event>> {
+        let (Some(kept), Some(masks)) = (&self.late, &slot.masks) else {
+            return Err(Error::internal("a late part has no masks"));
+        };
+        self.stream.upload(&late.whole, slot.inputs.as_ref())?;
+        self.stream.upload(&late.masks, masks.as_ref())?;
+        let n = late.rows.rows();
+        let (logits, out) = (self.pass().logits_rows(n), self.sampled.slice_rows(0, n));
+        let fetch = || self.stream.copy_rows((&logits, &late.every), (&kept.logits, &late.rows));
+        fetch()?;
+        self.stream.mask_logits(&logits, &late.masks)?;
+        let (rows, positions) = (&late.rows, &late.positions);
+        let SamplerRows { state, counts, biases } = &self.rows;
+        self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
+        self.stream.download(slot.tokens.as_mut(), &out)?;
+        if let Some(index) = &late.reports {
+            // Logprobs are those of the model, without the mask.
+            fetch()?;
+            let out_of = self.reports(alternatives).slice_rows(0, index.rows());
+            self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &out_of })?;
+            self.stream.download(slot.reports.as_mut(), &out_of)?;
+        }
+        self.stream.record()
     }
 
     /// Room for reports with so many alternatives each.
@@ -311,15 +344,10 @@ impl ModelRunner {
         }
     }
 
-    /// Waits for the oldest launched step. `Internal` when none is launched; a device error becomes a failed outcome.
+    /// Waits for the oldest step of [`Self::launch`]. `Internal` when there is none; a device error becomes a failed outcome.
     pub fn finish(&mut self) -> Result<StepOutput> {
         let flight = self.flights.pop_front().ok_or_else(|| Error::internal("no step is in flight"))?;
-        let outcome = match flight.event.wait() {
-            Ok(()) => StepOutcome::Done(flight.results()),
-            Err(e) => StepOutcome::Failed(e),
-        };
-        self.idle.push(flight.slot);
-        Ok(StepOutput { id: flight.id, outcome })
+        Ok(flight.land())
     }
 
     /// Logits of every position of `tokens`, `[tokens, vocab_size]` row after row, computed in chunks of `chunk` tokens.
@@ -335,7 +363,7 @@ impl ModelRunner {
         if blocks > self.options.num_blocks as usize || tokens.len() > self.options.max_model_len {
             return Err(Error::invalid(format!("logits of {} tokens do not fit the runner", tokens.len())));
         }
-        let mut slot = self.idle.pop().ok_or_else(|| Error::internal("no host buffers are left"))?;
+        let mut slot = self.slot()?;
         let mut out = Vec::new();
         let mut run = || {
             for (i, part) in tokens.chunks(chunk).enumerate() {
@@ -350,7 +378,7 @@ impl ModelRunner {
             Ok(())
         };
         let done = run();
-        self.idle.push(slot);
+        self.put_back(slot);
         done.map(|()| out)
     }
 
@@ -407,6 +435,7 @@ fn single(tokens: &[Token], start: usize, table: Vec<BlockId>, sampling: Samplin
         samples: matches!(sampling, Sampling::Draws),
         logprobs: None,
         scores: None,
+        awaits_mask: false,
     };
     StepPlan {
         id: StepId(0),

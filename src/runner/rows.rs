@@ -1,6 +1,6 @@
 //! Sampler rows on the device: what a sequence's draws depend on, written when it enters its row.
 
-use super::inputs::Words;
+use super::inputs::{RowTensors, Words};
 use super::memory::{STAGED_ROWS, WORD, row_extra_bytes};
 use crate::base::{DType, Error, Result};
 use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_IN_PROMPT, SAMPLER_WORDS, SamplerWord};
@@ -18,19 +18,22 @@ pub(super) struct SamplerRows {
     pub(super) biases: Tensor,
 }
 
-/// Host memory for the rows that one step sets.
+/// Host memory for the token counts and biases of rows that one step sets.
 #[derive(Debug)]
 pub(super) struct RowBuffers {
-    words: Vec<Box<dyn HostBuffer>>,
-    /// Token counts or biases.
     extras: Vec<Box<dyn HostBuffer>>,
 }
 
 impl RowBuffers {
-    pub(super) fn new(device: &dyn Device, rows: usize, vocab_size: usize) -> Result<Self> {
+    pub(super) fn new(device: &dyn Device, vocab_size: usize) -> Result<Self> {
         let (counts, biases) = row_extra_bytes(vocab_size);
-        let buffers = |n: usize, bytes: usize| (0..n).map(|_| device.host_buffer(bytes)).collect::<Result<_>>();
-        Ok(Self { words: buffers(rows, SAMPLER_WORDS * WORD)?, extras: buffers(STAGED_ROWS, counts.max(biases))? })
+        let extras = (0..STAGED_ROWS).map(|_| device.host_buffer(counts.max(biases)));
+        Ok(Self { extras: extras.collect::<Result<_>>()? })
+    }
+
+    /// For a step that sets no rows.
+    pub(super) fn none() -> Self {
+        Self { extras: Vec::new() }
     }
 }
 
@@ -48,15 +51,18 @@ impl SamplerRows {
     }
 
     /// Enqueues the writing of rows. The buffers stay untouched until an event recorded later is done.
-    pub(super) fn set(&self, inits: &[RowInit], stream: &dyn Stream, buffers: &mut RowBuffers) -> Result<()> {
-        if inits.len() > buffers.words.len() {
-            return Err(Error::internal(format!("{} rows to set in one step", inits.len())));
+    pub(super) fn set(
+        &self,
+        (inits, uploaded): (&[RowInit], Option<&RowTensors>),
+        stream: &dyn Stream,
+        buffers: &mut RowBuffers,
+    ) -> Result<()> {
+        if let Some(RowTensors { words, rows, every }) = uploaded {
+            stream.copy_rows((&self.state, rows), (words, every))?;
         }
         let mut staged = 0;
-        for (init, host) in inits.iter().zip(&mut buffers.words) {
+        for init in inits {
             let row = init.row.0 as usize;
-            pack_words(init, host.as_mut())?;
-            stream.upload(&self.state.slice_rows(row, 1), host.as_ref())?;
             if init.sampling.counts_tokens() {
                 let host = next(&mut buffers.extras, &mut staged, stream)?;
                 pack_counts(init, self.counts.cols(), host)?;
@@ -86,12 +92,12 @@ fn next<'a>(
     Ok(buffers[*staged - 1].as_mut())
 }
 
-fn pack_words(init: &RowInit, host: &mut dyn HostBuffer) -> Result<()> {
+/// Writes the state of a row as the [`SAMPLER_WORDS`] words from `first` on.
+pub(super) fn pack_row(init: &RowInit, words: &mut Words<'_>, first: usize) -> Result<()> {
     if init.end_tokens.len() > SAMPLER_WORDS - SAMPLER_END_TOKENS {
         return Err(Error::internal(format!("{} end tokens for a sampler row", init.end_tokens.len())));
     }
-    let mut words = Words(host.bytes_mut());
-    (0..SAMPLER_WORDS).for_each(|i| words.set(i, 0));
+    words.set_all(first, std::iter::repeat_n(0, SAMPLER_WORDS));
     let clamped = |x: u32| i32::try_from(x).unwrap_or(i32::MAX);
     let bits = |x: f32| x.to_bits() as i32;
     let (sampling, penalties) = (&init.sampling, init.sampling.penalties());
@@ -112,10 +118,10 @@ fn pack_words(init: &RowInit, host: &mut dyn HostBuffer) -> Result<()> {
         (SamplerWord::FrequencyPenalty, bits(penalties.frequency)),
         (SamplerWord::NumBiases, sampling.logit_bias().len() as i32),
     ] {
-        words.set(word as usize, value);
+        words.set(first + word as usize, value);
     }
     for (i, token) in init.end_tokens.iter().enumerate() {
-        words.set(SAMPLER_END_TOKENS + i, *token as i32);
+        words.set(first + SAMPLER_END_TOKENS + i, *token as i32);
     }
     Ok(())
 }

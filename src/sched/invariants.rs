@@ -1,5 +1,6 @@
 //! Every rule the scheduler promises, checked on its state between two calls. For tests: it costs far more than a step.
 
+use crate::plan::StepPart;
 use crate::sched::scheduler::{NOBODY, Scheduler};
 use crate::sched::sequence::{Place, Sequence};
 use std::collections::{HashMap, HashSet};
@@ -23,9 +24,11 @@ fn counters(s: &Scheduler, q: &Sequence) -> Result<(), String> {
     ensure(q.done <= q.computed && q.computed <= held, view)?;
     ensure(q.finish.is_some() || q.computed <= q.target(), view)?;
     ensure(q.finish.is_some() || q.tokens.len() as u32 - q.prompt_len <= q.limit.min(q.stop.max_tokens()), view)?;
-    ensure(q.scored < q.prompt_len && (q.pending == 0 || q.inflight > 0), view)?;
+    ensure(q.scored < q.prompt_len && (q.pending == 0 || q.inflight > 0 || q.late.is_some()), view)?;
+    ensure(q.late.is_none() || q.masked && q.pending == 1 && (q.inflight > 0 || !q.supplied), view)?;
     ensure(q.lead == u32::MAX || q.generated() <= q.lead.max(1) || q.finish.is_some(), view)?;
-    ensure(q.inflight > 0 || q.pending == 0 && (q.computed == q.done), view)?;
+    let open = u32::from(q.late.is_some());
+    ensure(q.inflight > 0 || q.pending == open && q.computed == q.done + open, view)?;
     ensure(q.inflight as usize <= s.inflight.len(), view)
 }
 
@@ -86,7 +89,8 @@ fn flights(s: &Scheduler) -> Result<(), String> {
     let mut mentions: HashMap<u32, u32> = HashMap::new();
     for f in &s.inflight {
         let tokens: u32 = f.entries.iter().map(|e| e.end - e.start).sum();
-        ensure(tokens as usize <= s.cfg.max_tokens, || format!("{:?} runs {tokens} tokens", f.id))?;
+        let late = f.part == StepPart::Late;
+        ensure(late || tokens as usize <= s.cfg.max_tokens, || format!("{:?} runs {tokens} tokens", f.id))?;
         ensure(f.entries.len() <= s.cfg.max_seqs && !f.entries.is_empty(), || format!("{:?} is empty or wide", f.id))?;
         ensure(s.keeps_bound(f), || format!("the prompts of {:?} cost more than its decodes allow", f.id))?;
         let mut written = HashSet::new();
@@ -100,7 +104,8 @@ fn flights(s: &Scheduler) -> Result<(), String> {
             let Some(table) = q.blocks.get(range) else {
                 return Err(format!("{:?} was freed under {:?}", q.id, f.id));
             };
-            for &b in table {
+            // A late part writes to no block.
+            for &b in table.iter().filter(|_| !late) {
                 ensure(written.insert(b) && s.pool.refs(b) == 1, || format!("{:?} writes to shared {b:?}", f.id))?;
             }
         }
@@ -118,7 +123,7 @@ fn sharing(s: &Scheduler) -> Result<(), String> {
         let publisher = s.seqs.iter().find(|(i, _)| *i == slot);
         let works = publisher.is_some_and(|(_, q)| {
             q.place == Place::Running
-                && (q.todo() > 0 || q.inflight > 0)
+                && (q.todo() > 0 || q.inflight > 0 || q.late.is_some())
                 && q.chain[q.published as usize..].contains(&hash)
         });
         ensure(works, || format!("slot {slot} announced {hash:x} and will not compute it"))?;

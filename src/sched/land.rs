@@ -1,7 +1,7 @@
 //! What a landed step changes: tokens, ends, published blocks, or a rollback.
 
 use crate::base::Error;
-use crate::plan::{FinishReason, Sampled, Scored, StepOutcome, StepOutput, StepResults};
+use crate::plan::{FinishReason, Sampled, Scored, StepOutcome, StepOutput, StepPart, StepResults};
 use crate::sched::prefix::Key;
 use crate::sched::scheduler::{Flight, FlightEntry, Scheduler};
 use crate::sched::sequence::Place;
@@ -42,9 +42,9 @@ impl Scheduler {
 
     fn answers(&self, flight: &Flight, output: &StepOutput, results: &StepResults) -> bool {
         let id = |e: &FlightEntry| self.seqs[e.slot].id;
-        let sampling = flight.entries.iter().filter(|e| e.samples).map(id);
+        let sampling = flight.entries.iter().filter(|e| e.samples && !e.waits).map(id);
         let scoring = flight.entries.iter().filter(|e| e.scores.is_some()).map(id);
-        output.id == flight.id
+        (output.id, output.part) == (flight.id, flight.part)
             && results.sampled.iter().map(|s| s.seq).eq(sampling)
             && results.scored.iter().map(|s| s.seq).eq(scoring)
     }
@@ -54,15 +54,21 @@ impl Scheduler {
         for e in &flight.entries {
             let s = &mut self.seqs[e.slot];
             s.inflight -= 1;
-            s.failures = 0;
-            s.done = e.end;
+            // Its last position is run again should its late part fail, so that one is not done before.
+            s.done = if e.waits { s.done.max(e.end - 1) } else { e.end };
+            if !e.waits {
+                s.failures = 0;
+            }
+            if flight.part == StepPart::Late {
+                (s.late, s.supplied) = (None, false);
+            }
             // `answers` counted them.
             if let Some(range) = e.scores
                 && let Some(scored) = scored.next()
             {
                 self.take_scores(e.slot, range, scored, events);
             }
-            if e.samples {
+            if e.samples && !e.waits {
                 self.seqs[e.slot].pending -= 1;
                 if let Some(sampled) = sampled.next() {
                     self.take_token(e.slot, sampled, events);
@@ -122,9 +128,17 @@ impl Scheduler {
         self.stats.failed_steps += 1;
         for e in &flight.entries {
             let rollback = !self.planted(Planted::NoRollback);
+            let keeps_waiting = self.planted(Planted::LateNotRolledBack) && flight.part == StepPart::Late;
             let s = &mut self.seqs[e.slot];
             s.inflight -= 1;
-            s.pending -= u32::from(e.samples);
+            if e.waits || flight.part == StepPart::Late {
+                // Of both parts the first that fails takes the token back.
+                if !keeps_waiting {
+                    s.forget_late();
+                }
+            } else {
+                s.pending -= u32::from(e.samples);
+            }
             s.row_init = true;
             if s.computed > e.start && (rollback || e.samples) {
                 self.stats.lost_tokens += u64::from(s.computed - e.start);

@@ -9,6 +9,7 @@ pub mod block_pool;
 mod bound;
 pub mod invariants;
 mod land;
+mod late;
 pub mod policy;
 mod preempt;
 pub mod prefix;
@@ -92,6 +93,12 @@ pub enum Planted {
     YieldForgotten,
     /// All choices of a request draw alike.
     ChoiceLost,
+    /// A sequence that waits for its mask goes on without the token.
+    LateForgotten,
+    /// A mask is taken for whatever step its sequence waits in now.
+    LateStepIgnored,
+    /// A failed late part leaves its sequence waiting.
+    LateNotRolledBack,
 }
 
 /// What the engine must tell a user. Order is the order in which things happened.

@@ -6,7 +6,7 @@
 use crate::base::{BlockId, Error};
 use crate::base::{Row, SeqId, StepId};
 use crate::plan::cost::Load;
-use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPlan};
+use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPart, StepPlan};
 use crate::sched::block_pool::BlockPool;
 use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
 use crate::sched::prefix::{PrefixCache, ROOT};
@@ -24,14 +24,17 @@ pub(super) struct FlightEntry {
     pub(super) start: u32,
     pub(super) end: u32,
     pub(super) samples: bool,
+    /// Its token waits for a mask.
+    pub(super) waits: bool,
     /// Positions whose logits tell of prompt tokens.
     pub(super) scores: Option<(u32, u32)>,
 }
 
-/// A submitted step.
+/// A submitted step, or a late part of one.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) id: StepId,
+    pub(super) part: StepPart,
     pub(super) entries: Vec<FlightEntry>,
     /// Leading entries that decode, where they bound the step's cost.
     pub(super) decodes: usize,
@@ -157,6 +160,9 @@ impl Scheduler {
             pending: 0,
             inflight: 0,
             planned_in: 0,
+            masked: request.masked,
+            late: None,
+            supplied: false,
             lead: request.lead,
             limit: max_tokens.min((self.cfg.max_model_len as u32).saturating_sub(prompt_len)),
             prompt_len,
@@ -314,7 +320,7 @@ impl Scheduler {
             targets: Vec::new(),
             row_inits: Vec::new(),
         };
-        let flight = self.spare.pop().unwrap_or_default();
+        let flight = self.take_spare();
         let left = self.cfg.max_tokens as u32;
         Draft { plan, flight, left, decodes: 0, load: Load::default(), limit: None, claims: 0, short: false }
     }
@@ -328,8 +334,17 @@ impl Scheduler {
         self.next_step += 1;
         self.stats.steps += 1;
         self.sizes = (draft.plan.tokens.len(), draft.plan.blocks.len());
-        self.inflight.push_back(Flight { id: draft.plan.id, entries: draft.flight, decodes: draft.decodes });
+        self.inflight.push_back(Flight {
+            id: draft.plan.id,
+            part: StepPart::First,
+            entries: draft.flight,
+            decodes: draft.decodes,
+        });
         Some(draft.plan)
+    }
+
+    pub(super) fn take_spare(&mut self) -> Vec<FlightEntry> {
+        self.spare.pop().unwrap_or_default()
     }
 
     pub(super) fn recycle(&mut self, mut entries: Vec<FlightEntry>) {
@@ -436,6 +451,10 @@ impl Scheduler {
             }
             plan.row_inits.push(init);
         }
+        let waits = samples && s.masked;
+        if waits {
+            s.late = Some(plan.id);
+        }
         let unscored = s.unscored(start, end);
         let scores = s.prompt_logprobs.filter(|_| !unscored.is_empty()).map(|alternatives| {
             let targets =
@@ -452,8 +471,12 @@ impl Scheduler {
             samples,
             logprobs: s.logprobs,
             scores,
+            awaits_mask: waits,
         });
         s.computed = end;
+        if waits && self.planted == Some(Planted::LateForgotten) {
+            s.late = None;
+        }
         if self.planted == Some(Planted::ScoredEarly) && !unscored.is_empty() {
             s.scored = unscored.end;
         }
@@ -461,7 +484,7 @@ impl Scheduler {
         s.inflight += 1;
         s.planned_in = plan.id.0 + 1;
         let scores = (!unscored.is_empty()).then_some((unscored.start, unscored.end));
-        draft.flight.push(FlightEntry { slot, start, end, samples, scores });
+        draft.flight.push(FlightEntry { slot, start, end, samples, waits, scores });
         draft.left = draft.left.saturating_sub(len);
         if let Some(bound) = &self.cfg.bound {
             draft.load = bound.cost.with(draft.load, start, len);

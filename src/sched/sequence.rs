@@ -1,6 +1,6 @@
 //! One generation in progress: counters, and where it stands.
 
-use crate::base::{BlockId, Error, Row, SeqId, Token};
+use crate::base::{BlockId, Error, Row, SeqId, StepId, Token};
 use crate::plan::{FinishReason, RowInit, SamplingParams, StopCriteria};
 use crate::sched::policy::Rank;
 use crate::sched::prefix::ROOT;
@@ -38,8 +38,14 @@ pub(super) struct Sequence {
     pub(super) done: u32,
     /// Tokens that steps in flight will sample.
     pub(super) pending: u32,
-    /// Steps in flight that mention this sequence.
+    /// Steps and late parts in flight that mention this sequence.
     pub(super) inflight: u32,
+    /// Each of its tokens waits for a mask.
+    pub(super) masked: bool,
+    /// The step whose late part will draw its pending token. Until that lands it sits out.
+    pub(super) late: Option<StepId>,
+    /// Whether that part is in flight.
+    pub(super) supplied: bool,
     /// The step that last took it, plus one.
     pub(super) planned_in: u64,
     /// Generated tokens it may reach now.
@@ -96,7 +102,8 @@ impl Sequence {
 
     /// Tokens to run now. Prompts, chunks, decoding and resuming are all this one subtraction.
     pub(super) fn todo(&self) -> u32 {
-        if self.generated() >= self.limit.min(self.lead) { 0 } else { self.target() - self.computed }
+        let waits = self.late.is_some() || self.generated() >= self.limit.min(self.lead);
+        if waits { 0 } else { self.target() - self.computed }
     }
 
     /// Whether only its lead keeps it from running.
@@ -113,12 +120,21 @@ impl Sequence {
     pub(super) fn reset(&mut self) {
         self.computed = 0;
         self.done = 0;
+        self.forget_late();
         self.published = 0;
         self.announced = 0;
         self.serial = Some(ROOT);
         self.awaits = None;
         self.misfit = None;
         self.failures = self.failures.min(1);
+    }
+
+    /// The token that waits for its mask is not drawn any more.
+    pub(super) fn forget_late(&mut self) {
+        if self.late.take().is_some() {
+            self.pending -= 1;
+            self.supplied = false;
+        }
     }
 
     /// Positions among `start..end` whose logits tell of a prompt token that is not reported yet.

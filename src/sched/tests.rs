@@ -44,11 +44,11 @@ fn done(plan: &StepPlan, token: Token) -> StepOutput {
         Some(Scored { seq: e.seq, logprobs: logprobs.collect() })
     });
     let results = StepResults { sampled, scored: scored.collect() };
-    StepOutput { id: plan.id, outcome: StepOutcome::Done(results) }
+    StepOutput::first(plan.id, StepOutcome::Done(results))
 }
 
 fn failed(plan: &StepPlan) -> StepOutput {
-    StepOutput { id: plan.id, outcome: StepOutcome::Failed(Error::new(ErrorKind::Device, "it broke")) }
+    StepOutput::first(plan.id, StepOutcome::Failed(Error::new(ErrorKind::Device, "it broke")))
 }
 
 fn step(s: &mut Scheduler, events: &mut Vec<Event>) -> Option<StepPlan> {
@@ -205,7 +205,7 @@ fn an_answer_to_another_step_is_a_failure() {
     s.add(request(1, unique(1, 5), 1));
     for _ in 0..3 {
         let plan = s.schedule(&mut events).unwrap();
-        let output = StepOutput { id: plan.id, outcome: StepOutcome::Done(StepResults::default()) };
+        let output = StepOutput::first(plan.id, StepOutcome::Done(StepResults::default()));
         s.update(&output, &mut events);
     }
     let (reason, error) = end_of(&events, 1);

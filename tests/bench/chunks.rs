@@ -14,7 +14,7 @@ use yinian::base::SeqId;
 use yinian::hal::Rates;
 use yinian::model::{ModelInfo, inspect};
 use yinian::plan::{
-    Request, Sampled, SamplingParams, StepCost, StepEntry, StepOutcome, StepOutput, StepPlan, StopCriteria,
+    Request, Sampled, SamplingParams, StepCost, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, StopCriteria,
 };
 use yinian::runner::{kv_spec, step_cost};
 use yinian::sched::{Event, SchedConfig, Scheduler, StepBound, policy};
@@ -119,7 +119,7 @@ impl Run {
         self.ms += ms;
         let sampled = plan.entries.iter().filter(|e| e.samples).map(|e| Sampled::new(e.seq, 7 + e.start % 5));
         let outcome = StepOutcome::Done(sampled.collect::<Vec<_>>().into());
-        self.sched.update(&StepOutput { id: plan.id, outcome }, &mut self.events);
+        self.sched.update(&StepOutput { id: plan.id, part: StepPart::First, outcome }, &mut self.events);
         Some((plan, ms))
     }
 }

@@ -68,6 +68,7 @@ fn plan(seqs: u32, start: u32, len: u32) -> StepPlan {
         samples: true,
         logprobs: None,
         scores: None,
+        awaits_mask: false,
     });
     StepPlan {
         id: StepId(0),
@@ -82,8 +83,7 @@ fn plan(seqs: u32, start: u32, len: u32) -> StepPlan {
 /// Seconds of one step.
 fn run(runner: &mut dyn StepRunner, plan: &StepPlan) -> f64 {
     let from = Instant::now();
-    runner.launch(plan).expect("launch");
-    let output = runner.finish().expect("finish");
+    let output = runner.launch(plan).expect("launch").land();
     assert!(matches!(output.outcome, StepOutcome::Done(_)), "{output:?}");
     from.elapsed().as_secs_f64()
 }

@@ -76,7 +76,7 @@ impl Host {
 fn answer(plan: &StepPlan) -> StepOutput {
     let token = |e: &yinian::plan::StepEntry| 1000 + (e.seq.0 as u32 * 31 + e.start) % 30_000;
     let sampled = plan.entries.iter().filter(|e| e.samples).map(|e| Sampled::new(e.seq, token(e)));
-    StepOutput { id: plan.id, outcome: StepOutcome::Done(sampled.collect::<Vec<_>>().into()) }
+    StepOutput::first(plan.id, StepOutcome::Done(sampled.collect::<Vec<_>>().into()))
 }
 
 /// Requests without end on a quarter of the blocks they would like: admission, preemption and eviction at every step.

@@ -43,13 +43,13 @@ static void types(void) {
   static const char *const no_integers[] = {"-1", "1.5", "1e99", "\"4\"", "\"\"", "true", "[]", "{}", "[4]",
                                             "18446744073709551616", "-9223372036854775808"};
   static const char *const strings[] = {"model", "tokenizer", "chat_template", "served_model_name", "device", "device_library_dir", "load_format",
-                                        "numeric_mode", "scheduling_policy", "log_level", "cpu_features"};
+                                        "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features"};
   static const char *const no_strings[] = {"7", "true", "[]", "{}", "[\"x\"]", "-0.5"};
   static const char *const flags[] = {"enable_prefix_caching", "async_load"};
   static const char *const no_flags[] = {"0", "1", "\"true\"", "[]", "{}"};
-  static const char *const choices[] = {"device", "load_format", "numeric_mode", "scheduling_policy", "log_level", "cpu_features"};
+  static const char *const choices[] = {"device", "load_format", "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features"};
   static const char *const no_choices[] = {"\"nothing\"", "\"\"", "\"\\u0000\"", "\"auto \"", "\"AUTO\""};
-  static const char *const unbuilt[] = {"dtype", "embedding_placement", "kv_cache_dtype", "kv_tiers"};
+  static const char *const unbuilt[] = {"dtype", "kv_cache_dtype", "kv_tiers"};
   static const char *const others[] = {"7", "\"other\"", "[]", "{}", "true"};
   size_t i, k;
 #define EACH(keys, values, want)                                        \
@@ -94,6 +94,7 @@ static void ranges(void) {
       {"watchdog_ms", "4294967296", YN_E_INVALID, "watchdog_ms"},
       {"device", "\"toaster\"", YN_E_INVALID, "device"}, {"device", "\"cpu:1\"", YN_E_INVALID, "device"},
       {"numeric_mode", "\"aligned\"", YN_E_UNSUPPORTED, "numeric_mode"},
+      {"embedding_placement", "\"host\"", YN_E_INVALID, "tie_word_embeddings"},
       {"model", "\"\"", YN_E_INVALID, "model"}, {"model", "null", YN_E_INVALID, "model"},
       {"model", "\"mock:\"", YN_E_INVALID, "mock:words"}, {"model", "\"mock:nothing\"", YN_E_INVALID, "mock:words"},
       {"model", "\"mock:words,x=1\"", YN_E_INVALID, "x=1"}, {"model", "\"mock:words,delay_us=-1\"", YN_E_INVALID, "delay_us"},

@@ -45,8 +45,18 @@ const LAYER: usize = 1;
 const TOKENS: usize = 1024;
 const LONG_TOKENS: usize = 4096;
 /// Query heads, key heads and head dimensions.
-const LONG_HEADS: [(usize, usize, usize); 9] =
-    [(4, 4, 64), (8, 2, 64), (7, 1, 80), (2, 2, 128), (8, 1, 96), (17, 1, 64), (8, 2, 128), (6, 2, 32), (4, 1, 256)];
+const LONG_HEADS: [(usize, usize, usize); 10] = [
+    (4, 4, 64),
+    (8, 2, 64),
+    (7, 1, 80),
+    (2, 2, 128),
+    (8, 1, 96),
+    (17, 1, 64),
+    (8, 2, 128),
+    (6, 2, 32),
+    (4, 1, 256),
+    (16, 4, 128),
+];
 const MAX_POSITION: usize = 1024;
 
 /// A cache and the sequences in it.
@@ -324,6 +334,7 @@ pub(crate) fn few_tokens_over_long_contexts(kit: &Kit) {
         let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
         let plain = Shape::plain(heads, 16, dtype);
         long_batches(kit, plain, &STEPS);
+        long_batches(kit, Shape { window: Some(600), ..plain }, &STEPS);
         long_batches(kit, Shape { window: Some(600), soft_cap: Some(3.0), ..plain }, &STEPS);
     }
 }

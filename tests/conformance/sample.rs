@@ -115,7 +115,12 @@ pub(crate) fn run(kit: &Kit, logits: &[f32], rows: &[Row], position: i32) -> yin
     let state = kit.read_ints(&state);
     for (s, token) in drawn.iter().enumerate() {
         let row = n - 1 - s;
-        assert_eq!(state[row * SAMPLER_WORDS + Word::LastToken as usize], *token, "last token");
+        let last = state[row * SAMPLER_WORDS + Word::LastToken as usize];
+        if *token < 0 {
+            assert_eq!((*token, last), (-1, 0x7f7f_7f7f), "a row that draws nothing");
+            continue;
+        }
+        assert_eq!(last, *token, "last token");
         counted[row][*token as usize] += u16::from(rows[s].counts_tokens());
     }
     let bytes: Vec<u8> = counted.iter().flatten().flat_map(|c| c.to_ne_bytes()).collect();
@@ -279,13 +284,37 @@ pub(crate) fn extremes(kit: &Kit) {
         assert_eq!(one(&[1.0, inf, 2.0]).unwrap(), [1], "infinite");
         let mut bad = vec![0.0; 70];
         bad[69] = f32::NAN;
-        let error = one(&bad).unwrap_err();
-        assert!(error.message.contains("row 0") && error.message.contains("NaN"), "{error}");
+        assert_eq!(one(&bad).unwrap(), [-1], "a NaN");
         bad.swap(69, 2);
-        assert!(one(&bad).is_err());
+        assert_eq!(one(&bad).unwrap(), [-1], "a NaN");
+        let mixed: Vec<f32> = bad.iter().chain(&[0.0; 69]).chain(&[1e9]).copied().collect();
+        assert_eq!(run(kit, &mixed, &[row.clone(), row.clone()], 5).unwrap(), [-1, 69], "a NaN beside a good row");
     }
+    absent_rows(kit);
     let near_zero = Row { temperature: 1e-30, ..GREEDY };
     assert_eq!(run(kit, &[1.0, 5.0, 4.9], &[near_zero], 5).unwrap(), [1]);
+}
+
+/// A row below 0 draws nothing.
+fn absent_rows(kit: &Kit) {
+    let words = GREEDY.words();
+    let (state, out) = (kit.ints(&words, SAMPLER_WORDS), kit.ints(&[77; 3], 1));
+    let counts = kit.upload(&[0; 8], 1, 8, DType::U8);
+    let biases = kit.ints(&GREEDY.bias_words(), 2 * SAMPLER_BIASES);
+    let logits = kit.floats(&[0.0, 1.0, 2.0, 3.0, 0.0, 9.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0], 4);
+    kit.stream
+        .sample(&Sample {
+            logits: &logits,
+            rows: &kit.ints(&[-1, 0, -5], 1),
+            positions: &kit.ints(&[9; 3], 1),
+            state: &state,
+            counts: &counts,
+            biases: &biases,
+            out: &out,
+        })
+        .unwrap();
+    assert_eq!(kit.read_ints(&out), [77, 1, 77]);
+    assert_eq!(kit.read_ints(&state)[Word::LastToken as usize], 1);
 }
 
 /// Frequencies of 2000 draws against the probabilities (chi-square, 7 degrees of freedom; 24.3 has probability 0.001).

@@ -1,7 +1,9 @@
 //! The engine with all its threads on the mock model: what becomes of requests when things go wrong around them.
 
+mod faults;
 mod host;
 mod logprobs;
+mod lost;
 mod modes;
 mod ranks;
 
@@ -343,6 +345,9 @@ fn metrics_count_what_happened() {
     assert!(metric(&text, "vllm:inter_token_latency_seconds_sum", "") >= 12.0 * 0.018);
     let steps = metric(&text, "yinian:steps_total", "");
     assert_eq!(metric(&text, "vllm:iteration_tokens_total_count", ""), steps);
+    for part in ["plan", "launch", "fold"] {
+        assert_eq!(metric(&text, &format!("yinian:step_{part}_seconds_count"), ""), steps);
+    }
     assert!(metric(&text, "vllm:prefix_cache_queries_total", "") >= metric(&text, "vllm:prefix_cache_hits_total", ""));
     let samples = text.lines().filter(|l| !l.starts_with('#'));
     for line in samples {

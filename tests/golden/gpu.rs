@@ -24,7 +24,7 @@ const FAMILIES: [&str; 9] = [
     "tiny-baichuan2",
 ];
 
-fn gpu() -> Option<Arc<dyn Device>> {
+pub(crate) fn gpu() -> Option<Arc<dyn Device>> {
     open("cuda", &DeviceOptions::default()).inspect_err(|e| println!("left out: {e}")).ok()
 }
 

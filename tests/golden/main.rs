@@ -3,7 +3,10 @@
 
 mod families;
 mod gpu;
+mod late;
 mod logprobs;
+mod pipeline;
+mod placement;
 mod ranks;
 mod world;
 

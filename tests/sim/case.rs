@@ -1,6 +1,6 @@
 //! Random cases: everything a run needs, from one number.
 
-use yinian::base::rng::SplitMix64;
+use yinian::base::rng::{SplitMix64, mix};
 use yinian::base::{SeqId, Token};
 use yinian::plan::{FinishReason, Penalties, Request, SamplingParams, StepCost, StopCriteria};
 use yinian::sched::{SchedConfig, StepBound, policy};
@@ -14,6 +14,8 @@ pub(crate) struct Arrival {
     pub lead: Option<u32>,
     /// Nobody else has this salt.
     pub private_salt: bool,
+    /// Decides the masks of a request whose tokens wait for them.
+    pub mask_seed: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub(crate) struct Case {
     pub aborts: Vec<(u64, SeqId, FinishReason)>,
     pub slowest: u64,
     pub fail_per_mille: u64,
+    /// Ticks from the submission of a step to the supply of its masks, at most; at least 1.
+    pub mask_delay: u64,
     pub poison: Option<SeqId>,
     /// The model is spread over so many.
     pub ranks: usize,
@@ -60,6 +64,9 @@ impl Case {
             .collect::<Vec<_>>()
             .into_iter()
             .for_each(|i| twin(&mut arrivals, i));
+        if one_in(r, 2) {
+            arrivals.iter_mut().for_each(|a| a.request.masked = one_in(r, 2));
+        }
         let reasons = [FinishReason::Cancelled, FinishReason::Deadline, FinishReason::Stop, FinishReason::Overrun];
         let aborts =
             (0..r.below(4)).map(|_| (r.below(60), SeqId(1 + r.below(n + 1)), reasons[r.below(4) as usize])).collect();
@@ -71,6 +78,7 @@ impl Case {
             aborts,
             slowest: 1 + r.below(3),
             fail_per_mille: if one_in(r, 3) { 60 } else { 0 },
+            mask_delay: 1 + r.below(6),
             poison: one_in(r, 12).then(|| SeqId(1 + r.below(n))),
             ranks: 1,
         };
@@ -140,5 +148,12 @@ fn arrival(r: &mut SplitMix64, i: u64, stems: &[Vec<Token>], vocab: u32, (salts,
     if let Some(lead) = lead {
         request.lead = lead;
     }
-    Arrival { at: r.below(spread), request, lead, private_salt }
+    // Few seeds, so that some requests share all their tokens.
+    Arrival { at: r.below(spread), request, lead, private_salt, mask_seed: r.below(2) }
+}
+
+/// Whether `token` may follow the tokens that a request whose tokens wait for masks has generated. Something always may.
+pub(crate) fn allows(mask_seed: u64, generated: &[Token], token: Token, vocab: u32) -> bool {
+    let sum = generated.iter().fold(mask_seed, |sum, t| mix(sum, u64::from(*t)));
+    mix(sum, 77) % u64::from(vocab) == u64::from(token) || mix(sum, 1000 + u64::from(token)) % 2 == 0
 }

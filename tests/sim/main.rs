@@ -41,7 +41,7 @@ fn verify(case: &Case, world: World<'_>) -> Result<Report, String> {
 }
 
 fn check_depth(depth: usize) {
-    let mut sum = [0u64; 7];
+    let mut sum = [0u64; 10];
     for seed in seeds() {
         let case = Case::random(seed);
         let report = verify(&case, World::new(seed, &case, depth, None));
@@ -53,9 +53,13 @@ fn check_depth(depth: usize) {
         let s = report.stats;
         let counts =
             [s.steps, s.planned_tokens, s.hit_tokens, s.preempted, s.shared_waits, s.failed_steps, s.lost_tokens];
+        let counts = counts.into_iter().chain(report.late);
         sum.iter_mut().zip(counts).for_each(|(a, b)| *a += b);
     }
-    println!("depth {depth}: steps, planned, hit, preempted, shared waits, failed, lost = {sum:?}");
+    println!(
+        "depth {depth}: steps, planned, hit, preempted, shared waits, failed, lost, late parts, behind later steps, \
+              unwanted masks = {sum:?}"
+    );
     if number("SIM_SEED").is_none() {
         assert!(sum.iter().all(|&n| n > 0), "a mechanism was never exercised: {sum:?}");
     }
@@ -125,6 +129,9 @@ fn planted_bugs_are_caught() {
         Planted::ScoredAgain,
         Planted::ScoredEarly,
         Planted::ChoiceLost,
+        Planted::LateForgotten,
+        Planted::LateStepIgnored,
+        Planted::LateNotRolledBack,
     ] {
         let found = first_failure(|seed, case| verify(case, World::new(seed, case, 2, Some(bug))));
         must_be_caught(&format!("{bug:?}"), found);

@@ -14,6 +14,7 @@ fn urgent_case(seed: u64) -> Case {
     for arrival in &mut case.arrivals {
         arrival.lead = None;
         arrival.request.lead = u32::MAX;
+        arrival.request.masked = false;
     }
     case
 }

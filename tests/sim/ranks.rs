@@ -12,7 +12,7 @@ use yinian::base::{DType, Error, ErrorKind, Result as Outcome, StepId};
 use yinian::exec::Executor;
 use yinian::exec::ranks::{Planted, RankRunner, StartRank};
 use yinian::exec::sim::{SimConfig, SimDevice};
-use yinian::exec::worker::{StepRunner, WorkerExecutor};
+use yinian::exec::worker::{Flight, Landed, StepRunner, WorkerExecutor};
 use yinian::hal::comm::{Communicator, LocalGroup};
 use yinian::hal::registry::{DeviceOptions, open_host};
 use yinian::hal::{Device, HostBuffer, Stream, Tensor};
@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     FailsEarly,
     /// After they have met: the others end the step.
     FailsLate,
+    /// When the step lands: what is behind it may have been launched.
+    FailsLanding,
     Panics,
     /// Never comes to the meeting.
     Hangs,
@@ -41,7 +43,7 @@ pub(crate) type Faults = HashMap<u64, (usize, Fault)>;
 pub(crate) fn faults(r: &mut SplitMix64, ranks: usize) -> Faults {
     let mut faults = Faults::new();
     for _ in 0..r.below(5) {
-        let kind = [Fault::FailsEarly, Fault::FailsLate, Fault::Slow][r.below(3) as usize];
+        let kind = [Fault::FailsEarly, Fault::FailsLate, Fault::FailsLanding, Fault::Slow][r.below(4) as usize];
         faults.insert(r.below(40), (r.below(ranks as u64) as usize, kind));
     }
     if one_in(r, 3) {
@@ -103,7 +105,6 @@ struct SimRank {
     place: Box<dyn Communicator>,
     x: Tensor,
     host: Box<dyn HostBuffer>,
-    done: Option<StepOutput>,
 }
 
 /// Words of a number on its way through F32, so small that sums of ranks are exact.
@@ -136,7 +137,7 @@ impl SimRank {
             }
             Some(Fault::Slow) => std::thread::sleep(Duration::from_micros(200)),
             Some(Fault::FailsEarly) => return told(),
-            Some(Fault::FailsLate) | None => {}
+            Some(Fault::FailsLate | Fault::FailsLanding) | None => {}
         }
         self.device.write_all(plan);
         let reads = self.device.reads(plan);
@@ -145,12 +146,16 @@ impl SimRank {
             return told();
         }
         let results = self.device.draw(plan, &sums);
-        Ok(StepOutput { id: plan.id, outcome: StepOutcome::Done(results) })
+        let outcome = match fault {
+            Some(Fault::FailsLanding) => StepOutcome::Failed(Error::new(ErrorKind::Device, "told to fail")),
+            _ => StepOutcome::Done(results),
+        };
+        Ok(StepOutput::first(plan.id, outcome))
     }
 }
 
 impl StepRunner for SimRank {
-    fn launch(&mut self, plan: &StepPlan) -> Outcome<()> {
+    fn launch(&mut self, plan: &StepPlan) -> Outcome<Box<dyn Flight>> {
         let hash = format!("{plan:?}").bytes().fold(0, |sum, b| mix(sum, u64::from(b)));
         self.board.lock().ran[self.rank].push((plan.id, hash, None));
         let fault = self.faults.get(&plan.id.0).filter(|f| f.0 == self.rank).map(|f| f.1);
@@ -165,12 +170,7 @@ impl StepRunner for SimRank {
         }
         let complaint = self.device.complaint().map(|c| format!("rank {}: {c}", self.rank));
         notes.complaint = notes.complaint.take().or(complaint);
-        self.done = Some(output);
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Outcome<StepOutput> {
-        self.done.take().ok_or_else(|| Error::internal("no step was launched"))
+        Ok(Box::new(Landed(output)))
     }
 }
 
@@ -195,7 +195,7 @@ pub(crate) struct SimRanks {
     queue: VecDeque<(u64, StepId)>,
     /// Steps behind a failure.
     doomed: HashSet<StepId>,
-    /// Steps that were run and have landed.
+    /// What every rank ran of steps that have landed.
     landed: usize,
     now: u64,
     rng: SplitMix64,
@@ -229,7 +229,6 @@ fn rank_runner(case: &Case, cfg: &SimConfig, parts: (&Arc<Faults>, &Arc<Board>, 
                 place: group.join(rank, host.as_ref())?,
                 x: Tensor::new(host.alloc(bytes)?, 0, 1, WORDS * reads, DType::F32),
                 host: host.host_buffer(bytes)?,
-                done: None,
             }))
         })
     };
@@ -296,7 +295,7 @@ impl SimRanks {
             (StepOutcome::Done(_), None | Some((_, Fault::Slow))) if !doomed => Ok(()),
             (StepOutcome::Done(_), _) => Err(format!("step {step} counts although a rank failed")),
             (StepOutcome::Failed(_), _) if doomed => Ok(()),
-            (StepOutcome::Failed(e), Some((rank, Fault::FailsEarly | Fault::FailsLate))) => {
+            (StepOutcome::Failed(e), Some((rank, Fault::FailsEarly | Fault::FailsLate | Fault::FailsLanding))) => {
                 let named = e.message.starts_with(&format!("rank {rank}: told to fail"));
                 if named { Ok(()) } else { Err(format!("the failure of rank {rank} is told as {e}")) }
             }
@@ -309,10 +308,11 @@ impl SimRanks {
 
     /// Whether all ranks ran this step next, from the same plan, and were left in the same state if they ended it.
     fn compare(&mut self, step: StepId) -> Result<(), String> {
-        if self.doomed.contains(&step) {
+        let (notes, i) = (self.board.lock(), self.landed);
+        // Behind a failure it may have been launched or not, but on all ranks.
+        if self.doomed.contains(&step) && notes.ran.iter().all(|ran| ran.get(i).is_none_or(|r| r.0 != step)) {
             return Ok(());
         }
-        let (notes, i) = (self.board.lock(), self.landed);
         self.landed += 1;
         let of = |ran: &Vec<Ran>| ran.get(i).copied().ok_or(format!("a rank has not run step {}", step.0));
         let first = of(&notes.ran[0])?;

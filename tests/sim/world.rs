@@ -1,12 +1,12 @@
 //! One run of a case: the real scheduler on the simulated device, watched after every tick.
 
-use crate::case::{Arrival, Case};
+use crate::case::{Arrival, Case, allows};
 use std::collections::VecDeque;
 use yinian::base::rng::{SplitMix64, mix};
-use yinian::base::{Error, ErrorKind, SeqId, Token};
+use yinian::base::{Error, ErrorKind, SeqId, StepId, Token};
 use yinian::exec::Executor;
 use yinian::exec::sim::{SimConfig, SimExecutor, SimModel};
-use yinian::plan::{FinishReason, Logprob, StepOutcome, StepOutput, StepPlan};
+use yinian::plan::{FinishReason, Logprob, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use yinian::sched::{Event, Planted, SchedStats, Scheduler, invariants, policy};
 
 /// Ticks after which a run counts as stuck.
@@ -32,6 +32,8 @@ pub(crate) struct Report {
     pub ticks: u64,
     /// Positions of every entry planned, in order: sequence, start, end.
     pub(crate) computed: Vec<(SeqId, u32, u32)>,
+    /// Late parts that landed, those of them behind a later step, and masks that nobody wanted any more.
+    pub late: [u64; 3],
     /// Over every plan, in order: two runs of one case are equal to the last block id.
     pub plans_hash: u64,
     /// The device was lost on the way.
@@ -63,7 +65,16 @@ pub(crate) struct World<'a> {
     sched: Scheduler,
     exec: Box<dyn Watched>,
     lost: bool,
-    inflight: VecDeque<StepPlan>,
+    /// Steps and late parts in flight.
+    inflight: VecDeque<(StepId, StepPart)>,
+    /// Plans of the steps among them.
+    plans: VecDeque<StepPlan>,
+    /// Masks on their way: when they are supplied, for which step.
+    masks: Vec<(u64, StepId, TokenMask)>,
+    delays: SplitMix64,
+    late: [u64; 3],
+    /// The step submitted last.
+    computed_in: StepId,
     outcomes: Vec<Outcome>,
     events: Vec<Event>,
     readers: SplitMix64,
@@ -87,6 +98,11 @@ impl<'a> World<'a> {
             exec,
             lost: false,
             inflight: VecDeque::new(),
+            plans: VecDeque::new(),
+            masks: Vec::new(),
+            delays: SplitMix64(mix(seed, 4)),
+            late: [0; 3],
+            computed_in: StepId(0),
             outcomes: vec![Outcome::default(); case.arrivals.len()],
             events: Vec::new(),
             readers: SplitMix64(mix(seed, 2)),
@@ -122,27 +138,38 @@ impl<'a> World<'a> {
             return Err(format!("not all is free when idle: {stats:?}"));
         }
         self.exec.end()?;
-        let Self { outcomes, now: ticks, plans_hash, computed, lost, .. } = self;
-        Ok(Report { outcomes, stats, ticks, computed, plans_hash, lost })
+        let Self { outcomes, now: ticks, plans_hash, computed, late, lost, .. } = self;
+        Ok(Report { outcomes, stats, ticks, computed, late, plans_hash, lost })
     }
 
     fn tick(&mut self) -> Result<(), String> {
         self.arrive();
         let held = self.read();
-        let mut worked = false;
-        while self.inflight.len() < self.exec.depth() {
+        let mut worked = self.supply()?;
+        while self.plans.len() < self.exec.depth() {
             let Some(plan) = self.sched.schedule(&mut self.events) else { break };
             self.submit(plan)?;
             worked = true;
         }
         // Never idle with work: something must be in flight unless only readers hold everything back.
-        if !worked && self.inflight.is_empty() && !held && !self.sched.is_idle() && self.now > 0 {
+        let masked = !self.masks.is_empty();
+        if !worked && self.inflight.is_empty() && !held && !masked && !self.sched.is_idle() && self.now > 0 {
             return Err("idle with work".into());
         }
         match self.exec.poll() {
             Ok(None) => {}
             Ok(Some(output)) => {
-                self.inflight.pop_front();
+                let due = self.inflight.pop_front();
+                if due != Some((output.id, output.part)) {
+                    return Err(format!("{output:?} landed where {due:?} was due"));
+                }
+                match output.part {
+                    StepPart::First => drop(self.plans.pop_front()),
+                    StepPart::Late => {
+                        self.late[0] += 1;
+                        self.late[1] += u64::from(self.computed_in > output.id);
+                    }
+                }
                 self.sched.update(&output, &mut self.events);
             }
             Err(e) => self.lose(&e)?,
@@ -159,8 +186,10 @@ impl<'a> World<'a> {
     fn lose(&mut self, error: &Error) -> Result<(), String> {
         self.exec.may_be_lost(error)?;
         self.lost = true;
-        for plan in self.inflight.drain(..) {
-            let output = StepOutput { id: plan.id, outcome: StepOutcome::Failed(error.clone()) };
+        self.plans.clear();
+        self.masks.clear();
+        for (id, part) in self.inflight.drain(..) {
+            let output = StepOutput { id, part, outcome: StepOutcome::Failed(error.clone()) };
             self.sched.update(&output, &mut self.events);
         }
         for arrival in &self.case.arrivals {
@@ -201,16 +230,51 @@ impl<'a> World<'a> {
         let text = format!("{plan:?}");
         self.plans_hash = text.bytes().fold(self.plans_hash, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
         self.computed.extend(plan.entries.iter().map(|e| (e.seq, e.start, e.start + e.len)));
-        self.inflight.push_back(plan.clone());
+        self.inflight.push_back((plan.id, StepPart::First));
+        self.plans.push_back(plan.clone());
+        self.computed_in = plan.id;
+        for e in plan.entries.iter().filter(|e| e.awaits_mask) {
+            let mask = self.mask(e.seq);
+            let due = self.now + 1 + self.delays.below(self.case.mask_delay);
+            self.masks.push((due, plan.id, mask));
+        }
         if let Some(mutate) = self.mutate {
             mutate(&mut plan);
         }
         self.exec.submit(plan).map_err(|e| e.to_string())
     }
 
+    /// The tokens that may follow what a sequence has generated.
+    fn mask(&mut self, seq: SeqId) -> TokenMask {
+        let (vocab, arrival) = (self.case.vocab, &self.case.arrivals[seq.0 as usize - 1]);
+        let tokens = &self.outcomes[seq.0 as usize - 1].tokens;
+        let bit = |t: Token| u32::from(allows(arrival.mask_seed, tokens, t, vocab)) << t;
+        TokenMask { seq, words: vec![(0..vocab).fold(0, |word, t| word | bit(t))] }
+    }
+
+    /// Supplies the masks that are due. True when somebody wanted one.
+    fn supply(&mut self) -> Result<bool, String> {
+        let (now, mut supplied) = (self.now, false);
+        while let Some(step) = self.masks.iter().find(|m| m.0 <= now).map(|m| m.1) {
+            let is_due = |m: &(u64, StepId, TokenMask)| m.0 <= now && m.1 == step;
+            let due: Vec<TokenMask> = self.masks.extract_if(.., |m| is_due(m)).map(|m| m.2).collect();
+            let seqs: Vec<SeqId> = due.iter().map(|m| m.seq).collect();
+            let wanted = self.sched.supply(step, &seqs);
+            self.late[2] += (seqs.len() - wanted.len()) as u64;
+            if wanted.is_empty() {
+                continue;
+            }
+            let masks = due.into_iter().filter(|m| wanted.contains(&m.seq)).collect();
+            self.inflight.push_back((step, StepPart::Late));
+            self.exec.supply(step, masks).map_err(|e| e.to_string())?;
+            supplied = true;
+        }
+        Ok(supplied)
+    }
+
     /// No block of a step in flight is free.
     fn check_blocks(&self) -> Result<(), String> {
-        for plan in &self.inflight {
+        for plan in &self.plans {
             if let Some(b) = plan.blocks.iter().find(|b| self.sched.pool().refs(**b) == 0) {
                 return Err(format!("{b:?} is free under {:?}", plan.id));
             }
@@ -311,7 +375,9 @@ fn truth(case: &Case, a: &Arrival) -> (Vec<Token>, (FinishReason, Option<ErrorKi
         return (vec![], (FinishReason::Error, Some(ErrorKind::NoMemory)));
     }
     let limit = (r.stop.max_tokens() as usize).min(cfg.max_model_len - prompt);
-    let mut tokens = SimModel { vocab: case.vocab, ranks: case.ranks }.alone(r, limit);
+    let model = SimModel { vocab: case.vocab, ranks: case.ranks };
+    let may = |so_far: &[Token], t: Token| !r.masked || allows(a.mask_seed, so_far, t, case.vocab);
+    let mut tokens = model.alone_of(r, limit, &may);
     let min = r.stop.min_tokens() as usize;
     for (i, t) in tokens.iter().enumerate() {
         let end = if i >= min && r.stop.eos_tokens().contains(t) {

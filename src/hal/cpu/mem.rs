@@ -184,6 +184,12 @@ pub(super) fn ints(t: &Tensor) -> Rows<i32> {
     Rows::checked(t, DType::I32)
 }
 
+/// An F32 or I32 tensor as plain words.
+pub(super) fn words(t: &Tensor) -> Rows<u32> {
+    assert!(matches!(t.dtype(), DType::F32 | DType::I32), "operand of {}x{}", t.rows(), t.cols());
+    Rows { ptr: t.addr() as *mut u32, rows: t.rows(), cols: t.cols() }
+}
+
 /// A U8 tensor read as native u16; its allocation is aligned for it.
 pub(super) fn shorts(t: &Tensor) -> Rows<u16> {
     assert!(t.cols().is_multiple_of(2) && t.addr().is_multiple_of(2), "{}x{} bytes are no u16", t.rows(), t.cols());

@@ -184,6 +184,34 @@ pub(super) fn gather_rows(pool: &Pool, out: Rows<f32>, x: Rows<f32>, index: Rows
     })
 }
 
+/// `out[to[i]] = x[from[i]]`.
+pub(super) fn copy_rows(
+    pool: &Pool,
+    (out, to): (Rows<u32>, Rows<i32>),
+    (x, from): (Rows<u32>, Rows<i32>),
+) -> Result<()> {
+    by_rows(pool, to.rows, out.cols, &|i| {
+        // SAFETY: no row of the output is named twice, as the op's contract says; nobody writes the rest.
+        unsafe {
+            let (to, from) = (to.row(i)[0], from.row(i)[0]);
+            assert!(to >= 0 && from >= 0, "copy {i} is from row {from} to row {to}");
+            out.row_mut(to as usize).copy_from_slice(x.row(from as usize));
+        }
+    })
+}
+
+/// Minus infinity where a mask has no bit.
+pub(super) fn mask_logits(pool: &Pool, logits: Rows<f32>, masks: Rows<i32>) -> Result<()> {
+    by_rows(pool, logits.rows, logits.cols, &|row| {
+        // SAFETY: this thread owns the row of logits; nobody writes the masks.
+        let (logits, masks) = unsafe { (logits.row_mut(row), masks.row(row)) };
+        for (part, mask) in logits.chunks_mut(32).zip(masks) {
+            let banned = part.iter_mut().enumerate().filter(|(bit, _)| mask >> bit & 1 == 0);
+            banned.for_each(|(_, x)| *x = f32::NEG_INFINITY);
+        }
+    })
+}
+
 /// Token embeddings out of the packed table, multiplied by `scale`.
 pub(super) fn embed(
     pool: &Pool,

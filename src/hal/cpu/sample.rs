@@ -5,7 +5,7 @@ use super::mem::{floats, ints, shorts};
 use super::pool::Pool;
 use super::processors::RowState;
 use super::simd::{Isa, Kernel, Simd, dispatch, exp16};
-use crate::base::{Error, ErrorKind, Result, rng};
+use crate::base::{Error, Result, rng};
 use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS, Sample, SamplerWord};
 use std::sync::{Mutex, PoisonError};
 
@@ -23,7 +23,7 @@ pub(super) struct Workspace {
     pub(super) keys: Vec<u64>,
 }
 
-/// Draws for every row of the step. A row with a NaN is a `Device` error that names it.
+/// Draws for every row of the step.
 pub(super) fn sample(pool: &Pool, isa: Isa, spaces: &[Mutex<Workspace>], args: &Sample<'_>) -> Result<()> {
     let (logits, rows, positions) = (floats(args.logits), ints(args.rows), ints(args.positions));
     let (state, out) = (ints(args.state), ints(args.out));
@@ -39,16 +39,19 @@ pub(super) fn sample(pool: &Pool, isa: Isa, spaces: &[Mutex<Workspace>], args: &
             // SAFETY: sequences of a step have rows of their own, and each is handled by one thread.
             unsafe {
                 let row = rows.row(s)[0];
-                assert!(row >= 0, "sequence {s} has sampler row {row}");
+                if row < 0 {
+                    continue;
+                }
                 let words = state.row_mut(row as usize);
                 let output_index = positions.row(s)[0] - words[SamplerWord::PromptLen as usize];
                 let (counts, biases) = (counts.row_mut(row as usize), biases.row(row as usize));
                 let mut state = RowState { words, counts, biases, output_index };
                 match draw(isa, &mut space, logits.row(s), &state) {
-                    Ok(token) => {
+                    Ok(Some(token)) => {
                         out.row_mut(s)[0] = token as i32;
                         state.drew(token);
                     }
+                    Ok(None) => out.row_mut(s)[0] = -1,
                     Err(e) => {
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
                         if failed.as_ref().is_none_or(|(first, _)| s < *first) {
@@ -86,21 +89,19 @@ impl Wish {
     }
 }
 
-fn draw(isa: Isa, space: &mut Workspace, logits: &[f32], row: &RowState<'_>) -> Result<usize> {
+/// `None` when a logit is NaN.
+fn draw(isa: Isa, space: &mut Workspace, logits: &[f32], row: &RowState<'_>) -> Result<Option<usize>> {
     let Workspace { processed, keys } = space;
     let logits = row.processed(logits, processed)?;
     let mut best = (0, 0.0);
     // SAFETY: plain slices.
     unsafe { dispatch(isa, Largest { logits, best: &mut best }) };
     if best.1.is_nan() {
-        return Err(Error::new(
-            ErrorKind::Device,
-            "the logits contain NaN; the weights or the model's dtype may be broken",
-        ));
+        return Ok(None);
     }
     let wish = Wish::of(row.words, row.output_index);
     let greedy = wish.temperature <= 0.0 || wish.top_k == 1 || !best.1.is_finite();
-    if greedy { Ok(best.0) } else { draw_random(isa, keys, logits, (&wish, best.1)) }
+    if greedy { Ok(Some(best.0)) } else { draw_random(isa, keys, logits, (&wish, best.1)).map(Some) }
 }
 
 /// First index of the largest element, and that element; NaN when there is any.

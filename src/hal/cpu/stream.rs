@@ -3,9 +3,9 @@
 
 use super::CpuDevice;
 use super::logprobs::logprobs;
-use super::mem::{Scratch, floats, ints};
+use super::mem::{Scratch, floats, ints, words};
 use super::pack::PackedMatrix;
-use super::rowwise::{Norm, act_mul, embed, gather_rows, soft_cap};
+use super::rowwise::{Norm, act_mul, copy_rows, embed, gather_rows, mask_logits, soft_cap};
 use super::sample::{Workspace, sample};
 use super::{attention, kv, linear};
 use crate::base::Result;
@@ -95,6 +95,17 @@ impl Ops for CpuStream {
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
         assert_eq!((out.rows(), out.cols()), (index.rows(), x.cols()), "output of gather_rows");
         gather_rows(&self.device.pool, floats(out), floats(x), ints(index))
+    }
+
+    fn copy_rows(&self, (out, to): (&Tensor, &Tensor), (x, from): (&Tensor, &Tensor)) -> Result<()> {
+        assert_eq!((out.cols(), out.dtype()), (x.cols(), x.dtype()), "rows of copy_rows");
+        assert_eq!((to.cols(), from.rows(), from.cols()), (1, to.rows(), 1), "indices of copy_rows");
+        copy_rows(&self.device.pool, (words(out), ints(to)), (words(x), ints(from)))
+    }
+
+    fn mask_logits(&self, logits: &Tensor, masks: &Tensor) -> Result<()> {
+        assert_eq!((masks.rows(), masks.cols()), (logits.rows(), logits.cols().div_ceil(32)), "masks of logits");
+        mask_logits(&self.device.pool, floats(logits), ints(masks))
     }
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {

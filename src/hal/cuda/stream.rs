@@ -3,11 +3,12 @@
 use super::CudaDevice;
 use super::blas::{Blas, Product};
 use super::driver::{Kernel, check};
-use super::event::CudaEvent;
+use super::event::Events;
 use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
+use crate::base::config::Placement;
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
@@ -27,6 +28,7 @@ pub(super) struct CudaStream {
     /// Biases in the dtype of a product's output.
     bias: DeviceMemory,
     faults: Arc<Faults>,
+    events: Arc<Events>,
     device: Arc<CudaDevice>,
 }
 
@@ -41,6 +43,7 @@ impl CudaStream {
         let workspace = DeviceMemory::new(&device.context, WORKSPACE_BYTES)?;
         let bias = DeviceMemory::new(&device.context, MAX_BIAS * DType::F32.size())?;
         let faults = Arc::new(Faults::new(&device.context)?);
+        let events = Arc::new(Events::new(&device.context, &faults));
         let entered = device.context.enter()?;
         let mut raw = null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -49,7 +52,7 @@ impl CudaStream {
         let blas = Blas::new();
         drop(entered);
         match blas {
-            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, device }),
+            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, events, device }),
             Err(e) => {
                 // SAFETY: created above, destroyed once.
                 let _ = unsafe { sys::cuStreamDestroy_v2(raw) };
@@ -116,6 +119,7 @@ impl Ops for CudaStream {
         let matrix = CudaMatrix::of(w);
         assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
         assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
+        assert_eq!(matrix.placement(), Placement::Device, "where the matrix of linear lies");
         let bias = match bias {
             None => None,
             Some(bias) => {
@@ -153,6 +157,14 @@ impl Ops for CudaStream {
 
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
         ops::gather_rows(self, out, x, index)
+    }
+
+    fn copy_rows(&self, out: (&Tensor, &Tensor), x: (&Tensor, &Tensor)) -> Result<()> {
+        ops::copy_rows(self, out, x)
+    }
+
+    fn mask_logits(&self, logits: &Tensor, masks: &Tensor) -> Result<()> {
+        ops::mask_logits(self, logits, masks)
     }
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
@@ -200,6 +212,6 @@ impl Stream for CudaStream {
     }
 
     fn record(&self) -> Result<Box<dyn Event>> {
-        Ok(Box::new(CudaEvent::record(&self.device.context, self.raw, &self.faults)?))
+        Ok(Box::new(self.events.record(self.raw)?))
     }
 }

@@ -1,5 +1,6 @@
 //! `paged_attention`: which kernels take a step, and the scratch memory they share.
 
+use super::attention_hopper::{self, Hopper};
 use super::rope::KvMap;
 use super::{Family, KvFamily, assert_ints, shape, short_name, small};
 use crate::base::{DType, Result};
@@ -42,6 +43,7 @@ pub(super) struct Kernels {
     plain: KvFamily,
     merge: Family,
     tensor: Vec<Tensor>,
+    hopper: Vec<Hopper>,
 }
 
 /// The tensor-core kernels for one dtype and head dimension.
@@ -58,7 +60,7 @@ struct Tensor {
 }
 
 impl Kernels {
-    pub(super) fn load(modules: &Modules) -> Result<Self> {
+    pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
         let mut tensor = Vec::with_capacity(2 * DIMS.len());
         for dtype in [DType::F16, DType::Bf16] {
             for (dim, prefill_rows, keys) in DIMS {
@@ -78,6 +80,7 @@ impl Kernels {
             plain: KvFamily::load(modules, "attention_plain", "yn_attention_plain", PLAN_BYTES)?,
             merge: Family::load(modules, "attention_plain", "yn_attention_merge")?,
             tensor,
+            hopper: Hopper::load(modules, capability)?,
         })
     }
 
@@ -92,7 +95,7 @@ impl Kernels {
 /// Mirrors kernels/attention.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Params {
+pub(super) struct Params {
     out: u64,
     qkv: u64,
     starts: u64,
@@ -142,17 +145,26 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
 fn prefills(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, tensor: &Tensor) -> Result<()> {
     let (tokens, sequences) = (args.qkv.rows(), args.context_lens.rows());
     let ratio = args.heads / args.kv.kv_heads;
-    let most_tiles = (tokens * ratio).div_ceil(tensor.prefill_rows) + sequences;
+    let hopper = s.kernels().attention.hopper.iter().find(|h| h.takes(args));
+    let (rows, per_sm) =
+        if hopper.is_some() { (attention_hopper::ROWS, 1) } else { (tensor.prefill_rows, PREFILL_BLOCKS) };
+    let most_tiles = (tokens * ratio).div_ceil(rows) + sequences;
     // As many as there are when all tokens that do not stand alone are of one sequence.
-    let tiles = ((tokens - sequences + 1) * ratio).div_ceil(tensor.prefill_rows);
-    let parts = prefill_parts(s, args, tiles);
+    let tiles = ((tokens - sequences + 1) * ratio).div_ceil(rows);
+    let parts = prefill_parts(s, args, (tiles, per_sm));
     (params.by_sequence, params.first_item) = (0, 0);
     (params.items, params.capacity) = (small(most_tiles), small(parts));
     let (workspace, _) = s.workspace();
     params.sums = workspace;
     params.limits = workspace + (parts * tokens * args.heads * args.kv.head_dim * 4) as u64;
-    let grid = [small(if parts > 1 { tiles } else { most_tiles }), small(args.kv.kv_heads), small(parts)];
-    s.launch(&tensor.prefill, grid, BLOCK, tensor.prefill_shared, &params)?;
+    let grid = |tiles: usize| [small(tiles), small(args.kv.kv_heads), small(parts)];
+    match hopper {
+        Some(hopper) => hopper.launch(s, args, params, grid(most_tiles))?,
+        None => {
+            let grid = grid(if parts > 1 { tiles } else { most_tiles });
+            s.launch(&tensor.prefill, grid, BLOCK, tensor.prefill_shared, &params)?;
+        }
+    }
     if parts > 1 {
         let blocks = (tokens * args.heads * args.kv.head_dim / 4).div_ceil(BLOCK as usize);
         s.launch(&tensor.prefill_merge, [small(blocks), 1, 1], BLOCK, 0, &params)?;
@@ -162,9 +174,9 @@ fn prefills(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, tenso
 
 /// Parts that the keys of a prefill's tiles are cut into, so that few tiles fill the device. Contexts are known to the device
 /// alone; the tables bound them.
-fn prefill_parts(s: &CudaStream, args: &PagedAttention<'_>, tiles: usize) -> usize {
+fn prefill_parts(s: &CudaStream, args: &PagedAttention<'_>, (tiles, per_sm): (usize, usize)) -> usize {
     let (tokens, dim) = (args.qkv.rows(), args.kv.head_dim);
-    let (blocks, places) = (tiles * args.kv.kv_heads, PREFILL_BLOCKS * s.sm_count() as usize);
+    let (blocks, places) = (tiles * args.kv.kv_heads, per_sm * s.sm_count() as usize);
     let window = args.window.map_or(usize::MAX, |w| w as usize + tokens);
     let keys = (args.tables.cols() * args.kv.block_size).min(window);
     let (_, bytes) = s.workspace();

@@ -1,6 +1,6 @@
 //! What kernels find wrong with their inputs: a word in page-locked memory that they write and that waiting for an event reads.
 
-use crate::base::{Error, ErrorKind, Result};
+use crate::base::{Error, Result};
 use crate::hal::HostBuffer;
 use crate::hal::cuda::driver::Context;
 use crate::hal::cuda::memory::PinnedMemory;
@@ -42,12 +42,6 @@ fn explain(code: u64) -> Error {
         2 => format!("row {place} of a gather asks for row {value}, which does not exist"),
         3 => format!("token {place} of a step has KV slot {value}, which does not exist"),
         4 => format!("token {place} of a step has position {value}, which the rope table does not have"),
-        5 => {
-            let text = format!(
-                "row {place} of a sample op: the logits contain NaN; the weights or the model's dtype may be broken"
-            );
-            return Error::new(ErrorKind::Device, text);
-        }
         6 => format!("sequence {place} has sampler row {value}, which does not exist"),
         7 => format!("sequence {place} has KV block {value}, which does not exist"),
         8 => format!("entry {place} of a logprobs op asks for row {value} or its token, which do not exist"),

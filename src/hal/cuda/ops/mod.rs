@@ -1,7 +1,8 @@
 //! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`] but `linear`. Shapes are asserted
-//! here; what only the device can see (an id beyond its table, a NaN) comes back through [`fault`].
+//! here; what only the device can see (an id beyond its table) comes back through [`fault`].
 
 mod attention;
+mod attention_hopper;
 pub(super) mod fault;
 mod norm;
 mod rope;
@@ -11,7 +12,7 @@ mod sample;
 pub(super) use attention::paged_attention;
 pub(super) use norm::{add_rms_norm, rms_norm};
 pub(super) use rope::rope_write_kv;
-pub(super) use rowwise::{act_mul, embed, gather_rows, soft_cap};
+pub(super) use rowwise::{act_mul, copy_rows, embed, gather_rows, mask_logits, soft_cap};
 pub(super) use sample::{logprobs, sample};
 
 use super::driver::{Kernel, Modules};
@@ -32,13 +33,13 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    pub(super) fn load(modules: &Modules) -> Result<Self> {
+    pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
         Ok(Self {
             norm: norm::Kernels::load(modules)?,
             rowwise: rowwise::Kernels::load(modules)?,
             rope: rope::Kernels::load(modules)?,
             sample: sample::Kernels::load(modules)?,
-            attention: attention::Kernels::load(modules)?,
+            attention: attention::Kernels::load(modules, capability)?,
         })
     }
 }

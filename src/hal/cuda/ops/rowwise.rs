@@ -1,4 +1,4 @@
-//! `embed`, `act_mul`, `soft_cap` and `gather_rows`.
+//! `embed`, `act_mul`, `soft_cap`, `gather_rows`, `copy_rows` and `mask_logits`.
 
 use super::{FLOATS, Family, VECTOR, assert_ints, index_of, shape, short_name, small, whole_vectors};
 use crate::base::{DType, Result};
@@ -22,6 +22,9 @@ pub(super) struct Kernels {
     soft_cap: Kernel,
     gather_16: Kernel,
     gather_2: Kernel,
+    copy_16: Kernel,
+    copy_4: Kernel,
+    mask: Kernel,
 }
 
 impl Kernels {
@@ -36,6 +39,9 @@ impl Kernels {
             soft_cap: kernel("yn_soft_cap")?,
             gather_16: kernel("yn_gather_rows_16")?,
             gather_2: kernel("yn_gather_rows_2")?,
+            copy_16: kernel("yn_copy_rows_16")?,
+            copy_4: kernel("yn_copy_rows_4")?,
+            mask: kernel("yn_mask_logits")?,
         })
     }
 }
@@ -185,4 +191,79 @@ pub(in crate::hal::cuda) fn gather_rows(s: &CudaStream, out: &Tensor, x: &Tensor
     let kernel = if wide { &kernels.gather_16 } else { &kernels.gather_2 };
     let columns = small(units).div_ceil(BLOCK).min(16);
     s.launch(kernel, [small(out.rows()), columns, 1], BLOCK, 0, &params)
+}
+
+/// Mirrors kernels/rowwise.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct CopyRowsParams {
+    out: u64,
+    to: u64,
+    x: u64,
+    from: u64,
+    fault: u64,
+    row_units: u32,
+    out_rows: u32,
+    x_rows: u32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<CopyRowsParams>() == 56);
+
+pub(in crate::hal::cuda) fn copy_rows(
+    s: &CudaStream,
+    (out, to): (&Tensor, &Tensor),
+    (x, from): (&Tensor, &Tensor),
+) -> Result<()> {
+    assert_eq!((out.cols(), out.dtype()), (x.cols(), x.dtype()), "rows of copy_rows");
+    assert!(matches!(x.dtype(), DType::F32 | DType::I32), "dtype of copy_rows");
+    assert_eq!((to.cols(), shape(from)), (1, (to.rows(), 1)), "indices of copy_rows");
+    assert_ints("the indices of copy_rows", &[to, from]);
+    if to.rows() == 0 {
+        return Ok(());
+    }
+    let wide = x.row_bytes().is_multiple_of(16) && [out, x].iter().all(|t| t.addr().is_multiple_of(16));
+    let units = x.row_bytes() / if wide { 16 } else { 4 };
+    let params = CopyRowsParams {
+        out: out.addr(),
+        to: to.addr(),
+        x: x.addr(),
+        from: from.addr(),
+        fault: s.fault_word(),
+        row_units: small(units),
+        out_rows: small(out.rows()),
+        x_rows: small(x.rows()),
+        unused: 0,
+    };
+    let kernels = &s.kernels().rowwise;
+    let kernel = if wide { &kernels.copy_16 } else { &kernels.copy_4 };
+    let columns = small(units).div_ceil(BLOCK).clamp(1, 64);
+    s.launch(kernel, [small(to.rows()), columns, 1], BLOCK, 0, &params)
+}
+
+/// Mirrors kernels/rowwise.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct MaskParams {
+    logits: u64,
+    masks: u64,
+    vocabulary: u32,
+    mask_words: u32,
+}
+const _: () = assert!(size_of::<MaskParams>() == 24);
+
+pub(in crate::hal::cuda) fn mask_logits(s: &CudaStream, logits: &Tensor, masks: &Tensor) -> Result<()> {
+    assert_eq!(logits.dtype(), DType::F32, "dtype of mask_logits");
+    assert_eq!(shape(masks), (logits.rows(), logits.cols().div_ceil(32)), "masks of logits");
+    assert_ints("masks of logits", &[masks]);
+    if logits.rows() == 0 {
+        return Ok(());
+    }
+    let params = MaskParams {
+        logits: logits.addr(),
+        masks: masks.addr(),
+        vocabulary: small(logits.cols()),
+        mask_words: small(masks.cols()),
+    };
+    let grid = [small(logits.rows()), small(logits.cols().div_ceil(COLUMNS)), 1];
+    s.launch(&s.kernels().rowwise.mask, grid, BLOCK, 0, &params)
 }
