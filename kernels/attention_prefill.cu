@@ -330,10 +330,12 @@ __device__ __forceinline__ void attention_prefill(const AttentionParams& p) {
 template <typename T>
 __device__ __forceinline__ void attention_prefill_merge(const AttentionParams& p) {
   const uint32_t tokens = uint32_t(at<int>(p.starts)[p.sequences]);
-  const uint64_t index = 4 * (blockIdx.x * uint64_t(blockDim.x) + threadIdx.x), width = uint64_t(p.heads) * p.head_dim;
+  // The first `first_item` sequences, and so the first tokens, stand alone.
+  const uint64_t width = uint64_t(p.heads) * p.head_dim;
+  const uint64_t index = p.first_item * width + 4 * (blockIdx.x * uint64_t(blockDim.x) + threadIdx.x);
   if (index >= tokens * width) return;
   const uint64_t row = index / p.head_dim;
-  const Item item = item_at(p, uint32_t(index / width));
+  const Item item = item_at(p, uint32_t(index / width) - p.first_item);
   const int* starts = at<int>(p.starts);
   // The decode kernel has taken sequences of one token.
   if (!item.active || starts[item.sequence + 1] - starts[item.sequence] == 1) return;

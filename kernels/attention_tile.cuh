@@ -8,14 +8,15 @@ struct QueryTile {
   uint32_t first_row;
 };
 
-// The tile with this number over all sequences of several tokens; false behind the last. All threads call it.
+// The tile with this number over all sequences of several tokens, none of which stands before `first_item`; false behind the
+// last. All threads call it.
 __device__ __forceinline__ bool find_tile(const AttentionParams& p, uint32_t number, uint32_t tile_rows, uint32_t (&found)[2],
                                           QueryTile& tile) {
   const int* starts = at<int>(p.starts);
   const uint32_t ratio = p.heads / p.kv_heads, lane = threadIdx.x % 32;
   if (threadIdx.x < 32) {
     uint32_t before = 0, sequence = ~0u, index = 0;
-    for (uint32_t base = 0; base < p.sequences && sequence == ~0u; base += 32) {
+    for (uint32_t base = p.first_item; base < p.sequences && sequence == ~0u; base += 32) {
       uint32_t tiles = 0;
       if (base + lane < p.sequences) {
         const uint32_t tokens = uint32_t(starts[base + lane + 1] - starts[base + lane]);

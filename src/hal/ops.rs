@@ -73,6 +73,8 @@ pub struct PagedAttention<'a> {
     pub context_lens: &'a Tensor,
     /// I32 `[S, max_blocks]`: block tables, padded at will.
     pub tables: &'a Tensor,
+    /// So many sequences at the front have one token each; 0 is always right, and more spares a device looking for the others.
+    pub singles: usize,
     /// Multiplies dot products.
     pub scale: f32,
     /// A score `s` becomes `cap * tanh(s / cap)`.

@@ -53,6 +53,8 @@ pub struct Batch {
     pub context_lens: Tensor,
     /// I32 `[S, max_blocks]`.
     pub tables: Tensor,
+    /// Sequences at the front that have one token each.
+    pub singles: usize,
 }
 
 /// What a pass runs on.
@@ -174,6 +176,7 @@ impl Pass<'_> {
             starts: &batch.starts,
             context_lens: &batch.context_lens,
             tables: &batch.tables,
+            singles: batch.singles,
             scale: spec.attention_scale,
             soft_cap: spec.attention_cap,
             window: kind.window,

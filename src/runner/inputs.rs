@@ -167,6 +167,8 @@ pub(super) struct Packed {
     sections: Sections,
     tokens: usize,
     seqs: usize,
+    /// Sequences at the front that have one token each.
+    singles: usize,
     blocks: usize,
     samples: usize,
     reports: usize,
@@ -349,7 +351,11 @@ impl Packed {
             None => (tokens, seqs, blocks, samples),
         };
         let sections = Sections::of(tokens, (seqs, blocks), [samples, scores, inits, waits]);
-        Ok(Self { sections, tokens, seqs, blocks, samples, reports: 0, scores, inits, waits, alternatives: 0 })
+        let singles = match padding {
+            Some(_) => seqs,
+            None => plan.entries.iter().take_while(|e| e.len == 1).count(),
+        };
+        Ok(Self { sections, tokens, seqs, singles, blocks, samples, reports: 0, scores, inits, waits, alternatives: 0 })
     }
 
     /// All words of the step in `device`, to upload to.
@@ -369,6 +375,7 @@ impl Packed {
             starts: at(s.starts, self.seqs + 1, 1),
             context_lens: at(s.context_lens, self.seqs, 1),
             tables: at(s.tables, self.seqs, self.blocks),
+            singles: self.singles,
         };
         let n = self.samples;
         let samples = (n > 0).then(|| (at(s.last, n, 1), at(s.rows, n, 1), at(s.next, n, 1)));

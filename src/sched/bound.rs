@@ -1,5 +1,6 @@
 //! What a step may cost: prompts that run beside decoding sequences are cut so that these wait little longer for their next
-//! token than they do without prompts. A step in which nobody decodes is bounded by its tokens alone.
+//! token than they do without prompts. A step in which nobody decodes is bounded by its tokens alone, and so is one that more
+//! sequences wait for with their prompts than decode in it: then long steps serve more of them, and throughput goes first.
 
 use crate::plan::StepCost;
 use crate::plan::cost::Load;
@@ -28,8 +29,12 @@ impl StepBound {
 impl Scheduler {
     /// Fixes what the step may cost once all that decodes is in it.
     pub(super) fn set_limit(&self, draft: &mut Draft) {
+        let prompts = self.prefills.len() + self.waiting.len();
+        if draft.flight.len() < prompts.max(1) {
+            return;
+        }
         draft.decodes = draft.flight.len();
-        if draft.decodes > 0 && !self.planted(Planted::CostIgnored) {
+        if !self.planted(Planted::CostIgnored) {
             draft.limit = self.cfg.bound.map(|bound| bound.limit(draft.load));
         }
     }

@@ -32,7 +32,7 @@ pub struct SchedConfig {
     pub max_seqs: usize,
     /// Tokens a step may run.
     pub max_tokens: usize,
-    /// What a step that decodes may cost; `None` bounds its tokens alone.
+    /// What a step that decodes may cost; with `None` its tokens alone are bounded.
     pub bound: Option<StepBound>,
     /// Longest sequence, prompt and output together.
     pub max_model_len: usize,

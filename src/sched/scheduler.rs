@@ -36,7 +36,7 @@ pub(super) struct Flight {
     pub(super) id: StepId,
     pub(super) part: StepPart,
     pub(super) entries: Vec<FlightEntry>,
-    /// Leading entries that decode.
+    /// Leading entries that decode, where they bound the step's cost.
     pub(super) decodes: usize,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Draft {
     pub(super) flight: Vec<FlightEntry>,
     /// Budget left, in tokens.
     pub(super) left: u32,
-    /// Leading entries that decode.
+    /// Leading entries that decode, where they bound the step's cost.
     pub(super) decodes: usize,
     pub(super) load: Load,
     /// What the step may cost.

@@ -39,7 +39,7 @@ const HEADS: [(&str, [f64; 5]); 4] = [
     ("s05", [0.08, 0.09, 0.10, 0.12, 0.23]),
 ];
 /// Percent; 0 is no bound.
-const BOUNDS: [u32; 4] = [0, 200, 175, 150];
+const BOUNDS: [u32; 4] = [0, 200, 170, 150];
 
 /// A shape and how long its steps take.
 struct Clock {

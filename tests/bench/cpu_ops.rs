@@ -190,6 +190,7 @@ impl Step {
                 starts: &self.starts,
                 context_lens: &self.lens,
                 tables: &self.tables,
+                singles: 0,
                 scale: 0.125,
                 soft_cap: None,
                 window: None,

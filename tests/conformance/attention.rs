@@ -192,7 +192,10 @@ impl<'a> Cache<'a> {
         let out = kit.poisoned(qkv.rows(), heads * head_dim);
         let (starts, lens) = (kit.ints(sequences.0, 1), kit.ints(sequences.1, 1));
         let tables = kit.ints(sequences.2, sequences.2.len() / sequences.1.len());
+        // What is known of the sequences, or nothing.
+        let singles = sequences.0.windows(2).take_while(|w| w[1] == w[0] + 1).count();
         let args = PagedAttention {
+            singles: if qkv.rows() % 5 == 0 { 0 } else { singles },
             out: &out,
             qkv: &qkv,
             starts: &starts,

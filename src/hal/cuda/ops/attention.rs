@@ -169,11 +169,13 @@ fn prefills(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, tenso
     let hopper = s.kernels().attention.hopper.iter().find(|h| h.takes(args));
     let (rows, per_sm) =
         if hopper.is_some() { (attention_hopper::ROWS, 1) } else { (tensor.prefill_rows, PREFILL_BLOCKS) };
-    let most_tiles = (tokens * ratio).div_ceil(rows) + sequences;
-    // As many as there are when all tokens that do not stand alone are of one sequence.
+    // Of the sequences that may have several tokens. Blocks without a tile are not free: each has to look for one.
+    let (several, left) = (tokens - args.singles, sequences - args.singles);
+    let most_tiles = (several * ratio).div_ceil(rows) + left;
+    // As many as there are when those that do not stand alone are of one sequence.
     let tiles = ((tokens - sequences + 1) * ratio).div_ceil(rows);
     let parts = prefill_parts(s, args, (tiles, per_sm));
-    (params.by_sequence, params.first_item) = (0, 0);
+    (params.by_sequence, params.first_item) = (0, small(args.singles));
     (params.items, params.capacity) = (small(most_tiles), small(parts));
     let (workspace, _) = s.workspace();
     params.sums = workspace;
@@ -187,7 +189,7 @@ fn prefills(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, tenso
         }
     }
     if parts > 1 {
-        let blocks = (tokens * args.heads * args.kv.head_dim / 4).div_ceil(BLOCK as usize);
+        let blocks = (several * args.heads * args.kv.head_dim / 4).div_ceil(BLOCK as usize);
         s.launch(&tensor.prefill_merge, [small(blocks), 1, 1], BLOCK, 0, &params)?;
     }
     Ok(())
@@ -226,6 +228,7 @@ fn check(args: &PagedAttention<'_>) {
     assert!(args.window != Some(0), "a window of no keys");
     assert!(kv.head_dim % 2 == 0 && kv.head_dim <= MAX_DIM, "head dimension {}", kv.head_dim);
     assert_eq!((args.starts.rows(), args.tables.rows()), (sequences + 1, sequences), "sequences of a step");
+    assert!(args.singles <= sequences, "{} of {sequences} sequences stand alone", args.singles);
     assert_ints("a step", &[args.starts, args.context_lens, args.tables]);
 }
 
