@@ -3,7 +3,6 @@
 pub mod mock;
 pub mod ranks;
 pub mod sim;
-mod work;
 pub mod worker;
 
 use crate::base::{Error, Result, StepId};
