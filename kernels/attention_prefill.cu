@@ -6,8 +6,13 @@
 // come in tiles of TILE tokens at absolute positions, copied asynchronously one tile ahead. A warp has 16 * BANDS rows:
 // scores and weighted sums by mma m16n8k16, weights in f32 with a running maximum. Only tiles at the diagonal or at a
 // window's edge are masked. The grid is bounded by T and S; a block finds its tile from starts, long ones first.
-// Instances: f16 and bf16 (activations and cache alike) x head dimensions 64, 80, 96, 128, 256.
-#include "attention.cuh"
+//
+// Few tokens over a long context are few tiles with a long way each. Then a tile's keys are cut into `capacity` parts of whole
+// key tiles, a block for each: it leaves weighted sums, maxima and sums of weights, [part][token][head] (`sums`, `limits`), and
+// yn_attention_prefill_merge folds the parts in rising order, a thread for four columns of a token. Blocks then take every
+// gridDim.x-th of at most `items` tiles.
+// Instances: f16 and bf16 (activations and cache alike) x head dimensions 64, 80, 96, 128, 256; the merge for f16 and bf16.
+#include "attention_tile.cuh"
 
 constexpr uint32_t THREADS = 128, WARPS = 4;
 
@@ -26,54 +31,6 @@ struct PrefillShared {
   uint64_t rows[2][Shape<DIM>::TILE];  // addresses of keys; 0 outside of what is seen
   uint32_t found[2];
 };
-
-// A tile of rows of one sequence.
-struct QueryTile {
-  uint32_t sequence, from, tokens, before;  // first token in the T axis, their number, positions before them
-  uint32_t first_row;
-};
-
-// The tile with this number over all sequences of several tokens; false behind the last. All threads call it.
-__device__ __forceinline__ bool find_tile(const AttentionParams& p, uint32_t number, uint32_t tile_rows, uint32_t (&found)[2],
-                                          QueryTile& tile) {
-  const int* starts = at<int>(p.starts);
-  const uint32_t ratio = p.heads / p.kv_heads, lane = threadIdx.x % 32;
-  if (threadIdx.x < 32) {
-    uint32_t before = 0, sequence = ~0u, index = 0;
-    for (uint32_t base = 0; base < p.sequences && sequence == ~0u; base += 32) {
-      uint32_t tiles = 0;
-      if (base + lane < p.sequences) {
-        const uint32_t tokens = uint32_t(starts[base + lane + 1] - starts[base + lane]);
-        tiles = tokens > 1 ? (tokens * ratio + tile_rows - 1) / tile_rows : 0;
-      }
-      uint32_t end = tiles;
-#pragma unroll
-      for (uint32_t d = 1; d < 32; d *= 2) {
-        const uint32_t x = __shfl_up_sync(ALL, end, d);
-        if (lane >= d) end += x;
-      }
-      const uint32_t here = __ballot_sync(ALL, number - before < end);
-      if (here != 0) {
-        const uint32_t which = uint32_t(__ffs(int(here))) - 1;
-        sequence = base + which;
-        const uint32_t start = __shfl_sync(ALL, end - tiles, int(which));
-        index = number - before - start;
-        // The last tokens see the most keys: they go first.
-        index = __shfl_sync(ALL, tiles, int(which)) - 1 - index;
-      }
-      before += __shfl_sync(ALL, end, 31);
-    }
-    if (lane == 0) found[0] = sequence, found[1] = index;
-  }
-  __syncthreads();
-  if (found[0] == ~0u) return false;
-  tile.sequence = found[0];
-  tile.from = uint32_t(starts[tile.sequence]);
-  tile.tokens = uint32_t(starts[tile.sequence + 1]) - tile.from;
-  tile.before = uint32_t(at<int>(p.context_lens)[tile.sequence]) - tile.tokens;
-  tile.first_row = found[1] * tile_rows;
-  return true;
-}
 
 template <typename T, uint32_t DIM>
 struct Prefill {
@@ -251,6 +208,31 @@ struct Prefill {
     }
   }
 
+  // One part of several. A row that sees no key of it has a maximum of -infinity and sums that nobody reads.
+  __device__ void store_part(bool empty) {
+    const float unit = p.soft_cap != 0.0f ? LOG2E : p.scale * LOG2E;
+    const uint64_t part = uint64_t(blockIdx.z) * uint32_t(at<int>(p.starts)[p.sequences]);
+#pragma unroll
+    for (uint32_t b = 0; b < BANDS; b++) {
+#pragma unroll
+      for (uint32_t h = 0; h < 2; h++) {
+        float total = sum[b][h];
+        total += __shfl_xor_sync(ALL, total, 1);
+        total += __shfl_xor_sync(ALL, total, 2);
+        const uint32_t row = row_of(b, h), index = tile.first_row + row;
+        if (row >= rows_left()) continue;
+        const uint64_t place = (part + tile.from + index / ratio) * p.heads + kv_head * ratio + index % ratio;
+        const bool none = empty || max[b][h] == -INFINITY;
+        if (lane % 4 == 0) at<float2>(p.limits)[place] = make_float2(none ? -INFINITY : max[b][h] * unit, total);
+        if (none) continue;
+#pragma unroll
+        for (uint32_t d = 0; d < DIM / 8; d++) {
+          at<float2>(p.sums)[(place * DIM + d * 8) / 2 + lane % 4] = make_float2(sums[b][d][2 * h], sums[b][d][2 * h + 1]);
+        }
+      }
+    }
+  }
+
   // Through the warp's own rows of the query tile, for wide stores.
   __device__ void store() {
 #pragma unroll
@@ -282,9 +264,11 @@ struct Prefill {
     last_key = position_of(S::ROWS - 1);
     first_key = first_of(low);
     const uint32_t high_first = first_of(last_key);
-    const uint32_t first_start = first_key / TILE * TILE;
-    load_queries();
-    locate(first_start, 0);
+    // Whole key tiles, in `parts` equal shares.
+    const uint32_t parts = gridDim.z;
+    const uint32_t share = ((last_key / TILE - first_key / TILE) / parts + 1) * TILE;
+    const uint32_t first_start = first_key / TILE * TILE + blockIdx.z * share;
+    const uint32_t end = min(last_key, first_start + share - 1);  // of this part
 #pragma unroll
     for (uint32_t b = 0; b < BANDS; b++) {
 #pragma unroll
@@ -295,11 +279,18 @@ struct Prefill {
       max[b][0] = max[b][1] = -INFINITY;
       sum[b][0] = sum[b][1] = 0;
     }
+    if (first_start > last_key) {
+      store_part(true);
+      __syncthreads();  // all have read which tile this was
+      return;
+    }
+    load_queries();
+    locate(first_start, 0);
     __syncthreads();
     load_tile(0);
     uint32_t stage = 0;
-    for (uint32_t start = first_start; start <= last_key; start += TILE, stage ^= 1) {
-      const bool more = start + TILE <= last_key;
+    for (uint32_t start = first_start; start <= end; start += TILE, stage ^= 1) {
+      const bool more = start + TILE <= end;
       if (more) locate(start + TILE, stage ^ 1);
       copy_wait<1>();  // this tile's keys
       __syncthreads();
@@ -317,7 +308,8 @@ struct Prefill {
       accumulate(stage, s);
     }
     copy_wait<0>();
-    store();
+    if (parts > 1) store_part(false);
+    else store();
   }
 };
 
@@ -325,11 +317,48 @@ template <typename T, uint32_t DIM>
 __device__ __forceinline__ void attention_prefill(const AttentionParams& p) {
   YN_DYNAMIC_SHARED(dynamic);
   PrefillShared<T, DIM>& sh = *reinterpret_cast<PrefillShared<T, DIM>*>(dynamic);
-  QueryTile tile;
-  if (!find_tile(p, blockIdx.x, Shape<DIM>::ROWS, sh.found, tile)) return;
-  Prefill<T, DIM> prefill{p,          sh,   threadIdx.x % 32, threadIdx.x / 32, p.heads / p.kv_heads,
-                          blockIdx.y, tile, KvRows<T>(p, tile.sequence, blockIdx.y)};
-  prefill.run();
+#pragma unroll 1
+  for (uint32_t number = blockIdx.x; number < p.items; number += gridDim.x) {
+    QueryTile tile;
+    if (!find_tile(p, number, Shape<DIM>::ROWS, sh.found, tile)) return;
+    Prefill<T, DIM> prefill{p,          sh,   threadIdx.x % 32, threadIdx.x / 32, p.heads / p.kv_heads,
+                            blockIdx.y, tile, KvRows<T>(p, tile.sequence, blockIdx.y)};
+    prefill.run();
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void attention_prefill_merge(const AttentionParams& p) {
+  const uint32_t tokens = uint32_t(at<int>(p.starts)[p.sequences]);
+  const uint64_t index = 4 * (blockIdx.x * uint64_t(blockDim.x) + threadIdx.x), width = uint64_t(p.heads) * p.head_dim;
+  if (index >= tokens * width) return;
+  const uint64_t row = index / p.head_dim;
+  const Item item = item_at(p, uint32_t(index / width));
+  const int* starts = at<int>(p.starts);
+  // The decode kernel has taken sequences of one token.
+  if (!item.active || starts[item.sequence + 1] - starts[item.sequence] == 1) return;
+  Fold fold;
+  fold.begin();
+  float x[4] = {};
+  for (uint32_t part = 0; part < p.capacity; part++) {
+    const float2 limit = at<float2>(p.limits)[part * uint64_t(tokens) * p.heads + row];
+    if (limit.x == -INFINITY) continue;
+    const float4 sums = at<float4>(p.sums)[(part * tokens * width + index) / 4];
+    fold.with(limit.x, limit.y);
+    x[0] = fold.weighted(x[0], sums.x);
+    x[1] = fold.weighted(x[1], sums.y);
+    x[2] = fold.weighted(x[2], sums.z);
+    x[3] = fold.weighted(x[3], sums.w);
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < 4; i++) at<T>(p.out)[index + i] = narrowed<T>(finished(x[i], fold.sum));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) yn_attention_prefill_merge_f16(const __grid_constant__ AttentionParams p) {
+  attention_prefill_merge<f16>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) yn_attention_prefill_merge_bf16(const __grid_constant__ AttentionParams p) {
+  attention_prefill_merge<bf16>(p);
 }
 
 #define YN_PREFILL(DIM)                                                                                   \

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use yinian::base::clock::MonotonicClock;
-use yinian::base::config::EngineConfig;
+use yinian::base::config::{EngineConfig, Placement};
 use yinian::engine::{Engine, EventQueue, plan_memory};
 
 /// The system's allocator, counting what is live.
@@ -69,6 +69,10 @@ fn planned_and_found(dir: &Path, ranks: usize) -> (usize, usize) {
     );
     let config = EngineConfig::from_json(config.as_bytes()).unwrap();
     let plan = plan_memory(&config).unwrap();
+    // Host and device are the same memory here, so a table on the host frees nothing.
+    let host = EngineConfig { embedding_placement: Placement::Host, ..config.clone() };
+    assert_eq!(plan_memory(&host).unwrap()["memory"], plan["memory"]);
+    assert_eq!(plan["memory"]["host_embedding_bytes"], 0);
     println!("{ranks} ranks: {}", plan["memory"]);
     let before = settled();
     let engine = Engine::start(config, EventQueue::new(None), Arc::new(MonotonicClock::starting_at(0))).unwrap();

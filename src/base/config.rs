@@ -1,7 +1,9 @@
 //! The engine's configuration: one JSON object, every key known, typed and bounded.
 
+use crate::base::planted::Planted;
 use crate::base::{Error, ErrorKind, Result, json};
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// Where a key stands in this build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +55,27 @@ pub const KEYS: &[Key] = &[
         "invariant: tokens do not depend on the batch; aligned: rounding as in the reference implementation; the CPU \
          backend is invariant in both fast and invariant, and refuses aligned",
     ),
-    later("embedding_placement", "string", "\"device\"", "where the embedding table lives"),
+    key(
+        "embedding_placement",
+        "string: device | host",
+        "\"device\"",
+        "where the embedding table lives; host keeps it in page-locked host memory that a GPU reads rows from, and leaves its \
+         bytes on the GPU to the KV cache; a model whose output head is the table keeps it on the device; on the CPU both are \
+         the same",
+    ),
     key("tensor_parallel_size", "integer, 1..=64", "1", "ranks one model is spread over; divides its heads"),
     key("threads", "integer, 1..=256", "cores of the process", "compute threads of the CPU backend"),
     key("pipeline_depth", "integer, 1..=3", "2", "steps in flight"),
     key("max_model_len", "integer, tokens, >= 1", "the model's", "longest prompt plus output of one request"),
     key("max_num_seqs", "integer, 1..=4096", "256", "sequences that run at once"),
     key("max_num_batched_tokens", "integer, tokens, 1..=65536", "512", "tokens of one step"),
+    key(
+        "max_decode_slowdown",
+        "number, 0 or 1..=100",
+        "1.75 on a GPU, else 0",
+        "how many times longer a step may take because prompts run beside its decodes, by a model of the device: long prompts \
+         go in smaller chunks while others decode; 0 bounds steps by max_num_batched_tokens alone",
+    ),
     key("block_size", "integer, tokens, power of two 1..=256", "the device's", "tokens per KV block"),
     key(
         "gpu_memory_utilization",
@@ -120,12 +136,14 @@ pub struct EngineConfig {
     pub device_library_dir: Option<String>,
     pub load_format: LoadFormat,
     pub numeric_mode: NumericMode,
+    pub embedding_placement: Placement,
     pub tensor_parallel_size: usize,
     pub threads: Option<usize>,
     pub pipeline_depth: usize,
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
+    pub max_decode_slowdown: Option<f64>,
     pub block_size: Option<u32>,
     pub kv_cache_bytes: Option<usize>,
     pub gpu_memory_utilization: Option<f64>,
@@ -140,6 +158,10 @@ pub struct EngineConfig {
     pub log_level: LogLevel,
     pub seed: Option<u64>,
     pub cpu_features: Option<String>,
+    /// Set by tests only.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub planted: Option<Arc<Planted>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -172,6 +194,25 @@ impl NumericMode {
     }
 }
 
+/// Whose memory a matrix is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    #[default]
+    Device,
+    /// Memory of the host that the device reads.
+    Host,
+}
+
+impl Placement {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Host => "host",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
@@ -194,12 +235,14 @@ impl Default for EngineConfig {
             device_library_dir: None,
             load_format: LoadFormat::Auto,
             numeric_mode: NumericMode::Fast,
+            embedding_placement: Placement::Device,
             tensor_parallel_size: 1,
             threads: None,
             pipeline_depth: 2,
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 512,
+            max_decode_slowdown: None,
             block_size: None,
             kv_cache_bytes: None,
             gpu_memory_utilization: None,
@@ -214,6 +257,7 @@ impl Default for EngineConfig {
             log_level: LogLevel::Info,
             seed: None,
             cpu_features: None,
+            planted: None,
         }
     }
 }
@@ -283,6 +327,14 @@ impl EngineConfig {
         {
             return Err(Error::invalid(format!(
                 "config key \"gpu_memory_utilization\" is {share}; expected a number above 0, at most 1"
+            )));
+        }
+        if let Some(factor) = self.max_decode_slowdown
+            && factor != 0.0
+            && !(1.0..=100.0).contains(&factor)
+        {
+            return Err(Error::invalid(format!(
+                "config key \"max_decode_slowdown\" is {factor}; expected 0 or a number from 1 to 100"
             )));
         }
         if let Some(len) = self.max_model_len {
@@ -359,6 +411,9 @@ mod tests {
             br#"{"model": "m", "threads": 2, "max_num_seqs": 8, "seed": 1, "tokenizer": null}"#,
         )
         .unwrap();
+        assert_eq!(c.embedding_placement, Placement::Device);
+        let host = EngineConfig::from_json(br#"{"model": "m", "embedding_placement": "host"}"#).unwrap();
+        assert_eq!(host.embedding_placement, Placement::Host);
         assert_eq!((c.threads, c.max_num_seqs, c.pipeline_depth, c.seed), (Some(2), 8, 2, Some(1)));
     }
 
@@ -389,6 +444,9 @@ mod tests {
             (r#"{"model": "m", "pipeline_depth": 4}"#, "pipeline_depth"),
             (r#"{"model": "m", "block_size": 24}"#, "block_size"),
             (r#"{"model": "m", "load_format": "gguf"}"#, "load_format"),
+            (r#"{"model": "m", "embedding_placement": "disk"}"#, "embedding_placement"),
+            (r#"{"model": "m", "max_decode_slowdown": 0.5}"#, "max_decode_slowdown"),
+            (r#"{"model": "m", "max_decode_slowdown": 101}"#, "max_decode_slowdown"),
             (r#"{"model": "m", "cpu_features": "sse9"}"#, "cpu_features"),
             (r#"{}"#, "model"),
         ] {

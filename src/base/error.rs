@@ -5,7 +5,7 @@ use std::borrow::Cow;
 /// Longest message of an error, in bytes: values of files and requests are shown in them, and can be of any length.
 pub const MAX_MESSAGE: usize = 2000;
 
-/// What a caller can do about an error. Each kind is one `yn_status` of the C API.
+/// What a caller can do about an error. Each kind is one `yn_status` of the C API, but for the two of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// An argument, config value, model file or template is wrong. Retrying the same call cannot help.
@@ -30,6 +30,8 @@ pub enum ErrorKind {
     NoMemory,
     /// The device or its driver failed.
     Device,
+    /// The same, and whatever this process asks of the device from now on fails too: it must be restarted to use it again.
+    DeviceLost,
     /// A bug in the engine: a caught panic or a broken invariant.
     Internal,
     /// The process forked; the child has no engine threads.

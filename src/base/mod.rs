@@ -7,6 +7,8 @@ pub mod error;
 pub mod ids;
 pub mod json;
 pub mod metrics;
+#[doc(hidden)]
+pub mod planted;
 pub mod rng;
 pub mod signal;
 pub mod threads;

@@ -1,6 +1,6 @@
 //! Assembly: the one file of this floor that sees model, runner and hal. From a config to the parts of an engine.
 
-use crate::base::config::{EngineConfig, LoadFormat, NumericMode};
+use crate::base::config::{EngineConfig, LoadFormat, NumericMode, Placement};
 use crate::base::rng::SplitMix64;
 use crate::base::signal::Signal;
 use crate::base::{DType, Error, ErrorKind, Result};
@@ -13,10 +13,10 @@ use crate::exec::worker::{StepRunner, WorkerExecutor};
 use crate::hal::comm::LocalGroup;
 use crate::hal::registry::{self, DeviceOptions};
 use crate::hal::{Activations, Caps, Device, Tensor};
-use crate::model::{self, Model, ModelInfo, Shard};
+use crate::model::{self, LoadOptions, Model, ModelInfo, Shard};
 use crate::runner::{self, ModelRunner, RunnerOptions};
 use crate::sched::policy::Policy;
-use crate::sched::{SchedConfig, Scheduler, policy};
+use crate::sched::{SchedConfig, Scheduler, StepBound, policy};
 use crate::text::TextModel;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, Hasher};
@@ -42,6 +42,10 @@ pub(crate) type Progress<'a> = &'a mut dyn FnMut(f32) -> Result<()>;
 /// Longest sequence when neither config nor model limits it sooner.
 const MOCK_MODEL_LEN: usize = 32_768;
 const MOCK_BLOCK_SIZE: u32 = 16;
+/// How many times longer a step may take with prompts beside its decodes.
+const DECODE_SLOWDOWN: f64 = 1.75;
+/// Tokens of a prompt that a step takes whatever they cost.
+const MIN_CHUNK: u32 = 16;
 
 pub(crate) fn parts(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     if config.model.starts_with("mock:") { mock(config, signal, progress) } else { real(config, signal, progress) }
@@ -59,13 +63,16 @@ struct Sizes {
     info: ModelInfo,
     /// What a rank holds of it.
     local: ModelInfo,
-    /// Of all ranks, as everything of memory here.
+    /// On the devices of all ranks, as everything of memory here.
     weight_bytes: usize,
+    /// Of embedding tables in host memory that are on no device.
+    host_embedding_bytes: usize,
     /// What ranks meet in.
     meeting_bytes: usize,
     /// One of each rank.
     devices: Vec<Arc<dyn Device>>,
     mode: NumericMode,
+    bound: Option<StepBound>,
     options: RunnerOptions,
     kv_block_bytes: usize,
     fixed_bytes: usize,
@@ -88,6 +95,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let devices = devices(config, ranks)?;
     let device = &devices[0];
     let mode = numeric_mode(config.numeric_mode, device.caps())?;
+    let bound = step_bound(config, device.as_ref(), &local)?;
     let max_model_len = model_len(config, &info)?;
     let block_size = config.block_size.unwrap_or(device.caps().block_size);
     let kv = runner::kv_spec(&local, block_size);
@@ -100,13 +108,28 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         num_blocks: 0,
         depth: config.pipeline_depth,
     };
-    let weight_bytes = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
+    let host_embedding_bytes = ranks * model::host_embedding_bytes(&info, config.embedding_placement, device.caps())?;
+    let weight_bytes: usize = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
+    let weight_bytes = weight_bytes - host_embedding_bytes;
     let meeting_bytes = if ranks > 1 { ranks * LocalGroup::rank_bytes(meeting_elements(&info, &options)) } else { 0 };
     let fixed_bytes =
         weight_bytes + meeting_bytes + ranks * runner::memory_plan(&local, &options, device.caps()).total_bytes();
     let most = kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs);
     options.num_blocks = runner::num_blocks(config, device.as_ref(), (kv_block_bytes, fixed_bytes, most))?;
-    Ok(Sizes { dir, info, local, weight_bytes, meeting_bytes, devices, mode, options, kv_block_bytes, fixed_bytes })
+    Ok(Sizes {
+        dir,
+        info,
+        local,
+        weight_bytes,
+        host_embedding_bytes,
+        meeting_bytes,
+        devices,
+        mode,
+        bound,
+        options,
+        kv_block_bytes,
+        fixed_bytes,
+    })
 }
 
 /// Most elements that ranks add up at once.
@@ -123,6 +146,7 @@ fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> 
         cpu_features: config.cpu_features.clone(),
         library_dir: config.device_library_dir.as_deref().map(PathBuf::from),
         numeric_mode: config.numeric_mode,
+        planted: config.planted.clone(),
     };
     let devices: Vec<_> = (0..ranks).map(|_| registry::open(&config.device, &options)).collect::<Result<_>>()?;
     if ranks > 1 && devices[0].caps().activations != Activations::Always(DType::F32) {
@@ -168,7 +192,7 @@ fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     };
     let defaults = sizes.info.sampling_defaults();
     Ok(Parts {
-        sched: scheduler(config, &sizes.options)?,
+        sched: scheduler(config, &sizes.options, sizes.bound)?,
         exec: Box::new(exec),
         info: info(config, &sizes),
         block_size: sizes.options.block_size,
@@ -184,7 +208,11 @@ fn load_ranks(config: &EngineConfig, sizes: &Sizes, progress: Progress<'_>) -> R
         let mut report = |p: model::LoadProgress| {
             progress((rank as f32 + p.bytes_done as f32 / p.bytes_total.max(1) as f32) / ranks as f32)
         };
-        let how = (config.load_format, Shard { rank, ranks });
+        let how = LoadOptions {
+            format: config.load_format,
+            shard: Shard { rank, ranks },
+            embedding: config.embedding_placement,
+        };
         model::load_shard(&sizes.info, &sizes.dir, how, device.as_ref(), (sizes.options.max_model_len, &mut report))
     };
     sizes.devices.iter().enumerate().map(load).collect()
@@ -211,10 +239,11 @@ fn rank_runner(mut models: Vec<Model>, sizes: &Sizes) -> Result<Box<dyn StepRunn
     Ok(Box::new(RankRunner::start(starts, group.clone())?))
 }
 
-fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler> {
+fn scheduler(config: &EngineConfig, options: &RunnerOptions, bound: Option<StepBound>) -> Result<Scheduler> {
     let sched = SchedConfig {
         max_seqs: options.max_num_seqs,
         max_tokens: options.max_num_batched_tokens,
+        bound,
         max_model_len: options.max_model_len,
         num_blocks: options.num_blocks,
         block_size: options.block_size,
@@ -222,6 +251,26 @@ fn scheduler(config: &EngineConfig, options: &RunnerOptions) -> Result<Scheduler
         hash_bits: 64,
     };
     Ok(Scheduler::new(sched, policy(config)?))
+}
+
+/// How much prompts may slow down decoding, where the device tells its rates.
+fn step_bound(config: &EngineConfig, device: &dyn Device, local: &ModelInfo) -> Result<Option<StepBound>> {
+    match (config.max_decode_slowdown, device.rates(local.dtype)) {
+        (Some(0.0), _) | (None, None) => Ok(None),
+        (Some(factor), None) => Err(no_rates(factor, device.caps().name)),
+        (factor, Some(rates)) => Ok(Some(StepBound {
+            cost: runner::step_cost(local, &rates),
+            percent: (100.0 * factor.unwrap_or(DECODE_SLOWDOWN)) as u32,
+            min_chunk: MIN_CHUNK,
+        })),
+    }
+}
+
+fn no_rates(factor: f64, device: &str) -> Error {
+    Error::unsupported(format!(
+        "config key \"max_decode_slowdown\" is {factor}; how long a step takes is not known of device {device}, so steps \
+         cannot be bounded by it: leave the key out and lower max_num_batched_tokens"
+    ))
 }
 
 fn policy(config: &EngineConfig) -> Result<Box<dyn Policy>> {
@@ -247,6 +296,14 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
             "config key \"numeric_mode\" is \"aligned\"; a mock model computes no numbers, leave the key out",
         ));
     }
+    if config.embedding_placement == Placement::Host {
+        return Err(Error::invalid(
+            "config key \"embedding_placement\" is \"host\"; a mock model has no embedding table, leave the key out",
+        ));
+    }
+    if let Some(factor) = config.max_decode_slowdown.filter(|f| *f > 0.0) {
+        return Err(no_rates(factor, "mock"));
+    }
     registry::check(&config.device)?;
     let steps = spec.load.as_millis() as u32;
     for step in 0..steps {
@@ -271,7 +328,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     };
     let exec = WorkerExecutor::spawn(mock_runner(spec, config)?, config.pipeline_depth, Arc::clone(signal))?;
     Ok(Parts {
-        sched: scheduler(config, &options)?,
+        sched: scheduler(config, &options, None)?,
         exec: Box::new(exec),
         limits: Limits {
             text: Arc::new(text),
@@ -367,6 +424,7 @@ fn info(config: &EngineConfig, sizes: &Sizes) -> Value {
         "device": device_json(sizes.devices[0].caps()),
         "numeric_mode": sizes.mode.name(),
         "limits": limits_json(config, &sizes.options),
+        "max_decode_slowdown": sizes.bound.map(|b| f64::from(b.percent) / 100.0),
         "memory": memory_json(sizes),
         "prefix_caching": config.enable_prefix_caching,
         "scheduling_policy": config.scheduling_policy,
@@ -381,6 +439,7 @@ fn memory_json(sizes: &Sizes) -> Value {
     json!({
         "ranks": ranks,
         "weights_bytes": sizes.weight_bytes,
+        "host_embedding_bytes": sizes.host_embedding_bytes,
         "rank_meeting_bytes": sizes.meeting_bytes,
         "arena_bytes": ranks * plan.arena_bytes,
         "row_state_bytes": ranks * plan.row_state_bytes,

@@ -16,6 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// How long a freed engine waits for its worker thread to let go of the device, and how long when it has given the device
+/// up, as what runs there may never end.
+const LEAVE_WAIT: Duration = Duration::from_secs(10);
+const ABANDONED_WAIT: Duration = Duration::from_secs(1);
+
 /// State of the engine thread.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -67,13 +72,24 @@ impl Core {
     pub(crate) fn run(mut self) {
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
         let error = match served {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return self.leave(LEAVE_WAIT),
             Ok(Err(e)) => e,
             Err(payload) => Error::internal(format!("the engine thread panicked: {}", panic_text(&*payload))),
         };
         self.shared.fail(error.clone());
         self.exec.abandon();
         self.serve_failed(&error);
+        self.leave(ABANDONED_WAIT);
+    }
+
+    fn leave(mut self, wait: Duration) {
+        if !self.exec.leave(wait) {
+            self.shared.log.warn(format_args!(
+                "freed, but the device's worker thread has not ended within {} ms: it is left behind with the device memory \
+                 that it holds",
+                wait.as_millis()
+            ));
+        }
     }
 
     fn serve(&mut self) -> Result<(), Error> {

@@ -20,6 +20,10 @@ pub struct MockSpec {
     fail_step: Option<u64>,
     /// Steps from this number on fail.
     fail_from: Option<u64>,
+    /// The step with this number finds its device lost.
+    lost_step: Option<u64>,
+    /// Steps of more tokens find too little memory.
+    memory_tokens: Option<u64>,
     /// The step with this number panics.
     panic_step: Option<u64>,
     /// The step with this number never ends.
@@ -35,11 +39,11 @@ pub struct MockSpec {
 }
 
 impl MockSpec {
-    /// Parses `mock:words[,delay_us=N][,fail_step=N][,fail_from=N][,panic_step=N][,hang_step=N][,fault_rank=N]
-    /// [,panic_byte=N][,load_ms=N][,panic_load=1]`.
+    /// Parses `mock:words[,delay_us=N][,fail_step=N][,fail_from=N][,lost_step=N][,memory_tokens=N][,panic_step=N]
+    /// [,hang_step=N][,fault_rank=N][,panic_byte=N][,load_ms=N][,panic_load=1]`.
     pub fn parse(model: &str) -> Result<Self> {
-        let usage = "expected mock:words, with options delay_us, fail_step, fail_from, panic_step, hang_step, fault_rank, \
-                     panic_byte, load_ms, panic_load as name=number";
+        let usage = "expected mock:words, with options delay_us, fail_step, fail_from, lost_step, memory_tokens, \
+                     panic_step, hang_step, fault_rank, panic_byte, load_ms, panic_load as name=number";
         let mut parts = model.strip_prefix("mock:").unwrap_or_default().split(',');
         if parts.next() != Some("words") {
             return Err(Error::invalid(format!("model {model:?} is no mock model; {usage}")));
@@ -51,6 +55,8 @@ impl MockSpec {
                 Some(("delay_us", n)) => spec.delay = Duration::from_micros(n),
                 Some(("fail_step", n)) => spec.fail_step = Some(n),
                 Some(("fail_from", n)) => spec.fail_from = Some(n),
+                Some(("lost_step", n)) => spec.lost_step = Some(n),
+                Some(("memory_tokens", n)) => spec.memory_tokens = Some(n),
                 Some(("panic_step", n)) => spec.panic_step = Some(n),
                 Some(("hang_step", n)) => spec.hang_step = Some(n),
                 Some(("fault_rank", n @ 0..64)) => spec.fault_rank = n as usize,
@@ -129,6 +135,15 @@ impl StepRunner for MockRunner {
         let from = self.spec.fail_from.is_some_and(|from| rank == self.spec.fault_rank && from <= plan.id.0);
         if at(self.spec.fail_step) || from {
             return Err(Error::new(ErrorKind::Device, format!("the mock model was told to fail step {}", plan.id.0)));
+        }
+        if at(self.spec.lost_step) {
+            return Err(Error::new(ErrorKind::DeviceLost, "the mock model was told to lose its device"));
+        }
+        let tokens = plan.num_tokens() as u64;
+        if let Some(most) = self.spec.memory_tokens.filter(|most| tokens > *most) {
+            return Err(Error::no_memory(format!(
+                "the mock model has memory for {most} tokens, the step has {tokens}"
+            )));
         }
         if let Some(MockRank { place, stream, x, .. }) = &self.rank {
             place.all_reduce(stream.as_ref(), x)?;

@@ -7,6 +7,7 @@ pub mod worker;
 
 use crate::base::{Error, Result, StepId};
 use crate::plan::{StepOutput, StepPlan, TokenMask};
+use std::time::Duration;
 
 /// Runs steps in order. One owner, one thread.
 pub trait Executor: Send + std::fmt::Debug {
@@ -35,4 +36,10 @@ pub trait Executor: Send + std::fmt::Debug {
     }
     /// Gives the device up without waiting for it: what runs there may never end.
     fn abandon(&mut self) {}
+    /// Ends its threads, which let go of the device, and waits for at most `wait`. False when they are left behind with what
+    /// they hold, as what they wait for has not ended.
+    fn leave(&mut self, wait: Duration) -> bool {
+        let _ = wait;
+        true
+    }
 }

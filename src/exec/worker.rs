@@ -9,14 +9,17 @@ use crate::base::{Error, ErrorKind, Result, StepId, threads};
 use crate::hal::comm::LocalGroup;
 use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crate::runner::{self, ModelRunner};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use std::any::Any;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long whoever drops an executor waits for its thread.
+const DROP_WAIT: Duration = Duration::from_secs(10);
 
 /// A launched step on its way back.
 pub trait Flight: Send + Debug {
@@ -130,7 +133,7 @@ struct Report {
     host_ns: u64,
 }
 
-/// The engine's end of the worker's threads. Dropping it ends them and waits for them, unless abandoned.
+/// The engine's end of the worker's threads. Dropping it ends them and waits a while for them.
 #[derive(Debug)]
 pub struct WorkerExecutor {
     orders: Option<Sender<Order>>,
@@ -222,7 +225,24 @@ impl Executor for WorkerExecutor {
             group.fail(&Error::new(ErrorKind::Shutdown, "the engine has given its device up"));
         }
         self.orders = None;
-        self.thread = None;
+    }
+
+    fn leave(&mut self, wait: Duration) -> bool {
+        self.orders = None;
+        let Some(thread) = self.thread.take() else { return true };
+        let over = Instant::now() + wait;
+        loop {
+            match self.landed.recv_deadline(over) {
+                // Nobody wants it any more.
+                Ok(_) => {}
+                // The landing thread has ended, and the worker gives the runner's memory back.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+        // A panic of the thread was already reported through `landed`.
+        let _ = thread.join();
+        true
     }
 }
 
@@ -241,11 +261,7 @@ impl WorkerExecutor {
 
 impl Drop for WorkerExecutor {
     fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was already reported through `landed`.
-            let _ = thread.join();
-        }
+        self.leave(DROP_WAIT);
     }
 }
 
@@ -315,7 +331,7 @@ fn land_all(launched: &Receiver<Launched>, failed: &AtomicU64, outbox: &Outbox) 
         };
         let output = match output {
             Ok(StepOutput { outcome: StepOutcome::Done(_), .. }) if behind => Ok(failed_step(behind_a_failure())),
-            output => output,
+            output => output.and_then(unless_lost),
         };
         if output.as_ref().is_ok_and(|o| matches!(o.outcome, StepOutcome::Failed(_))) {
             failed.store(epoch + 1, Ordering::Release);
@@ -333,6 +349,14 @@ fn behind_a_failure() -> Error {
 
 fn panicked(id: StepId, payload: &(dyn Any + Send)) -> Error {
     Error::internal(format!("step {} panicked in the worker: {}", id.0, panic_text(payload)))
+}
+
+/// A step that failed because its device is lost is the executor's end: no other step can do better.
+fn unless_lost(output: StepOutput) -> Result<StepOutput> {
+    match output.outcome {
+        StepOutcome::Failed(e) if e.kind == ErrorKind::DeviceLost => Err(e.within(format!("step {}", output.id.0))),
+        _ => Ok(output),
+    }
 }
 
 #[cfg(test)]

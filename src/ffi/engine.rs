@@ -136,8 +136,9 @@ pub unsafe extern "C" fn yn_engine_drain(engine: yn_engine, timeout_ms: i32) -> 
 }
 
 /// Cancels what is left, delivers every DONE, joins the threads, frees the device and retires the handle. Blocks for about a
-/// step. Safe while other threads are inside calls of this engine. What is unread can still be polled (of the last 256
-/// freed). Errors: BAD_HANDLE.
+/// step; where the device hangs for at most watchdog_ms and 10 seconds (1 when the watchdog had fired before), after which the
+/// device's thread is left behind with what it holds, and the log says so. Safe while other threads are inside calls of this
+/// engine. What is unread can still be polled (of the last 256 freed). Errors: BAD_HANDLE.
 ///
 /// # Safety
 /// Always safe to call.

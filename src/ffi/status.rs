@@ -17,7 +17,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> yn_status {
         ErrorKind::NotFound => YN_E_NOT_FOUND,
         ErrorKind::Io => YN_E_IO,
         ErrorKind::NoMemory => YN_E_NO_MEMORY,
-        ErrorKind::Device => YN_E_DEVICE,
+        ErrorKind::Device | ErrorKind::DeviceLost => YN_E_DEVICE,
         ErrorKind::Internal => YN_E_INTERNAL,
         ErrorKind::Forked => YN_E_FORKED,
     }
@@ -52,7 +52,7 @@ pub(crate) unsafe fn report(error: &Error, to: *mut yn_error) -> yn_status {
     if !to.is_null() && to.is_aligned() {
         let flags = match error.kind {
             ErrorKind::Busy | ErrorKind::Timeout => YN_ERROR_RETRY,
-            ErrorKind::Device | ErrorKind::Forked => YN_ERROR_UNUSABLE,
+            ErrorKind::Device | ErrorKind::DeviceLost | ErrorKind::Forked => YN_ERROR_UNUSABLE,
             _ => 0,
         };
         let mut filled = yn_error { status, flags, message: [0; 504] };
@@ -90,5 +90,8 @@ mod tests {
         assert!((495..504).contains(&text.len()));
         let text = String::from_utf8(text).unwrap();
         assert!(text.starts_with("一一") && text.ends_with("一end"), "{text}");
+        // SAFETY: as above.
+        let status = unsafe { report(&Error::new(ErrorKind::DeviceLost, "gone"), &mut to) };
+        assert_eq!((status, to.flags), (YN_E_DEVICE, YN_ERROR_UNUSABLE));
     }
 }

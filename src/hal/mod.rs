@@ -6,10 +6,15 @@ pub mod arena;
 pub mod comm;
 pub mod cpu;
 pub mod cuda;
+pub mod load;
 pub mod ops;
+mod planted;
+mod readers;
 pub mod registry;
+pub mod survey;
 pub mod tensor;
 
+pub use load::{FilePart, MatrixLoader, MatrixPart, WeightFile};
 pub use ops::Ops;
 pub use tensor::{Allocation, HostMatrix, Matrix, MatrixStorage, RandomRows, Tensor};
 
@@ -60,6 +65,19 @@ impl Activations {
     }
 }
 
+/// What a device does in a microsecond when it does nothing else, as found in practice, and what it loses between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    /// Operations of matrix products of several hundred rows.
+    pub products_per_us: u64,
+    /// Operations of attention over long contexts.
+    pub attention_per_us: u64,
+    /// Bytes read from its memory.
+    pub bytes_per_us: u64,
+    /// Nanoseconds a decoder layer takes beside what it reads and computes.
+    pub layer_ns: u64,
+}
+
 /// Bytes of a device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryInfo {
@@ -72,6 +90,11 @@ pub struct MemoryInfo {
 pub trait Device: Send + Sync + Debug {
     fn caps(&self) -> &Caps;
     fn memory(&self) -> Result<MemoryInfo>;
+    /// How fast it is with weights of this dtype, for the scheduler's model of steps; `None` where nobody knows.
+    fn rates(&self, dtype: DType) -> Option<Rates> {
+        let _ = dtype;
+        None
+    }
     /// Zeroed memory, aligned to at least 64 bytes. `NoMemory` when it does not fit.
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Allocation>>;
     /// Host memory the device can copy from and to at full speed.
@@ -84,6 +107,20 @@ pub trait Device: Send + Sync + Debug {
         let data = parts.iter().map(|part| part.bytes(cols, dtype)).collect::<Result<Vec<_>>>()?;
         let host = parts.iter().zip(&data).map(|(part, data)| HostMatrix { rows: part.rows, cols, dtype, data });
         self.load_matrix(&host.collect::<Vec<_>>())
+    }
+    /// A matrix in host memory that [`Ops::embed`] reads where it lies: it takes none of a device that has memory of its
+    /// own, and there no [`Ops::linear`] takes it. Elsewhere it is like any other.
+    fn load_host_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+        self.load_matrix(parts)
+    }
+    /// The same of random numbers.
+    fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        self.random_matrix(parts, cols, dtype)
+    }
+    /// Loads many matrices of `bytes` in all at once; `None` where one after the other is as fast.
+    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        let _ = bytes;
+        Ok(None)
     }
     fn stream(&self) -> Result<Box<dyn Stream>>;
     /// Where it has a driver that can make the host wait.

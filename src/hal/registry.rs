@@ -1,8 +1,9 @@
 //! The one list of backends.
 
 use crate::base::config::NumericMode;
-use crate::base::{Error, Result};
-use crate::hal::{Device, cpu, cuda};
+use crate::base::planted::Planted;
+use crate::base::{Error, ErrorKind, Result};
+use crate::hal::{Device, cpu, cuda, planted};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,6 +18,9 @@ pub struct DeviceOptions {
     pub library_dir: Option<PathBuf>,
     /// How numbers are to be computed. A device that cannot says so in its caps.
     pub numeric_mode: NumericMode,
+    /// Set by tests only.
+    #[doc(hidden)]
+    pub planted: Option<Arc<Planted>>,
 }
 
 /// A device by its name.
@@ -53,14 +57,17 @@ pub fn check(name: &str) -> Result<()> {
 
 /// Opens `name`: `auto` takes the first GPU where there is one and this build can use it, else the host processor.
 pub fn open(name: &str, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
-    match parse(name)? {
-        Name::Cpu => cpu::open(options),
-        Name::Cuda(ordinal) => cuda::open(ordinal, options),
+    let device = match parse(name)? {
+        Name::Cpu => cpu::open(options)?,
+        Name::Cuda(ordinal) => cuda::open(ordinal, options)?,
         Name::Auto => match cuda::open(0, options) {
-            Ok(device) => Ok(device),
-            Err(_) => cpu::open(options),
+            // A GPU that was there is not to be replaced by a processor unasked.
+            Err(e) if e.kind == ErrorKind::DeviceLost => return Err(e),
+            Ok(device) => device,
+            Err(_) => cpu::open(options)?,
         },
-    }
+    };
+    Ok(options.planted.as_ref().map_or(Arc::clone(&device), |planted| planted::wrap(Arc::clone(&device), planted)))
 }
 
 /// Opens the host processor, which is always there.

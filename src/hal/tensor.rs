@@ -89,6 +89,13 @@ pub struct RandomRows {
 }
 
 impl RandomRows {
+    /// `rows` of them from row `from` of `cols` columns on.
+    #[must_use]
+    pub fn slice(&self, from: usize, rows: usize, cols: usize) -> Self {
+        let before = (from * cols) as u64;
+        Self { rows, seed: self.seed.wrapping_add(SplitMix64::STEP.wrapping_mul(before)), ..*self }
+    }
+
     /// The numbers as a device keeps them in `dtype`, little-endian.
     pub fn bytes(&self, cols: usize, dtype: DType) -> Result<Vec<u8>> {
         let elements = self.rows * cols;
@@ -121,3 +128,16 @@ pub trait MatrixStorage: Send + Sync + Debug {
 
 /// Shared handle of a weight matrix.
 pub type Matrix = Arc<dyn MatrixStorage>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_of_random_rows_has_the_same_numbers() {
+        let all = RandomRows { rows: 9, seed: 77, width: 2.0 };
+        let (whole, size) = (all.bytes(5, DType::Bf16).unwrap(), DType::Bf16.size());
+        let part = all.slice(4, 3, 5).bytes(5, DType::Bf16).unwrap();
+        assert_eq!(part, whole[4 * 5 * size..7 * 5 * size]);
+    }
+}

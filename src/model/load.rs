@@ -1,9 +1,10 @@
 //! Puts a model's weights on a device, one product at a time, giving back the file's pages behind it.
 
-use crate::base::config::LoadFormat;
+use crate::base::config::{LoadFormat, Placement};
 use crate::base::{DType, Error, Result};
-use crate::hal::{Device, HostMatrix, Matrix, Stream, Tensor};
+use crate::hal::{Device, HostBuffer, HostMatrix, Matrix, MatrixLoader, MatrixPart, Stream, Tensor};
 use crate::model::config::{ModelInfo, check_length};
+use crate::model::placement;
 use crate::model::registry;
 use crate::model::rope;
 use crate::model::shard::{Part, Shard, cut};
@@ -14,6 +15,12 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
+use std::time::Duration;
+
+/// Smallest buffer that vectors go to the device through, one after the other.
+const STAGING_BYTES: usize = 1 << 20;
+/// Time between two reports while a device reads what it was handed.
+const REPORT: Duration = Duration::from_millis(20);
 
 /// How far loading is, in bytes of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,27 +81,50 @@ pub fn load(
     load_shard(info, dir, (format, Shard::WHOLE), device, (max_len, progress))
 }
 
+/// What is loaded, from what, and where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    pub format: LoadFormat,
+    pub shard: Shard,
+    /// Where the embedding table goes.
+    pub embedding: Placement,
+}
+
+impl From<(LoadFormat, Shard)> for LoadOptions {
+    fn from((format, shard): (LoadFormat, Shard)) -> Self {
+        Self { format, shard, embedding: Placement::Device }
+    }
+}
+
 /// The same for one rank, which reads its rows and columns only; `info` is the whole model's, the result's is the rank's.
-/// Embeddings, norms and head are whole on every rank. Ranks that the model cannot be spread over are `Invalid`.
+/// Embeddings, norms and head are whole on every rank. Ranks that the model cannot be spread over are `Invalid`, as is a tied
+/// head whose table is to be in host memory.
 pub fn load_shard(
     info: &ModelInfo,
     dir: &Path,
-    (format, shard): (LoadFormat, Shard),
+    options: impl Into<LoadOptions>,
     device: &dyn Device,
     (max_len, progress): (usize, &mut dyn FnMut(LoadProgress) -> Result<()>),
 ) -> Result<Model> {
+    let LoadOptions { format, shard, embedding } = options.into();
     check_length(max_len)?;
     Shard::check(&info.spec, shard.ranks)?;
+    placement::check(info, embedding)?;
     let names = registry::find(&info.architecture)?.names;
     let source: Box<dyn WeightSource> = match format {
         LoadFormat::Dummy => Box::new(DummyWeights { dtype: info.dtype, seed: 0 }),
         LoadFormat::Auto | LoadFormat::Safetensors => Box::new(SafetensorsWeights::open(dir)?),
     };
     check_names(source.as_ref(), info, names)?;
-    let stream = device.stream()?;
+    let stream = device.stream().map_err(|e| e.within("the stream that loads weights"))?;
     let (source, stream, local) = (source.as_ref(), stream.as_ref(), shard.info(info));
-    let mut loader = Loader { info, shard, local, source, device, stream, progress, bytes_done: 0 };
-    loader.model(names, max_len)
+    // What a source makes up is made on the device.
+    let matrices = if format == LoadFormat::Dummy { None } else { device.loader(local.weight_bytes)? };
+    let report = Report { progress, bytes_done: 0, bytes_told: 0 };
+    let mut loader = Loader { info, shard, local, embedding, source, device, stream, matrices, staging: None, report };
+    let model = loader.model(names, max_len)?;
+    loader.finish()?;
+    Ok(model)
 }
 
 /// Every tensor of the files must be one the model has, or one of the known leftovers.
@@ -136,6 +166,23 @@ impl Cols {
     }
 }
 
+/// Tells how far loading is.
+struct Report<'a> {
+    progress: &'a mut dyn FnMut(LoadProgress) -> Result<()>,
+    /// Handed over to the device, which may be behind.
+    bytes_done: usize,
+    bytes_told: usize,
+}
+
+impl Report<'_> {
+    /// `pending_bytes` of what was handed over is still to be read.
+    fn tell(&mut self, pending_bytes: usize, bytes_total: usize) -> Result<()> {
+        let landed = self.bytes_done.saturating_sub(pending_bytes).min(bytes_total);
+        self.bytes_told = self.bytes_told.max(landed);
+        (self.progress)(LoadProgress { bytes_done: self.bytes_told, bytes_total })
+    }
+}
+
 /// Hands all values of a tensor, in order, to the function it is given.
 type Fill<'a> = &'a mut dyn FnMut(&mut dyn FnMut(f32));
 
@@ -145,11 +192,15 @@ struct Loader<'a> {
     shard: Shard,
     /// The rank's share of it.
     local: ModelInfo,
+    embedding: Placement,
     source: &'a dyn WeightSource,
     device: &'a dyn Device,
     stream: &'a dyn Stream,
-    progress: &'a mut dyn FnMut(LoadProgress) -> Result<()>,
-    bytes_done: usize,
+    /// Where the device loads matrices side by side.
+    matrices: Option<Box<dyn MatrixLoader>>,
+    /// What vectors were uploaded from last.
+    staging: Option<Box<dyn HostBuffer>>,
+    report: Report<'a>,
 }
 
 impl Loader<'_> {
@@ -157,7 +208,7 @@ impl Loader<'_> {
         let spec = &self.info.spec;
         let table = |name: &str| [Part::whole(name.to_owned(), spec.vocab_size)];
         let cols = Cols::whole(spec.hidden_size);
-        let embed = self.matrix(&table(names.embed), &cols, Rows::AsTheyAre)?;
+        let embed = self.placed(&table(names.embed), &cols, (Rows::AsTheyAre, self.embedding))?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         for i in 0..spec.layers.len() {
             layers.push(self.layer(names, i)?);
@@ -168,13 +219,14 @@ impl Loader<'_> {
             (false, true) => self.matrix(&table(names.head), &cols, Rows::OfLengthOne)?,
             (false, false) => self.matrix(&table(names.head), &cols, Rows::AsTheyAre)?,
         };
-        let ropes = spec.ropes.iter().map(|rope| {
+        let mut ropes = Vec::with_capacity(spec.ropes.len());
+        for rope in &spec.ropes {
             let frequencies = rope::frequencies(rope, spec.head_dim);
-            self.floats(max_len, spec.head_dim, &mut |put| {
+            let table = self.floats(max_len, spec.head_dim, &mut |put| {
                 (0..max_len).for_each(|position| rope::fill_row(&frequencies, position, &mut *put));
-            })
-        });
-        let ropes = ropes.collect::<Result<_>>()?;
+            });
+            ropes.push(table.map_err(|e| e.within(format!("the rope table of {max_len} positions")))?);
+        }
         Ok(Model { info: self.local.clone(), embed, layers, final_norm, head, ropes })
     }
 
@@ -222,13 +274,17 @@ impl Loader<'_> {
 
     /// One product of parts below each other.
     fn matrix(&mut self, parts: &[Part], cols: &Cols, rows: Rows) -> Result<Matrix> {
-        if let Some(matrix) = self.random(parts, cols, rows)? {
+        self.placed(parts, cols, (rows, Placement::Device))
+    }
+
+    fn placed(&mut self, parts: &[Part], cols: &Cols, (rows, placement): (Rows, Placement)) -> Result<Matrix> {
+        if let Some(matrix) = self.random(parts, cols, (rows, placement))? {
             return Ok(matrix);
         }
         let source = self.source;
         let mut data = Vec::with_capacity(parts.len());
         for part in parts {
-            data.push(taken(source.tensor(&part.name, &[part.rows, cols.all])?, part, cols)?);
+            data.extend(taken(source.tensor(&part.name, &[part.rows, cols.all])?, part, cols)?);
         }
         let accepted = &self.device.caps().weight_dtypes;
         if data.iter().any(|d| d.dtype != data[0].dtype || !accepted.contains(&d.dtype)) {
@@ -238,19 +294,31 @@ impl Loader<'_> {
         if rows == Rows::OfLengthOne {
             data = data.iter().map(|d| with_unit_rows(d, width)).collect::<Result<_>>()?;
         }
-        let host: Vec<_> = data
-            .iter()
-            .zip(parts)
-            .map(|(d, part)| HostMatrix { rows: part.taken(), cols: width, dtype: d.dtype, data: &d.bytes })
-            .collect();
-        let matrix = self.device.load_matrix(&host).map_err(|e| e.within(&parts[0].name))?;
+        let matrix = self.handed_over(&data, width, placement).map_err(|e| e.within(&parts[0].name))?;
         parts.iter().for_each(|part| source.release(&part.name));
         self.advance(matrix.rows() * width * self.info.dtype.size())?;
         Ok(matrix)
     }
 
+    /// To the device, or to what loads for it.
+    fn handed_over(&mut self, data: &[WeightData<'_>], cols: usize, placement: Placement) -> Result<Matrix> {
+        let parts = data.iter().map(|WeightData { dtype, bytes, file }| {
+            let rows = bytes.len() / (cols * dtype.size());
+            MatrixPart { matrix: HostMatrix { rows, cols, dtype: *dtype, data: bytes }, file: file.clone() }
+        });
+        let parts: Vec<_> = parts.collect();
+        if let Some(matrices) = &mut self.matrices {
+            return matrices.load(&parts, placement);
+        }
+        let parts: Vec<_> = parts.iter().map(|part| part.matrix).collect();
+        match placement {
+            Placement::Device => self.device.load_matrix(&parts),
+            Placement::Host => self.device.load_host_matrix(&parts),
+        }
+    }
+
     /// A whole matrix that the source makes up, made on the device.
-    fn random(&mut self, parts: &[Part], cols: &Cols, rows: Rows) -> Result<Option<Matrix>> {
+    fn random(&mut self, parts: &[Part], cols: &Cols, (rows, placement): (Rows, Placement)) -> Result<Option<Matrix>> {
         let whole = cols.take.len() == cols.all && parts.iter().all(|p| p.taken() == p.rows);
         if !whole || rows != Rows::AsTheyAre {
             return Ok(None);
@@ -258,8 +326,11 @@ impl Loader<'_> {
         let recipe = |p: &Part| self.source.random(&p.name, [p.rows, cols.all]);
         let Some(recipes) = parts.iter().map(recipe).collect::<Option<Vec<_>>>() else { return Ok(None) };
         let parts_of: Vec<_> = recipes.iter().map(|r| r.0).collect();
-        let matrix =
-            self.device.random_matrix(&parts_of, cols.all, recipes[0].1).map_err(|e| e.within(&parts[0].name))?;
+        let made = match placement {
+            Placement::Device => self.device.random_matrix(&parts_of, cols.all, recipes[0].1),
+            Placement::Host => self.device.random_host_matrix(&parts_of, cols.all, recipes[0].1),
+        };
+        let matrix = made.map_err(|e| e.within(&parts[0].name))?;
         self.advance(matrix.rows() * cols.all * self.info.dtype.size())?;
         Ok(Some(matrix))
     }
@@ -278,21 +349,27 @@ impl Loader<'_> {
     fn vector(&mut self, parts: &[Part], shift: f32) -> Result<Tensor> {
         let mut bytes = Vec::new();
         for part in parts {
-            let data = taken(self.source.tensor(&part.name, &[part.rows])?, part, &Cols::whole(1))?;
-            bytes.extend_from_slice(&widened(&data).bytes);
+            for data in taken(self.source.tensor(&part.name, &[part.rows])?, part, &Cols::whole(1))? {
+                bytes.extend_from_slice(&widened(&data).bytes);
+            }
         }
         let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) + shift);
-        let tensor = self.floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))?;
+        let tensor = self
+            .floats(1, values.len(), &mut |put| values.clone().for_each(&mut *put))
+            .map_err(|e| e.within(&parts[0].name))?;
         parts.iter().for_each(|part| self.source.release(&part.name));
         self.advance(bytes.len())?;
         Ok(tensor)
     }
 
     /// An F32 tensor on the device with the values that `fill` puts, in order.
-    fn floats(&self, rows: usize, cols: usize, fill: Fill<'_>) -> Result<Tensor> {
+    fn floats(&mut self, rows: usize, cols: usize, fill: Fill<'_>) -> Result<Tensor> {
         let bytes = rows * cols * DType::F32.size();
-        let mut host = self.device.host_buffer(bytes)?;
-        let mut places = host.bytes_mut().chunks_exact_mut(DType::F32.size());
+        let mut host = match self.staging.take() {
+            Some(host) if host.bytes().len() >= bytes => host,
+            _ => self.device.host_buffer(bytes.max(STAGING_BYTES))?,
+        };
+        let mut places = host.bytes_mut()[..bytes].chunks_exact_mut(DType::F32.size());
         fill(&mut |x| {
             if let Some(place) = places.next() {
                 place.copy_from_slice(&x.to_ne_bytes());
@@ -301,23 +378,44 @@ impl Loader<'_> {
         let tensor = Tensor::new(self.device.alloc(bytes)?, 0, rows, cols, DType::F32);
         self.stream.upload(&tensor, host.as_ref())?;
         self.stream.record()?.wait()?;
+        self.staging = Some(host);
         Ok(tensor)
     }
 
     fn advance(&mut self, bytes: usize) -> Result<()> {
-        self.bytes_done += bytes;
-        let bytes_total = self.local.weight_bytes;
-        (self.progress)(LoadProgress { bytes_done: self.bytes_done.min(bytes_total), bytes_total })
+        self.report.bytes_done += bytes;
+        let pending_bytes = self.matrices.as_ref().map_or(0, |m| m.pending_bytes());
+        self.report.tell(pending_bytes, self.local.weight_bytes)
+    }
+
+    /// Waits for what the device still loads.
+    fn finish(&mut self) -> Result<()> {
+        let Some(mut matrices) = self.matrices.take() else { return Ok(()) };
+        while !matrices.finish(REPORT)? {
+            self.report.tell(matrices.pending_bytes(), self.local.weight_bytes)?;
+        }
+        self.report.tell(0, self.local.weight_bytes)
     }
 }
 
-/// What a rank takes of a tensor.
-fn taken<'a>(data: WeightData<'a>, part: &Part, cols: &Cols) -> Result<WeightData<'a>> {
-    if part.taken() == part.rows && cols.take.len() == cols.all {
-        return Ok(data);
+/// What a rank takes of a tensor: parts below each other, which stay in their file where they are whole rows of it.
+fn taken<'a>(data: WeightData<'a>, part: &Part, cols: &Cols) -> Result<Vec<WeightData<'a>>> {
+    let size = data.dtype.size();
+    let (whole_rows, row_bytes) = (cols.take.len() == cols.all, cols.all * size);
+    if whole_rows && part.taken() == part.rows {
+        return Ok(vec![data]);
     }
-    let bytes = cut(&data.bytes, &part.take, (&cols.take, cols.all, data.dtype.size()))?;
-    Ok(WeightData { dtype: data.dtype, bytes: Cow::Owned(bytes) })
+    if let (true, Cow::Borrowed(bytes)) = (whole_rows, &data.bytes) {
+        let rows = part.take.iter().map(|rows| rows.start * row_bytes..rows.end * row_bytes);
+        let rows = rows.map(|r| WeightData {
+            dtype: data.dtype,
+            file: data.file.as_ref().map(|file| file.skip(r.start)),
+            bytes: Cow::Borrowed(&bytes[r]),
+        });
+        return Ok(rows.collect());
+    }
+    let bytes = cut(&data.bytes, &part.take, (&cols.take, cols.all, size))?;
+    Ok(vec![WeightData { dtype: data.dtype, bytes: Cow::Owned(bytes), file: None }])
 }
 
 /// The same numbers in F32.
@@ -325,12 +423,12 @@ fn widened<'a>(data: &WeightData<'a>) -> WeightData<'a> {
     let half = |widen: fn([u8; 2]) -> f32| -> Cow<'a, [u8]> {
         Cow::Owned(data.bytes.chunks_exact(2).flat_map(|b| widen([b[0], b[1]]).to_le_bytes()).collect())
     };
-    let bytes = match data.dtype {
-        DType::F16 => half(|b| f16::from_le_bytes(b).to_f32()),
-        DType::Bf16 => half(|b| bf16::from_le_bytes(b).to_f32()),
-        _ => data.bytes.clone(),
+    let (bytes, file) = match data.dtype {
+        DType::F16 => (half(|b| f16::from_le_bytes(b).to_f32()), None),
+        DType::Bf16 => (half(|b| bf16::from_le_bytes(b).to_f32()), None),
+        _ => (data.bytes.clone(), data.file.clone()),
     };
-    WeightData { dtype: DType::F32, bytes }
+    WeightData { dtype: DType::F32, bytes, file }
 }
 
 /// The same dtype, each row of `cols` divided by its length.
@@ -340,7 +438,7 @@ fn with_unit_rows<'a>(data: &WeightData<'_>, cols: usize) -> Result<WeightData<'
         Error::no_memory(format!("cannot allocate {} bytes for the normed output head", data.bytes.len()))
     })?;
     for row in data.bytes.chunks_exact(cols * data.dtype.size()) {
-        let wide = widened(&WeightData { dtype: data.dtype, bytes: Cow::Borrowed(row) });
+        let wide = widened(&WeightData { dtype: data.dtype, bytes: Cow::Borrowed(row), file: None });
         let values = wide.bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         let length = values.clone().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
         for x in values.map(|x| (x / length) as f32) {
@@ -351,7 +449,7 @@ fn with_unit_rows<'a>(data: &WeightData<'_>, cols: usize) -> Result<WeightData<'
             }
         }
     }
-    Ok(WeightData { dtype: data.dtype, bytes: Cow::Owned(bytes) })
+    Ok(WeightData { dtype: data.dtype, bytes: Cow::Owned(bytes), file: None })
 }
 
 #[cfg(test)]

@@ -145,7 +145,7 @@ fn parts_of_families_load_and_what_is_wrong_with_them_is_named() {
 #[test]
 fn a_head_of_unit_rows_keeps_its_dtype() {
     let bytes: Vec<u8> = [3.0, 4.0, 0.0, 0.0].iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
-    let data = WeightData { dtype: DType::Bf16, bytes: Cow::Owned(bytes) };
+    let data = WeightData { dtype: DType::Bf16, bytes: Cow::Owned(bytes), file: None };
     let unit = with_unit_rows(&data, 2).unwrap();
     let values = widened(&unit).bytes;
     let values: Vec<f32> = values.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();

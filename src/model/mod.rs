@@ -16,6 +16,8 @@ mod fields;
 #[forbid(unsafe_code)]
 mod load;
 #[forbid(unsafe_code)]
+mod placement;
+#[forbid(unsafe_code)]
 pub mod registry;
 #[forbid(unsafe_code)]
 pub mod rope;
@@ -26,6 +28,7 @@ pub mod spec;
 pub mod weights;
 
 pub use config::{ModelInfo, SamplingDefaults, inspect};
-pub use load::{LoadProgress, Model, load, load_shard};
+pub use load::{LoadOptions, LoadProgress, Model, load, load_shard};
+pub use placement::host_embedding_bytes;
 pub use shard::Shard;
 pub use spec::DecoderSpec;

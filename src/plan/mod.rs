@@ -1,11 +1,13 @@
 //! F1: plain data that crosses floors: what a request wants, what a step does, what came of it, how KV is laid out.
 //! Values are valid by construction and immutable once handed on.
 
+pub mod cost;
 pub mod kv;
 pub mod params;
 pub mod request;
 pub mod step;
 
+pub use cost::StepCost;
 pub use kv::{KvGroup, KvSpec};
 pub use params::{Penalties, SamplingParams, StopCriteria};
 pub use request::{FinishReason, Request};

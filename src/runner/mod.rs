@@ -2,6 +2,7 @@
 //! device memory between steps.
 
 mod budget;
+mod cost;
 mod flight;
 mod graphs;
 mod inputs;
@@ -11,6 +12,7 @@ mod model_runner;
 mod rows;
 
 pub use budget::num_blocks;
+pub use cost::step_cost;
 pub use flight::Flight;
 pub use memory::{RunnerMemory, RunnerOptions, kv_spec, late_mask_bytes, memory_plan};
 pub use model_runner::ModelRunner;

@@ -79,27 +79,31 @@ impl ModelRunner {
         // Holds no more than it is given here.
         let (home, idle) = unbounded();
         for _ in 0..=options.depth {
-            let slot = Slot {
-                inputs: device.host_buffer(shape.words() * WORD)?,
-                rows: RowBuffers::new(device.as_ref(), vocab_size)?,
-                tokens: device.host_buffer(samples * WORD)?,
-                reports: device.host_buffer(options.report_words() * WORD)?,
-                masks: None,
+            let slot = || -> Result<Slot> {
+                Ok(Slot {
+                    inputs: device.host_buffer(shape.words() * WORD)?,
+                    rows: RowBuffers::new(device.as_ref(), vocab_size)?,
+                    tokens: device.host_buffer(samples * WORD)?,
+                    reports: device.host_buffer(options.report_words() * WORD)?,
+                    masks: None,
+                })
             };
             // The other end is a line above.
-            let _ = home.send(slot);
+            let _ = home.send(slot().map_err(|e| e.within("host buffers of steps"))?);
         }
+        let of_outputs = |e: Error| e.within("step outputs");
         let mut runner = Self {
-            stream: device.stream()?,
-            arena: arena.allocate(device.as_ref())?,
+            stream: device.stream().map_err(|e| e.within("the stream of steps"))?,
+            arena: arena.allocate(device.as_ref()).map_err(|e| e.within("temporary tensors of steps"))?,
             buffers,
             pool: Tensor::new(pool, 0, all_blocks, block_bytes, DType::U8),
-            rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)?,
+            rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)
+                .map_err(|e| e.within("sampler rows"))?,
             late: None,
             graphs,
-            inputs: device.alloc(shape.words() * WORD)?,
-            sampled: Tensor::new(device.alloc(samples * WORD)?, 0, samples, 1, DType::I32),
-            reports: device.alloc(options.report_words() * WORD)?,
+            inputs: device.alloc(shape.words() * WORD).map_err(|e| e.within("step inputs"))?,
+            sampled: Tensor::new(device.alloc(samples * WORD).map_err(of_outputs)?, 0, samples, 1, DType::I32),
+            reports: device.alloc(options.report_words() * WORD).map_err(of_outputs)?,
             idle,
             home,
             flights: VecDeque::with_capacity(options.depth + 1),
@@ -142,7 +146,8 @@ impl ModelRunner {
             if std::mem::replace(&mut ran, bucket.seqs) != bucket.seqs {
                 self.compute(&step)?;
             }
-            let graph = self.stream.capture(&mut || self.compute(&step))?;
+            let recorded = self.stream.capture(&mut || self.compute(&step));
+            let graph = recorded.map_err(|e| e.within(format!("recording steps of {} sequences", bucket.seqs)))?;
             self.stream.record()?.wait().map_err(|e| e.within("recording steps"))?;
             if let Some(graphs) = &mut self.graphs {
                 graphs.insert(bucket, graph);

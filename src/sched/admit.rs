@@ -29,6 +29,8 @@ enum Attempt {
     NoRoom,
     /// Neither are they now: it was not looked at closer.
     StillNoRoom,
+    /// The step may cost no more.
+    Spent,
     /// It is too large for all blocks and has ended.
     Ended,
 }
@@ -62,6 +64,8 @@ impl Scheduler {
                         break;
                     }
                 }
+                // Nobody behind it starts first, or a long prefix could wait for ever.
+                Attempt::Spent => break,
                 Attempt::Shares | Attempt::Ended => {}
             }
         }
@@ -70,7 +74,7 @@ impl Scheduler {
     }
 
     fn may_admit(&self, draft: &Draft) -> bool {
-        draft.left > 0 && !self.rows.is_empty() && self.pool.num_free() > 0
+        draft.left > 0 && !self.rows.is_empty() && self.pool.num_free() > 0 && self.room(0, draft) > 0
     }
 
     fn try_admit(&mut self, slot: u32, contended: bool, draft: &mut Draft, events: &mut Vec<Event>) -> Attempt {
@@ -105,8 +109,12 @@ impl Scheduler {
             self.seqs[slot].misfit = Some(Misfit { needed, retry: self.calls + RETRY });
             return Attempt::NoRoom;
         }
+        let room = self.room(hits as u32 * self.cfg.block_size, draft);
+        if room == 0 {
+            return Attempt::Spent;
+        }
         self.enter(slot, fresh, serial, events);
-        let len = self.chunk(self.seqs[slot].todo(), draft.left, contended);
+        let len = self.chunk(self.seqs[slot].todo(), room, contended);
         self.push_entry(slot, len, draft);
         Attempt::Admitted
     }

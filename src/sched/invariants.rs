@@ -92,6 +92,7 @@ fn flights(s: &Scheduler) -> Result<(), String> {
         let late = f.part == StepPart::Late;
         ensure(late || tokens as usize <= s.cfg.max_tokens, || format!("{:?} runs {tokens} tokens", f.id))?;
         ensure(f.entries.len() <= s.cfg.max_seqs && !f.entries.is_empty(), || format!("{:?} is empty or wide", f.id))?;
+        ensure(s.keeps_bound(f), || format!("the prompts of {:?} cost more than its decodes allow", f.id))?;
         let mut written = HashSet::new();
         for e in &f.entries {
             *mentions.entry(e.slot).or_default() += 1;

@@ -36,7 +36,7 @@ impl Scheduler {
         if wanted.is_empty() {
             self.recycle(entries);
         } else {
-            self.inflight.push_back(Flight { id: step, part: StepPart::Late, entries });
+            self.inflight.push_back(Flight { id: step, part: StepPart::Late, entries, decodes: 0 });
         }
         wanted
     }

@@ -6,6 +6,7 @@
 
 mod admit;
 pub mod block_pool;
+mod bound;
 pub mod invariants;
 mod land;
 mod late;
@@ -17,6 +18,7 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 
+pub use bound::StepBound;
 pub use policy::Policy;
 pub use scheduler::Scheduler;
 
@@ -30,6 +32,8 @@ pub struct SchedConfig {
     pub max_seqs: usize,
     /// Tokens a step may run.
     pub max_tokens: usize,
+    /// What a step that decodes may cost; `None` bounds its tokens alone.
+    pub bound: Option<StepBound>,
     /// Longest sequence, prompt and output together.
     pub max_model_len: usize,
     /// KV blocks of the device.
@@ -69,6 +73,8 @@ pub enum Planted {
     AnnouncedForEver,
     /// Chunks ignore the step's budget.
     BudgetIgnored,
+    /// Chunks ignore what the step may cost.
+    CostIgnored,
     /// Tokens that land after the end reach the user.
     TokenAfterEnd,
     /// Evicted blocks stay in the index.

@@ -19,7 +19,7 @@ pub struct Candidate {
 pub struct ChunkView {
     /// Tokens it could run, at least 1.
     pub todo: u32,
-    /// Tokens the step has left, at least 1.
+    /// Tokens that the step has left for it, by number and by what they cost; at least 1.
     pub left: u32,
     /// Whether somebody behind it wants a share as well.
     pub contended: bool,

@@ -5,6 +5,7 @@
 
 use crate::base::{BlockId, Error};
 use crate::base::{Row, SeqId, StepId};
+use crate::plan::cost::Load;
 use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPart, StepPlan};
 use crate::sched::block_pool::BlockPool;
 use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
@@ -35,6 +36,8 @@ pub(super) struct Flight {
     pub(super) id: StepId,
     pub(super) part: StepPart,
     pub(super) entries: Vec<FlightEntry>,
+    /// Leading entries that decode.
+    pub(super) decodes: usize,
 }
 
 /// A step in the making.
@@ -44,6 +47,11 @@ pub(super) struct Draft {
     pub(super) flight: Vec<FlightEntry>,
     /// Budget left, in tokens.
     pub(super) left: u32,
+    /// Leading entries that decode.
+    pub(super) decodes: usize,
+    pub(super) load: Load,
+    /// What the step may cost.
+    pub(super) limit: Option<u64>,
     /// Sequences that sit this step out because blocks are on their way back to them.
     pub(super) claims: u32,
     /// Blocks were short, so nobody new is admitted.
@@ -256,6 +264,7 @@ impl Scheduler {
         self.plan_suspect(&mut draft);
         if draft.flight.is_empty() {
             self.plan_decodes(&mut draft, events);
+            self.set_limit(&mut draft);
             self.plan_prefills(&mut draft);
             self.admit(&mut draft, events);
         }
@@ -312,7 +321,8 @@ impl Scheduler {
             row_inits: Vec::new(),
         };
         let flight = self.take_spare();
-        Draft { plan, flight, left: self.cfg.max_tokens as u32, claims: 0, short: false }
+        let left = self.cfg.max_tokens as u32;
+        Draft { plan, flight, left, decodes: 0, load: Load::default(), limit: None, claims: 0, short: false }
     }
 
     /// Keeps what is needed to land the step.
@@ -324,7 +334,12 @@ impl Scheduler {
         self.next_step += 1;
         self.stats.steps += 1;
         self.sizes = (draft.plan.tokens.len(), draft.plan.blocks.len());
-        self.inflight.push_back(Flight { id: draft.plan.id, part: StepPart::First, entries: draft.flight });
+        self.inflight.push_back(Flight {
+            id: draft.plan.id,
+            part: StepPart::First,
+            entries: draft.flight,
+            decodes: draft.decodes,
+        });
         Some(draft.plan)
     }
 
@@ -398,8 +413,11 @@ impl Scheduler {
                 continue;
             }
             let more = i + 1 < prefills.len() || !self.waiting.is_empty() && !self.rows.is_empty();
-            let len = self.chunk(self.seqs[slot].todo(), draft.left, more);
-            self.push_entry(slot, len, draft);
+            let room = self.room(self.seqs[slot].computed, draft);
+            if room > 0 {
+                let len = self.chunk(self.seqs[slot].todo(), room, more);
+                self.push_entry(slot, len, draft);
+            }
         }
         self.prefills = prefills;
     }
@@ -408,6 +426,8 @@ impl Scheduler {
         if self.planted(Planted::BudgetIgnored) {
             return todo;
         }
+        // A smallest chunk is not shared.
+        let contended = contended && self.cfg.bound.is_none_or(|b| left > b.min_chunk);
         self.policy.chunk(&ChunkView { todo, left, contended }).clamp(1, todo.min(left))
     }
 
@@ -466,6 +486,9 @@ impl Scheduler {
         let scores = (!unscored.is_empty()).then_some((unscored.start, unscored.end));
         draft.flight.push(FlightEntry { slot, start, end, samples, waits, scores });
         draft.left = draft.left.saturating_sub(len);
+        if let Some(bound) = &self.cfg.bound {
+            draft.load = bound.cost.with(draft.load, start, len);
+        }
         self.stats.planned_tokens += u64::from(len);
         if self.planted(Planted::PublishEarly) {
             self.seqs[slot].done = end;

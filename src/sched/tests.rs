@@ -2,11 +2,11 @@
 
 use crate::base::{Error, ErrorKind, SeqId, Token};
 use crate::plan::{
-    FinishReason, Logprob, Request, Sampled, SamplingParams, Scored, StepOutcome, StepOutput, StepPlan, StepResults,
-    StopCriteria,
+    FinishReason, Logprob, Request, Sampled, SamplingParams, Scored, StepCost, StepOutcome, StepOutput, StepPlan,
+    StepResults, StopCriteria,
 };
 use crate::sched::policy::{Fcfs, Priority};
-use crate::sched::{Event, SchedConfig, Scheduler, invariants};
+use crate::sched::{Event, SchedConfig, Scheduler, StepBound, invariants};
 
 const BLOCK: u32 = 4;
 
@@ -14,6 +14,7 @@ fn config(num_blocks: u32, max_tokens: usize) -> SchedConfig {
     SchedConfig {
         max_seqs: 16,
         max_tokens,
+        bound: None,
         max_model_len: 1000,
         num_blocks,
         block_size: BLOCK,
@@ -349,4 +350,65 @@ fn an_urgent_one_takes_the_place_of_the_least_urgent() {
         assert_eq!(order, [3, 2, 1, 4], "{max_seqs} rows");
         assert!(s.stats().preempted >= 1);
     }
+}
+
+/// A row costs 10 and as much again at a context of 1024; the weights as much as 100 rows.
+fn bounded(percent: u32, weights: u64) -> Scheduler {
+    let cost = StepCost { step: 0, weights, row: 10, row_context: 10, context: 0 };
+    let bound = Some(StepBound { cost, percent, min_chunk: 8 });
+    let cfg = SchedConfig { bound, max_model_len: 100_000, ..config(20_000, 512) };
+    Scheduler::new(cfg, Box::new(Fcfs))
+}
+
+fn chunks(plan: &StepPlan) -> Vec<(u64, u32)> {
+    plan.entries.iter().map(|e| (e.seq.0, e.len)).collect()
+}
+
+#[test]
+fn a_prompt_is_cut_by_what_it_costs_while_others_decode() {
+    let (mut s, mut events) = (bounded(400, 1000), Vec::new());
+    s.add(request(1, unique(1, 8), 9000));
+    step(&mut s, &mut events);
+    s.add(request(2, unique(2, 10_000), 1));
+    let (mut at, mut lens) = (0, Vec::new());
+    while at < 10_000 {
+        let plan = step(&mut s, &mut events).unwrap();
+        let [(1, 1), (2, len)] = chunks(&plan)[..] else { panic!("{:?}", chunks(&plan)) };
+        at += len;
+        lens.push(len);
+    }
+    // 341 rows beside the decoding one cost 4000 from position 0, 31 do from position 9900: whole eights of them.
+    assert_eq!((lens[0], lens[lens.len() - 2]), (336, 24));
+    assert!(lens.is_sorted_by(|a, b| a >= b), "{lens:?}");
+}
+
+#[test]
+fn a_step_in_which_nobody_decodes_takes_all_its_tokens() {
+    let (mut s, mut events) = (bounded(100, 1000), Vec::new());
+    s.add(request(1, unique(1, 2000), 1));
+    s.add(request(2, unique(2, 20), 1));
+    assert_eq!(chunks(&step(&mut s, &mut events).unwrap()), [(1, 384), (2, 20)]);
+}
+
+#[test]
+fn one_prompt_goes_on_whatever_it_costs_and_no_other_starts() {
+    let (mut s, mut events) = (bounded(100, 0), Vec::new());
+    s.add(request(1, unique(1, 8), 9000));
+    step(&mut s, &mut events);
+    s.add(request(2, unique(2, 50), 1));
+    s.add(request(3, unique(3, 9), 1));
+    let plans: Vec<_> = (0..9).map(|_| chunks(&step(&mut s, &mut events).unwrap())).collect();
+    assert!(plans[..6].iter().all(|p| *p == [(1, 1), (2, 8)]), "{plans:?}");
+    // The last two tokens of the one leave no room for the other.
+    assert_eq!(plans[6..], [[(1, 1), (2, 2)], [(1, 1), (3, 8)], [(1, 1), (3, 1)]]);
+}
+
+#[test]
+fn prompts_share_what_a_step_may_cost() {
+    let (mut s, mut events) = (bounded(200, 1000), Vec::new());
+    s.add(request(1, unique(1, 8), 9000));
+    step(&mut s, &mut events);
+    (2..=4).for_each(|seq| s.add(request(seq, unique(seq, 300), 1)));
+    // Three quarters of 176, of the 56 that still fit, and what then fits.
+    assert_eq!(chunks(&step(&mut s, &mut events).unwrap()), [(1, 1), (2, 132), (3, 42), (4, 8)]);
 }

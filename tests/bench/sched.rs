@@ -23,6 +23,7 @@ impl Host {
         let cfg = SchedConfig {
             max_seqs: SEQS as usize,
             max_tokens: 2048,
+            bound: None,
             max_model_len: 1 << 20,
             num_blocks,
             block_size: BLOCK_SIZE,

@@ -38,18 +38,18 @@ static void types(void) {
   static const char *const integers[] = {"tensor_parallel_size", "threads", "pipeline_depth", "max_model_len", "max_num_seqs",
                                          "max_num_batched_tokens", "block_size", "kv_cache_bytes", "max_waiting",
                                          "max_unread_bytes", "default_timeout_ms", "watchdog_ms", "seed", "device_memory_bytes"};
-  static const char *const numbers[] = {"gpu_memory_utilization"};
+  static const char *const numbers[] = {"gpu_memory_utilization", "max_decode_slowdown"};
   static const char *const no_numbers[] = {"\"0.5\"", "\"\"", "true", "[]", "{}", "[0.5]"};
   static const char *const no_integers[] = {"-1", "1.5", "1e99", "\"4\"", "\"\"", "true", "[]", "{}", "[4]",
                                             "18446744073709551616", "-9223372036854775808"};
   static const char *const strings[] = {"model", "tokenizer", "chat_template", "served_model_name", "device", "device_library_dir", "load_format",
-                                        "numeric_mode", "scheduling_policy", "log_level", "cpu_features"};
+                                        "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features"};
   static const char *const no_strings[] = {"7", "true", "[]", "{}", "[\"x\"]", "-0.5"};
   static const char *const flags[] = {"enable_prefix_caching", "async_load"};
   static const char *const no_flags[] = {"0", "1", "\"true\"", "[]", "{}"};
-  static const char *const choices[] = {"device", "load_format", "numeric_mode", "scheduling_policy", "log_level", "cpu_features"};
+  static const char *const choices[] = {"device", "load_format", "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features"};
   static const char *const no_choices[] = {"\"nothing\"", "\"\"", "\"\\u0000\"", "\"auto \"", "\"AUTO\""};
-  static const char *const unbuilt[] = {"dtype", "embedding_placement", "kv_cache_dtype", "kv_tiers"};
+  static const char *const unbuilt[] = {"dtype", "kv_cache_dtype", "kv_tiers"};
   static const char *const others[] = {"7", "\"other\"", "[]", "{}", "true"};
   size_t i, k;
 #define EACH(keys, values, want)                                        \
@@ -87,10 +87,14 @@ static void ranges(void) {
       {"gpu_memory_utilization", "0", YN_E_INVALID, "gpu_memory_utilization"},
       {"gpu_memory_utilization", "-0.5", YN_E_INVALID, "gpu_memory_utilization"},
       {"gpu_memory_utilization", "1.01", YN_E_INVALID, "gpu_memory_utilization"},
+      {"max_decode_slowdown", "0.99", YN_E_INVALID, "max_decode_slowdown"},
+      {"max_decode_slowdown", "100.5", YN_E_INVALID, "max_decode_slowdown"},
+      {"max_decode_slowdown", "-0.5", YN_E_INVALID, "max_decode_slowdown"},
       {"default_timeout_ms", "4294967296", YN_E_INVALID, "default_timeout_ms"},
       {"watchdog_ms", "4294967296", YN_E_INVALID, "watchdog_ms"},
       {"device", "\"toaster\"", YN_E_INVALID, "device"}, {"device", "\"cpu:1\"", YN_E_INVALID, "device"},
       {"numeric_mode", "\"aligned\"", YN_E_UNSUPPORTED, "numeric_mode"},
+      {"embedding_placement", "\"host\"", YN_E_INVALID, "tie_word_embeddings"},
       {"model", "\"\"", YN_E_INVALID, "model"}, {"model", "null", YN_E_INVALID, "model"},
       {"model", "\"mock:\"", YN_E_INVALID, "mock:words"}, {"model", "\"mock:nothing\"", YN_E_INVALID, "mock:words"},
       {"model", "\"mock:words,x=1\"", YN_E_INVALID, "x=1"}, {"model", "\"mock:words,delay_us=-1\"", YN_E_INVALID, "delay_us"},

@@ -1,7 +1,7 @@
 //! `rope_write_kv` and `paged_attention` together: the order inside a block is the backend's own, so what was written is
 //! seen through what attention reads. The model keeps plain keys and values per sequence.
 
-use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded};
+use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded, some};
 use yinian::base::DType;
 use yinian::base::rng::SplitMix64;
 use yinian::hal::Tensor;
@@ -44,6 +44,19 @@ const LAYER: usize = 1;
 /// Tokens that a cache has room for, and positions of its rope table.
 const TOKENS: usize = 1024;
 const LONG_TOKENS: usize = 4096;
+/// Query heads, key heads and head dimensions.
+const LONG_HEADS: [(usize, usize, usize); 10] = [
+    (4, 4, 64),
+    (8, 2, 64),
+    (7, 1, 80),
+    (2, 2, 128),
+    (8, 1, 96),
+    (17, 1, 64),
+    (8, 2, 128),
+    (6, 2, 32),
+    (4, 1, 256),
+    (16, 4, 128),
+];
 const MAX_POSITION: usize = 1024;
 
 /// A cache and the sequences in it.
@@ -243,7 +256,7 @@ fn shapes() -> Vec<Shape> {
 }
 
 pub(crate) fn all(kit: &Kit) {
-    for shape in shapes().into_iter().filter(|shape| takes(kit, shape)) {
+    for shape in some(shapes().into_iter().filter(|shape| takes(kit, shape)), 4) {
         mixed_batches(kit, shape);
     }
 }
@@ -296,29 +309,39 @@ fn mixed_batches(kit: &Kit, shape: Shape) {
 /// Contexts of several chunks in batches of prefills that begin anywhere and decodes, for every head dimension and ratio of
 /// heads. Only some tokens are compared: the first, the last, and every 41st.
 pub(crate) fn long_contexts(kit: &Kit) {
-    for (i, (heads, kv_heads, head_dim)) in
-        [(4, 4, 64), (8, 2, 64), (7, 1, 80), (8, 1, 96), (8, 2, 128), (2, 2, 128), (4, 1, 256), (17, 1, 64), (6, 2, 32)]
-            .into_iter()
-            .enumerate()
-    {
-        let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
-        let plain = Shape::plain((heads, kv_heads, head_dim), [16, 32, 5][i % 3], dtype);
-        long_batches(kit, plain);
-        let window = Some([1, 64, 65, 255, 256, 257, 300][i % 7]);
-        long_batches(kit, Shape { window, soft_cap: (i % 2 == 0).then_some(3.0), ..plain });
-    }
-}
-
-fn long_batches(kit: &Kit, shape: Shape) {
-    let mut cache = Cache::for_tokens(kit, shape, 4, LONG_TOKENS);
-    let cols = shape.qkv_cols();
-    let steps: [&[(usize, usize)]; 5] = [
+    const STEPS: [&[(usize, usize)]; 5] = [
         &[(0, 300), (1, 1), (2, 255)],
         &[(1, 1), (0, 213), (3, 2), (2, 1)],
         &[(0, 1), (1, 1), (2, 1), (3, 1)],
         &[(2, 256), (0, 1), (3, 70)],
         &[(3, 1), (2, 1), (0, 1)],
     ];
+    for (i, (heads, kv_heads, head_dim)) in some(LONG_HEADS, 2).enumerate() {
+        let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
+        let plain = Shape::plain((heads, kv_heads, head_dim), [16, 32, 5][i % 3], dtype);
+        long_batches(kit, plain, &STEPS);
+        let window = Some([1, 64, 65, 255, 256, 257, 300][i % 7]);
+        long_batches(kit, Shape { window, soft_cap: (i % 2 == 0).then_some(3.0), ..plain }, &STEPS);
+    }
+}
+
+/// Chunks of few tokens behind many: a device that spreads their keys must put them together again, beside sequences that
+/// see few keys, and where a window or the last token leaves a part without any.
+pub(crate) fn few_tokens_over_long_contexts(kit: &Kit) {
+    const STEPS: [&[(usize, usize)]; 4] =
+        [&[(0, 899), (1, 5)], &[(1, 2), (0, 33), (2, 1)], &[(0, 70), (2, 1)], &[(2, 1), (1, 3), (0, 2)]];
+    for (i, heads) in [(8, 2, 128), (4, 4, 64), (7, 1, 80), (8, 1, 96), (4, 1, 256)].into_iter().enumerate() {
+        let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
+        let plain = Shape::plain(heads, 16, dtype);
+        long_batches(kit, plain, &STEPS);
+        long_batches(kit, Shape { window: Some(600), ..plain }, &STEPS);
+        long_batches(kit, Shape { window: Some(600), soft_cap: Some(3.0), ..plain }, &STEPS);
+    }
+}
+
+fn long_batches(kit: &Kit, shape: Shape, steps: &[&[(usize, usize)]]) {
+    let mut cache = Cache::for_tokens(kit, shape, 4, LONG_TOKENS);
+    let cols = shape.qkv_cols();
     for (index, step) in steps.iter().enumerate() {
         let data: Vec<Vec<f32>> = step.iter().map(|(s, n)| kit.noise((index * 5 + s) as u64, n * cols)).collect();
         let before: Vec<usize> = step.iter().map(|(s, _)| cache.sequences[*s].tokens).collect();

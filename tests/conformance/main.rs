@@ -48,6 +48,8 @@ type Case = (&'static str, fn(&Kit));
 const TABLE: &[Case] = &[
     ("copies", rowwise::copies),
     ("embed", rowwise::embed),
+    ("embed from host memory", rowwise::embed_from_host),
+    ("matrices loaded from files", rowwise::loaded_from_files),
     ("rms_norm", rowwise::rms_norm),
     ("add_rms_norm", rowwise::add_rms_norm),
     ("act_mul: SiLU", rowwise::silu_mul),
@@ -59,6 +61,7 @@ const TABLE: &[Case] = &[
     ("linear", linear::all),
     ("rope_write_kv and paged_attention", attention::all),
     ("long contexts", attention::long_contexts),
+    ("few tokens over long contexts", attention::few_tokens_over_long_contexts),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),

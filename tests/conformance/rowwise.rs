@@ -1,7 +1,14 @@
 //! Ops that treat each row alone.
 
-use crate::kit::{Kit, WEIGHTS, bits, close, noise, rounded};
+use crate::kit::{Kit, WEIGHTS, bits, close, encode, noise, rounded, some};
+use std::sync::Arc;
+use std::time::Duration;
+use yinian::base::DType;
+use yinian::base::config::Placement;
+use yinian::base::rng::SplitMix64;
+use yinian::hal::load::{FilePart, MatrixPart, WeightFile};
 use yinian::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};
+use yinian::hal::{HostMatrix, Matrix, RandomRows};
 
 const ROWS: [usize; 4] = [1, 2, 17, 130];
 const COLS: [usize; 9] = [1, 7, 15, 16, 33, 63, 65, 576, 8200];
@@ -14,10 +21,89 @@ pub(crate) fn copies(kit: &Kit) {
 }
 
 pub(crate) fn embed(kit: &Kit) {
+    embed_from(kit, |table, rows, cols, dtype| kit.matrix(&[rows], cols, table, dtype));
+}
+
+/// The same from a table in host memory, of one part and of two.
+pub(crate) fn embed_from_host(kit: &Kit) {
+    embed_from(kit, |table, rows, cols, dtype| {
+        let bytes = encode(table, dtype);
+        let (above, below) = bytes.split_at(rows / 2 * cols * dtype.size());
+        let parts = [(rows / 2, above), (rows - rows / 2, below)];
+        let parts = parts.map(|(rows, data)| HostMatrix { rows, cols, dtype, data });
+        kit.device.load_host_matrix(if rows > 1 { &parts } else { &parts[1..] }).unwrap()
+    });
+    for dtype in WEIGHTS {
+        let (rows, cols) = (50, 4096);
+        let recipe = RandomRows { rows, seed: 11, width: 3.0 };
+        let tables = [
+            kit.device.random_host_matrix(&[recipe], cols, dtype).unwrap(),
+            kit.device.random_matrix(&[recipe], cols, dtype).unwrap(),
+        ];
+        let ids: Vec<i32> = (0..rows as i32).rev().collect();
+        let state = kit.ints(&[0; SAMPLER_WORDS], SAMPLER_WORDS);
+        let [host, own] = tables.map(|table| {
+            let out = kit.poisoned(rows, cols);
+            kit.stream.embed(&out, &table, &kit.ints(&ids, 1), &state, 1.0).unwrap();
+            bits(&kit.read(&out))
+        });
+        assert!(host == own, "random table of {dtype}");
+    }
+}
+
+/// Matrices that a device loads from a file, several at once: parts of any length at any offset, one of them from memory.
+pub(crate) fn loaded_from_files(kit: &Kit) {
+    const BYTES: usize = 40 << 20;
+    // Two numbers of 0.5 to 1.
+    const MANTISSAS: u64 = 0x007f_ffff_007f_ffff;
+    const HALVES: u64 = 0x3f00_0000_3f00_0000;
+    let Some(mut loader) = kit.device.loader(1 << 30).unwrap() else { return };
+    let mut rng = SplitMix64(5);
+    let bytes: Vec<u8> = (0..BYTES / 8).flat_map(|_| (rng.next_u64() & MANTISSAS | HALVES).to_le_bytes()).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    let file = Arc::new(WeightFile { file: file.reopen().unwrap(), path: file.path().to_owned() });
+    let part = |offset: usize, rows: usize, cols: usize| MatrixPart {
+        matrix: HostMatrix { rows, cols, dtype: DType::F32, data: &bytes[offset..offset + rows * cols * 4] },
+        file: Some(FilePart { file: Arc::clone(&file), offset: offset as u64 }),
+    };
+    let mut tables = Vec::new();
+    let shapes = [(0, 3, 5), (12, 4001, 1000), (8, 2048, 512), (16, 1 << 20, 8), (20 << 20, 7, 33), (4, 5_000_000, 2)];
+    for (offset, rows, cols) in shapes {
+        for placement in [Placement::Device, Placement::Host] {
+            let mut parts = [part(offset, rows, cols), part(offset + 4, rows, cols), part(offset, 1, cols)];
+            parts[2].file = None;
+            tables.push((loader.load(&parts, placement).unwrap(), offset, rows, cols));
+        }
+    }
+    while !loader.finish(Duration::from_millis(5)).unwrap() {}
+    assert_eq!(loader.pending_bytes(), 0);
+    for (table, offset, rows, cols) in tables {
+        assert_eq!((table.rows(), table.cols()), (2 * rows + 1, cols));
+        // Every row of short tables, the ends of pieces of long ones.
+        let step = (rows / 997).max(1) | 1;
+        let ids: Vec<i32> = (0..2 * rows as i32 + 1).rev().step_by(step).collect();
+        let out = kit.poisoned(ids.len(), cols);
+        let state = kit.ints(&[0; SAMPLER_WORDS], SAMPLER_WORDS);
+        kit.stream.embed(&out, &table, &kit.ints(&ids, 1), &state, 1.0).unwrap();
+        let row_of = |id: usize| match id / rows {
+            0 => offset + id * cols * 4,
+            1 => offset + 4 + (id - rows) * cols * 4,
+            _ => offset,
+        };
+        let value = |at: usize| f32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let expected = ids.iter().flat_map(|id| (0..cols).map(|c| value(row_of(*id as usize) + 4 * c)));
+        let expected: Vec<f32> = expected.map(|x| rounded(x, kit.act)).collect();
+        assert!(bits(&kit.read(&out)) == bits(&expected), "{rows}x{cols} at {offset}");
+    }
+}
+
+/// Compares what `embed` makes of the table that `load` puts on the device from its values, rows, columns and dtype.
+fn embed_from(kit: &Kit, load: impl Fn(&[f32], usize, usize, DType) -> Matrix) {
     for dtype in WEIGHTS {
         for (rows, cols) in [(1, 1), (31, 7), (32, 64), (33, 576), (97, 16)] {
             let table = noise(rows as u64, rows * cols);
-            let matrix = kit.matrix(&[rows], cols, &table, dtype);
+            let matrix = load(&table, rows, cols, dtype);
             assert_eq!((matrix.rows(), matrix.cols(), matrix.dtype()), (rows, cols, dtype));
             let mut state = vec![0x7f7f_7f7f; 3 * SAMPLER_WORDS];
             state[2 * SAMPLER_WORDS + SamplerWord::LastToken as usize] = rows as i32 / 2;
@@ -51,8 +137,8 @@ fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
 }
 
 pub(crate) fn rms_norm(kit: &Kit) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let (x, w) = (kit.noise(2, rows * cols), noise(3, cols));
             let (xt, wt, out) = (kit.acts(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
             kit.stream.rms_norm(&out, &xt, &wt, 1e-5).unwrap();
@@ -65,8 +151,8 @@ pub(crate) fn rms_norm(kit: &Kit) {
 }
 
 pub(crate) fn add_rms_norm(kit: &Kit) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let (r, x, w) = (kit.noise(4, rows * cols), kit.noise(5, rows * cols), noise(6, cols));
             let (rt, xt, out) = (kit.acts(&r, cols), kit.acts(&x, cols), kit.poisoned(rows, cols));
             kit.stream.add_rms_norm(&out, &rt, &xt, &kit.floats(&w, cols), 1e-6).unwrap();
@@ -79,8 +165,8 @@ pub(crate) fn add_rms_norm(kit: &Kit) {
 }
 
 fn act_mul(kit: &Kit, activation: Activation, model: fn(f64) -> f64) {
-    for rows in ROWS {
-        for cols in COLS {
+    for rows in some(ROWS, 2) {
+        for cols in some(COLS, 4) {
             let mut x: Vec<f32> = noise(7, rows * 2 * cols).iter().map(|v| rounded(v * 20.0, kit.act)).collect();
             x[0] = [-200.0, 200.0, 0.0][cols % 3];
             let out = kit.poisoned(rows, cols);
@@ -123,7 +209,7 @@ pub(crate) fn soft_cap(kit: &Kit) {
 }
 
 pub(crate) fn gather_rows(kit: &Kit) {
-    for cols in COLS {
+    for cols in some(COLS, 4) {
         let x = kit.noise(8, 19 * cols);
         let index: Vec<i32> = (0..23).map(|i| (i * 5) % 19).collect();
         let out = kit.poisoned(index.len(), cols);

@@ -1,19 +1,35 @@
 #!/usr/bin/env bash
-# Builds everything that a machine with a GPU needs to test and measure this library, without Rust or a network there, and
-# puts it into target/device-kit: test and bench programs with the kernels in them, test data, and run.sh.
+# Builds everything that a machine with a GPU needs to test and measure this library, without Rust or a network there: test and
+# bench programs with the kernels in them, test data, and run.sh. It comes to lie in target/device-kit and, packed, in
+# target/device-kit.tar.xz, which is what travels: `tar xJf device-kit.tar.xz && device-kit/run.sh`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# Tests and benches that travel, as Cargo.toml names them, and the most bytes that all may have.
+programs=(conformance golden workloads latency load faults)
+most=$((40 * 1000 * 1000))
+
 kernels/fetch_compiler.sh
 kit=target/device-kit
-rm -rf "$kit"
+rm -rf "$kit" "$kit.tar.xz"
 mkdir -p "$kit/bin" "$kit/tests/conformance" "$kit/examples"
-built=$(cargo test --release --locked --no-run --message-format=json --test conformance --test golden --bench workloads |
-  sed -n 's/.*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p')
-while read -r name path; do
-  strip -o "$kit/bin/$name" "$path"
-done <<<"$built"
+arguments=()
+for name in "${programs[@]}"; do
+  section=$(grep -B1 -x "name = \"$name\"" Cargo.toml | head -1)
+  case $section in
+    '[[test]]') arguments+=(--test "$name") ;;
+    '[[bench]]') arguments+=(--bench "$name") ;;
+    *) echo "pack.sh: Cargo.toml has no test or bench $name, it stays at home" >&2 ;;
+  esac
+done
+cargo test --release --locked --no-run --message-format=json "${arguments[@]}" |
+  sed -n 's/.*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
+  while read -r name path; do strip -o "$kit/bin/$name" "$path"; done
 cp tests/conformance/*.json "$kit/tests/conformance/"
 cp -r tests/golden "$kit/tests/"
 cp -r examples/demo_model "$kit/examples/"
 cp tests/device/run.sh "$kit/"
-du -sh "$kit"
+# The programs share most of their code, so the dictionary spans them all.
+tar -C target -cf - device-kit | xz -T1 --lzma2=preset=5,dict=128MiB >"$kit.tar.xz"
+du -sh "$kit" "$kit.tar.xz"
+bytes=$(stat -c %s "$kit.tar.xz")
+((bytes <= most)) || { echo "pack.sh: $kit.tar.xz has $bytes bytes; at most $most may travel" >&2; exit 1; }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use yinian::base::clock::MonotonicClock;
 use yinian::base::config::EngineConfig;
-use yinian::base::{ErrorKind, RequestId, Token};
+use yinian::base::{ErrorKind, RequestId, Result, Token};
 use yinian::engine::queue::{EngineEvent, Record, RecordSink, Taken};
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, State, Submission};
 use yinian::plan::{FinishReason, Logprob, SamplingParams};
@@ -100,10 +100,13 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(config: &str) -> Self {
+        Self::start(EngineConfig::from_json(config.as_bytes()).unwrap()).unwrap()
+    }
+
+    pub(crate) fn start(config: EngineConfig) -> Result<Self> {
         let queue = EventQueue::new(None);
-        let config = EngineConfig::from_json(config.as_bytes()).unwrap();
-        let engine = Engine::start(config, Arc::clone(&queue), Arc::new(MonotonicClock::starting_at(0))).unwrap();
-        Self { engine, queue, reader: Reader::default() }
+        let engine = Engine::start(config, Arc::clone(&queue), Arc::new(MonotonicClock::starting_at(0)))?;
+        Ok(Self { engine, queue, reader: Reader::default() })
     }
 
     /// A greedy request of text that runs to `max_tokens`.

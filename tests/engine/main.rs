@@ -1,7 +1,9 @@
 //! The engine with all its threads on the mock model: what becomes of requests when things go wrong around them.
 
+mod faults;
 mod host;
 mod logprobs;
+mod lost;
 mod modes;
 mod ranks;
 

@@ -6,6 +6,7 @@ mod gpu;
 mod late;
 mod logprobs;
 mod pipeline;
+mod placement;
 mod ranks;
 mod world;
 

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
-use yinian::base::config::LoadFormat;
+use yinian::base::config::{LoadFormat, Placement};
 use yinian::base::{BlockId, Row, SeqId, StepId, Token};
 use yinian::hal::Device;
 use yinian::hal::comm::LocalGroup;
 use yinian::hal::registry::{DeviceOptions, open};
-use yinian::model::{Shard, inspect, load, load_shard};
+use yinian::model::{LoadOptions, Shard, inspect, load_shard};
 use yinian::plan::{RowInit, SamplingParams, StepEntry, StepOutcome, StepPlan, StepResults};
 use yinian::runner::{ModelRunner, RunnerOptions};
 
@@ -27,6 +27,16 @@ pub(crate) fn cpu() -> Arc<dyn Device> {
 }
 
 pub(crate) fn runner_on(device: &Arc<dyn Device>, dir: &Path, format: LoadFormat) -> ModelRunner {
+    runner_placed(device, dir, format, Placement::Device)
+}
+
+/// The same with the embedding table at `embedding`.
+pub(crate) fn runner_placed(
+    device: &Arc<dyn Device>,
+    dir: &Path,
+    format: LoadFormat,
+    embedding: Placement,
+) -> ModelRunner {
     let info = inspect(dir).expect("inspect");
     let max_model_len = (BLOCK * BLOCKS) as usize;
     let mut done = 0;
@@ -35,7 +45,8 @@ pub(crate) fn runner_on(device: &Arc<dyn Device>, dir: &Path, format: LoadFormat
         done = p.bytes_done;
         Ok(())
     };
-    let model = load(&info, dir, format, device.as_ref(), (max_model_len, &mut progress)).expect("load");
+    let how = LoadOptions { format, shard: Shard::WHOLE, embedding };
+    let model = load_shard(&info, dir, how, device.as_ref(), (max_model_len, &mut progress)).expect("load");
     assert_eq!(done, info.weight_bytes, "progress ends at the total");
     ModelRunner::new(model, Arc::clone(device), sizes()).expect("runner")
 }

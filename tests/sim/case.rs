@@ -2,8 +2,8 @@
 
 use yinian::base::rng::{SplitMix64, mix};
 use yinian::base::{SeqId, Token};
-use yinian::plan::{FinishReason, Penalties, Request, SamplingParams, StopCriteria};
-use yinian::sched::{SchedConfig, policy};
+use yinian::plan::{FinishReason, Penalties, Request, SamplingParams, StepCost, StopCriteria};
+use yinian::sched::{SchedConfig, StepBound, policy};
 
 /// A request and when it comes.
 #[derive(Debug, Clone)]
@@ -46,6 +46,7 @@ impl Case {
         let cfg = SchedConfig {
             max_seqs: 1 + r.below(6) as usize,
             max_tokens: 1 + r.below(12) as usize,
+            bound: None,
             max_model_len: if one_in(r, 4) { 8 + r.below(16) as usize } else { 1000 },
             num_blocks: 2 + r.below(most_blocks) as u32,
             block_size,
@@ -69,7 +70,7 @@ impl Case {
         let reasons = [FinishReason::Cancelled, FinishReason::Deadline, FinishReason::Stop, FinishReason::Overrun];
         let aborts =
             (0..r.below(4)).map(|_| (r.below(60), SeqId(1 + r.below(n + 1)), reasons[r.below(4) as usize])).collect();
-        Self {
+        let mut case = Self {
             cfg,
             policy: policy::NAMES[r.below(3) as usize],
             vocab,
@@ -80,8 +81,22 @@ impl Case {
             mask_delay: 1 + r.below(6),
             poison: one_in(r, 12).then(|| SeqId(1 + r.below(n))),
             ranks: 1,
-        }
+        };
+        case.cfg.bound = one_in(r, 2).then(|| bound(r));
+        case
     }
+}
+
+/// A bound on what steps cost, of a device in which anything may be what costs.
+fn bound(r: &mut SplitMix64) -> StepBound {
+    let cost = StepCost {
+        step: r.below(20),
+        weights: r.below(60),
+        row: 1 + r.below(20),
+        row_context: 1024 * r.below(4),
+        context: 1024 * r.below(6),
+    };
+    StepBound { cost, percent: 100 + r.below(200) as u32, min_chunk: 1 + r.below(3) as u32 }
 }
 
 /// Makes `i` another choice of the request before it: the same prompt and parameters at the same time.

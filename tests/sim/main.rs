@@ -122,6 +122,7 @@ fn planted_bugs_are_caught() {
         Planted::LastTokenSkipped,
         Planted::AnnouncedForEver,
         Planted::BudgetIgnored,
+        Planted::CostIgnored,
         Planted::TokenAfterEnd,
         Planted::EvictedStillIndexed,
         Planted::ScoresFromCache,

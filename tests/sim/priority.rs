@@ -24,7 +24,8 @@ fn inversion(case: &Case, depth: usize, report: &Report) -> Result<(), String> {
     // A place is free once what is in flight of its holder has landed, and is taken by the next step, unless prompts under
     // way take all its tokens.
     let prompts: usize = case.arrivals.iter().map(|a| a.request.prompt().len()).sum();
-    let patience = depth as u64 * case.slowest + 3 + case.slowest * (prompts / case.cfg.max_tokens) as u64;
+    let tokens = case.cfg.bound.map_or(case.cfg.max_tokens, |b| case.cfg.max_tokens.min(b.min_chunk as usize));
+    let patience = depth as u64 * case.slowest + 3 + case.slowest * (prompts / tokens) as u64;
     let all: Vec<_> = case.arrivals.iter().zip(&report.outcomes).enumerate().collect();
     let rank = |i: usize| (case.arrivals[i].request.priority, case.arrivals[i].at, i);
     for &(u, (a, o)) in &all {

@@ -19,12 +19,16 @@ mod stream;
 
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
+use crate::hal::survey::Processor;
 use crate::hal::{Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream};
 use mem::HostMemory;
 use pack::PackedMatrix;
 use pool::Pool;
 use simd::Isa;
 use std::sync::{Arc, Weak};
+
+/// The registry's name.
+pub(super) const NAME: &str = "cpu";
 
 /// More than any machine has; a config above it is a mistake.
 const MAX_THREADS: usize = 1024;
@@ -50,7 +54,7 @@ pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
     };
     let pool = Pool::new(threads)?;
     let caps = Caps {
-        name: "cpu",
+        name: NAME,
         description: format!("{}, {}, {threads} threads", processor_name(), isa.name()),
         activations: Activations::Always(DType::F32),
         block_size: 16,
@@ -63,6 +67,16 @@ pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
         aligned: false,
     };
     Ok(Arc::new_cyclic(|me| CpuDevice { caps, isa, pool, me: Weak::clone(me) }))
+}
+
+/// What there is of processor and memory, and how an engine would use it.
+pub(super) fn survey(options: &DeviceOptions) -> Processor {
+    Processor {
+        description: open(options).map(|device| device.caps().description.clone()),
+        features: simd::features(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory: mem::memory_info(),
+    }
 }
 
 fn processor_name() -> String {

@@ -1,6 +1,6 @@
 //! Matrix products through cuBLASLt, one prepared plan per shape.
 
-use super::driver::preload;
+use super::driver::{before_the_path, check_alive, preload};
 use crate::base::{DType, Error, ErrorKind, Result};
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 use std::collections::HashMap;
@@ -78,7 +78,8 @@ fn check(status: cublasStatus_t, what: &str) -> Result<()> {
     match status {
         cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
         cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => Err(Error::no_memory(format!("cuBLASLt: {what}: {status:?}"))),
-        _ => Err(Error::new(ErrorKind::Device, format!("cuBLASLt: {what}: {status:?}"))),
+        // The library does not say when it is the context that is lost.
+        _ => check_alive().and(Err(Error::new(ErrorKind::Device, format!("cuBLASLt: {what}: {status:?}")))),
     }
 }
 
@@ -93,8 +94,11 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
     }
     Err(Error::new(
         ErrorKind::Device,
-        "no cuBLASLt: libcublasLt.so, .so.13 and .so.12 were searched on the loader's path; install the CUDA libraries, or \
-         name their folder in \"device_library_dir\"",
+        format!(
+            "no cuBLASLt: {}libcublasLt.so, .so.13 and .so.12 were searched on the loader's path; install the CUDA libraries, \
+             or name their folder in \"device_library_dir\"",
+            before_the_path(library_dir, "libcublasLt.so.13, .so.12 and .so")
+        ),
     ))
 }
 

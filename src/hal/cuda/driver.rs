@@ -17,9 +17,10 @@ include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
 const VERSION: c_int = 13_000;
 
 /// Entry points we call; all are asked for once, because a missing one would panic where it is called.
-const SYMBOLS: [&str; 38] = [
+const SYMBOLS: &[&str] = &[
     "cuInit",
     "cuDriverGetVersion",
+    "cuGetErrorString",
     "cuDeviceGetCount",
     "cuDeviceGet",
     "cuDeviceGetName",
@@ -40,6 +41,7 @@ const SYMBOLS: [&str; 38] = [
     "cuMemcpyDtoHAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamQuery",
     "cuStreamSynchronize",
     "cuEventCreate",
     "cuEventRecord",
@@ -47,9 +49,11 @@ const SYMBOLS: [&str; 38] = [
     "cuEventSynchronize",
     "cuEventDestroy_v2",
     "cuModuleLoadData",
+    "cuModuleUnload",
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
     "cuLaunchKernelEx",
+    "cuTensorMapEncodeTiled",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",
@@ -58,26 +62,76 @@ const SYMBOLS: [&str; 38] = [
     "cuGraphExecDestroy",
 ];
 
+/// Kernel images of this build by their names.
+pub(super) fn images() -> impl Iterator<Item = (&'static str, &'static [u8])> {
+    IMAGES.iter().copied()
+}
+
 /// Whether this build has kernels.
 pub(super) fn has_kernels() -> bool {
     !IMAGES.is_empty()
 }
 
-/// `what` as an error, unless it went well.
+/// `what` as an error, unless it went well. `DeviceLost` where the context answers nothing else from now on.
 pub(super) fn check(result: CUresult, what: &str) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
+    let text = describe(result, what);
+    Err(match result {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::no_memory(text),
+        result if loses_context(result) => Error::new(
+            ErrorKind::DeviceLost,
+            format!(
+                "{text}; the GPU's context, which everything in this process shares, is lost with that: restart the process \
+                 to use the GPU again"
+            ),
+        ),
+        _ => Error::new(ErrorKind::Device, text),
+    })
+}
+
+fn describe(result: CUresult, what: &str) -> String {
     let mut text: *const std::ffi::c_char = std::ptr::null();
     // SAFETY: `text` is writable; the driver stores a static string or leaves it null.
     let known = unsafe { sys::cuGetErrorString(result, &raw mut text) } == CUresult::CUDA_SUCCESS && !text.is_null();
     // SAFETY: a string of the driver, NUL-terminated and static.
     let text = if known { unsafe { CStr::from_ptr(text) }.to_string_lossy() } else { "unknown error".into() };
-    let kind = match result {
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => ErrorKind::NoMemory,
-        _ => ErrorKind::Device,
-    };
-    Err(Error::new(kind, format!("CUDA: {what}: {text} ({result:?})")))
+    format!("CUDA: {what}: {text} ({result:?})")
+}
+
+/// The errors after which the driver's manual asks for a new process.
+fn loses_context(result: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        result,
+        CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUDA_ERROR_EXTERNAL_DEVICE
+            | CUDA_ERROR_UNKNOWN
+    )
+}
+
+/// Whether the calling thread's context is lost; never waits.
+pub(super) fn check_alive() -> Result<()> {
+    // SAFETY: the null stream always exists.
+    match unsafe { sys::cuStreamQuery(null_mut()) } {
+        result if loses_context(result) => check(result, "work on the device"),
+        _ => Ok(()),
+    }
 }
 
 /// Loads the driver and asks for everything we call. Errors say what was searched.
@@ -89,8 +143,11 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::new(
             ErrorKind::Device,
-            "no CUDA driver: libcuda.so and libcuda.so.1 were searched on the loader's path; install NVIDIA's driver, or \
-             name its folder in \"device_library_dir\"",
+            format!(
+                "no CUDA driver: {}libcuda.so and libcuda.so.1 were searched on the loader's path; install NVIDIA's driver, or \
+                 name its folder in \"device_library_dir\"",
+                before_the_path(library_dir, "libcuda.so.1")
+            ),
         ));
     }
     let missing = catch_unwind(|| {
@@ -104,24 +161,47 @@ pub(super) fn load(library_dir: Option<&Path>) -> Result<()> {
         Ok(Some(name)) => return Err(too_old(&format!("it has no {name}"))),
         Err(_) => return Err(too_old("it cannot be loaded")),
     }
-    // SAFETY: no arguments but a flag word that must be 0.
-    check(unsafe { sys::cuInit(0) }, "cuInit")?;
     let mut version = 0;
-    // SAFETY: `version` is writable.
+    // SAFETY: `version` is writable. Needs no `cuInit`, which an old driver may refuse for another reason.
     check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion")?;
     if version < VERSION {
-        return Err(too_old(&format!("it is for CUDA {}.{}", version / 1000, version % 1000 / 10)));
+        return Err(too_old(&format!("it is for CUDA {}", cuda_version(version))));
     }
-    Ok(())
+    // SAFETY: no arguments but a flag word that must be 0.
+    match unsafe { sys::cuInit(0) } {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        // There is no context yet that could be lost.
+        result => Err(Error::new(ErrorKind::Device, describe(result, "starting the driver (cuInit)"))),
+    }
+}
+
+/// What a driver is for, 13.0 of 13000.
+pub(super) fn cuda_version(version: c_int) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
 fn too_old(why: &str) -> Error {
-    let text = format!(
-        "the CUDA driver is too old: {why}; this build needs one for CUDA {}.{} (580 or newer)",
-        VERSION / 1000,
-        VERSION % 1000 / 10
-    );
+    let text = format!("the CUDA driver is too old: {why}; this build needs one for {}", needed());
     Error::new(ErrorKind::Device, text)
+}
+
+/// The oldest driver that serves, for people.
+pub(super) fn needed() -> String {
+    format!("CUDA {} (580 or newer)", cuda_version(VERSION))
+}
+
+/// How many GPUs the loaded driver shows.
+pub(super) fn count() -> Result<usize> {
+    let mut count = 0;
+    // SAFETY: `count` is writable.
+    check(unsafe { sys::cuDeviceGetCount(&raw mut count) }, "cuDeviceGetCount")?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// What the search for a library begins with, where a folder is configured.
+pub(super) fn before_the_path(library_dir: Option<&Path>, names: &str) -> String {
+    library_dir
+        .map_or_else(String::new, |dir| format!("{names} in {:?} (\"device_library_dir\"), then ", dir.display()))
 }
 
 /// Opens a library by its path, so that a later search by name finds it loaded.
@@ -167,10 +247,8 @@ unsafe impl Sync for Context {}
 
 impl Context {
     pub(super) fn open(ordinal: usize) -> Result<Self> {
-        let mut count = 0;
-        // SAFETY: `count` is writable.
-        check(unsafe { sys::cuDeviceGetCount(&raw mut count) }, "cuDeviceGetCount")?;
-        if ordinal >= count as usize {
+        let count = count()?;
+        if ordinal >= count {
             return Err(Error::invalid(format!(
                 "device \"cuda:{ordinal}\" does not exist; the driver shows {count} (CUDA_VISIBLE_DEVICES may hide some)"
             )));
@@ -181,7 +259,15 @@ impl Context {
             check(sys::cuDeviceGet(&raw mut device, ordinal as c_int), "cuDeviceGet")?;
             check(sys::cuDevicePrimaryCtxRetain(&raw mut raw, device), "opening the device")?;
         }
-        Ok(Self { raw, device, calls: Calls::default() })
+        let context = Self { raw, device, calls: Calls::default() };
+        context.check_alive().map_err(|e| e.within(format!("opening GPU {ordinal}")))?;
+        Ok(context)
+    }
+
+    /// `DeviceLost` when it is lost; never waits.
+    fn check_alive(&self) -> Result<()> {
+        let _entered = self.enter()?;
+        check_alive()
     }
 
     /// Makes it the context of the calling thread, which is one of ours.
@@ -232,7 +318,11 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained once in `open`. A context lost to an error answers so, and there is nobody to tell.
+        // Whoever opens the device later is to learn that it is lost, whether the driver could make a new context or not.
+        if self.check_alive().is_err_and(|e| e.kind == ErrorKind::DeviceLost) {
+            return;
+        }
+        // SAFETY: retained once in `open`.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }
@@ -300,6 +390,18 @@ impl Kernel {
         // copies during the call; what it points to is device memory of the tensors it was made from.
         let result = unsafe { sys::cuLaunchKernelEx(&raw const config, self.raw, values.as_mut_ptr(), null_mut()) };
         check(result, "launching a kernel")
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        // A context that others keep would keep them too.
+        if let Ok(_entered) = self.context.enter() {
+            for (_, module) in &self.loaded {
+                // SAFETY: loaded in `load`, unloaded once; streams and graphs, which use the kernels, are gone by now.
+                let _ = unsafe { sys::cuModuleUnload(*module) };
+            }
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Memory of a device, pinned host memory, and weight matrices.
 
 use super::driver::{Context, check};
-use crate::base::{DType, Error, Result};
-use crate::hal::{Allocation, HostBuffer, HostMatrix, Matrix, MatrixStorage, Tensor};
+use crate::base::config::Placement;
+use crate::base::{DType, Result};
+use crate::hal::{Allocation, HostBuffer, Matrix, MatrixStorage, Tensor};
 use cudarc::driver::sys;
 use std::any::Any;
 use std::ffi::c_void;
@@ -19,18 +20,24 @@ pub(super) struct DeviceMemory {
 
 impl DeviceMemory {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let memory = Self::unfilled(context, bytes)?;
+        let _entered = context.enter()?;
+        // SAFETY: exactly the allocated bytes.
+        check(unsafe { sys::cuMemsetD8_v2(memory.addr, 0, bytes.max(1)) }, "clearing device memory")?;
+        // The clearing runs on the default stream, ours do not wait for that one.
+        context.finish()?;
+        Ok(memory)
+    }
+
+    /// The same with whatever was there before, for what is written whole.
+    pub(super) fn unfilled(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         let _entered = context.enter()?;
         context.calls.allocations.add(1);
         let mut addr = 0;
         // SAFETY: `addr` is writable; a size of 0 is not asked for.
         let result = unsafe { sys::cuMemAlloc_v2(&raw mut addr, bytes.max(1)) };
         check(result, &format!("allocating {bytes} bytes on the device"))?;
-        let memory = Self { addr, bytes, context: Arc::clone(context) };
-        // SAFETY: exactly the allocated bytes.
-        check(unsafe { sys::cuMemsetD8_v2(addr, 0, bytes.max(1)) }, "clearing device memory")?;
-        // The clearing runs on the default stream, ours do not wait for that one.
-        context.finish()?;
-        Ok(memory)
+        Ok(Self { addr, bytes, context: Arc::clone(context) })
     }
 }
 
@@ -100,43 +107,26 @@ impl Drop for PinnedMemory {
     }
 }
 
-/// A weight matrix, row-major in its own dtype.
+/// A weight matrix, row-major in its own dtype, in device memory or in page-locked host memory.
 #[derive(Debug)]
 pub(super) struct CudaMatrix {
     tensor: Tensor,
+    placement: Placement,
 }
 
 impl CudaMatrix {
-    pub(super) fn new(context: &Arc<Context>, parts: &[HostMatrix<'_>]) -> Result<Self> {
-        let Some(first) = parts.first() else { return Err(Error::invalid("a matrix has no parts")) };
-        let (cols, dtype) = (first.cols, first.dtype);
-        let rows = parts.iter().map(|p| p.rows).sum::<usize>();
-        let fits =
-            |p: &HostMatrix<'_>| p.cols == cols && p.dtype == dtype && p.data.len() == p.rows * cols * dtype.size();
-        if rows == 0 || cols == 0 || !parts.iter().all(fits) {
-            return Err(Error::invalid(format!("parts of a {rows}x{cols} {dtype} matrix do not fit each other")));
-        }
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
-            return Err(Error::invalid(format!("a weight matrix of {dtype}; expected f32, f16 or bf16")));
-        }
-        let matrix = Self::zeroed(context, rows, cols, dtype)?;
-        let _entered = context.enter()?;
-        let mut at = matrix.addr();
-        for part in parts {
-            context.calls.other_waits.add(1);
-            // SAFETY: the parts add up to the allocation; the data is readable and the copy has ended on return.
-            let result = unsafe { sys::cuMemcpyHtoD_v2(at, part.data.as_ptr().cast(), part.data.len()) };
-            check(result, "copying weights to the device")?;
-            at += part.data.len() as u64;
-        }
-        // Small copies from pageable memory may still be under way.
-        context.finish()?;
-        Ok(matrix)
+    pub(super) fn new(tensor: Tensor, placement: Placement) -> Self {
+        Self { tensor, placement }
     }
 
-    pub(super) fn zeroed(context: &Arc<Context>, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
-        let memory = DeviceMemory::new(context, rows * cols * dtype.size())?;
-        Ok(Self { tensor: Tensor::new(Arc::new(memory), 0, rows, cols, dtype) })
+    /// Device memory with whatever was there before.
+    pub(super) fn unfilled(context: &Arc<Context>, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
+        let memory = DeviceMemory::unfilled(context, rows * cols * dtype.size())?;
+        Ok(Self::new(Tensor::new(Arc::new(memory), 0, rows, cols, dtype), Placement::Device))
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        self.placement
     }
 
     /// The matrix of a CUDA device behind `matrix`. Panics on another backend's.
@@ -163,7 +153,10 @@ impl MatrixStorage for CudaMatrix {
         self.tensor.dtype()
     }
     fn bytes(&self) -> usize {
-        self.tensor.bytes()
+        match self.placement {
+            Placement::Device => self.tensor.bytes(),
+            Placement::Host => 0,
+        }
     }
     fn as_any(&self) -> &dyn Any {
         self

@@ -1,31 +1,40 @@
 //! The CUDA backend: driver and cuBLASLt opened at run time, kernels compiled with the library.
 //!
-//! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `event` and
-//!   `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
+//! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `load` fills it
+//!   with weights, `event` and `stream` order the work; `blas` is the matrix product, `ops` launches the kernels of `kernels/`.
 
 mod blas;
 mod convert;
 mod driver;
 mod event;
 mod graph;
+mod load;
 mod memory;
 mod ops;
+#[doc(hidden)]
+pub mod planted;
 mod random;
+mod rates;
 mod stream;
+mod survey;
 
+use crate::base::config::Placement;
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
-    Activations, Allocation, Caps, Device, DriverCalls, HostBuffer, HostMatrix, Matrix, MemoryInfo, RandomRows, Stream,
+    Activations, Allocation, Caps, Device, DriverCalls, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo,
+    RandomRows, Rates, Stream,
 };
 use convert::Convert;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use driver::{Context, Modules};
+use load::CudaLoader;
 use memory::{CudaMatrix, DeviceMemory, PinnedMemory};
 use ops::Kernels;
 use random::Random;
 use std::sync::{Arc, Weak};
 use stream::CudaStream;
+pub(super) use survey::survey;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;
@@ -39,7 +48,7 @@ pub struct CudaDevice {
     random: Random,
     kernels: Kernels,
     /// The kernels' code.
-    _modules: Modules,
+    modules: Modules,
     context: Arc<Context>,
     /// For streams, which keep the device alive.
     me: Weak<CudaDevice>,
@@ -57,8 +66,12 @@ pub fn check_build() -> Result<()> {
 
 /// Opens the GPU with this number of those the driver shows. Errors: `Unsupported` without kernels or for a GPU that is too
 /// old, `Device` without a driver or cuBLASLt, or with ones too old (the error says what was searched), `Invalid` for a
-/// number beyond the GPUs there are, `NoMemory`.
+/// number beyond the GPUs there are, `NoMemory`, `DeviceLost` where this process has lost the GPU's context.
 pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
+    Ok(open_device(ordinal, options)?)
+}
+
+fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice>> {
     check_build()?;
     let library_dir = options.library_dir.as_deref();
     driver::load(library_dir)?;
@@ -79,7 +92,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
     let sm_count = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     let modules = Modules::load(&context)?;
     let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
-    let kernels = Kernels::load(&modules)?;
+    let kernels = Kernels::load(&modules, capability)?;
     let caps = Caps {
         name: "cuda",
         description: format!("{name}, compute capability {}.{}, {sm_count} SMs", capability / 10, capability % 10),
@@ -98,7 +111,7 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         convert,
         random,
         kernels,
-        _modules: modules,
+        modules,
         context,
         me: Weak::clone(me),
     }))
@@ -107,6 +120,9 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
 impl Device for CudaDevice {
     fn caps(&self) -> &Caps {
         &self.caps
+    }
+    fn rates(&self, dtype: DType) -> Option<Rates> {
+        rates::of(&self.context, dtype)
     }
     fn memory(&self) -> Result<MemoryInfo> {
         let (free_bytes, total_bytes) = self.context.memory()?;
@@ -119,10 +135,19 @@ impl Device for CudaDevice {
         Ok(Box::new(PinnedMemory::new(&self.context, bytes)?))
     }
     fn load_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
-        Ok(Arc::new(CudaMatrix::new(&self.context, parts)?))
+        load::now(&self.context, parts, Placement::Device)
+    }
+    fn load_host_matrix(&self, parts: &[HostMatrix<'_>]) -> Result<Matrix> {
+        load::now(&self.context, parts, Placement::Host)
+    }
+    fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
+        load::random_on_host(&self.context, &self.random, parts, (cols, dtype))
+    }
+    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        Ok(Some(Box::new(CudaLoader::new(&self.context, bytes)?)))
     }
     fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
-        let matrix = CudaMatrix::zeroed(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
+        let matrix = CudaMatrix::unfilled(&self.context, parts.iter().map(|p| p.rows).sum(), cols, dtype)?;
         self.random.fill(&self.context, &matrix, parts)?;
         Ok(Arc::new(matrix))
     }

@@ -8,6 +8,7 @@ use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
+use crate::base::config::Placement;
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
@@ -118,6 +119,7 @@ impl Ops for CudaStream {
         let matrix = CudaMatrix::of(w);
         assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
         assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
+        assert_eq!(matrix.placement(), Placement::Device, "where the matrix of linear lies");
         let bias = match bias {
             None => None,
             Some(bias) => {

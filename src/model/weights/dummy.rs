@@ -39,7 +39,7 @@ impl WeightSource for DummyWeights {
             }
             _ => one(dtype).repeat(shape.iter().product()),
         };
-        Ok(WeightData { dtype, bytes: Cow::Owned(bytes) })
+        Ok(WeightData { dtype, bytes: Cow::Owned(bytes), file: None })
     }
 
     fn random(&self, name: &str, shape: [usize; 2]) -> Option<(RandomRows, DType)> {

@@ -12,7 +12,7 @@ pub use dummy::DummyWeights;
 pub use safetensors::SafetensorsWeights;
 
 use crate::base::{DType, Result};
-use crate::hal::RandomRows;
+use crate::hal::{FilePart, RandomRows};
 use std::borrow::Cow;
 use std::fmt::Debug;
 
@@ -21,6 +21,8 @@ use std::fmt::Debug;
 pub struct WeightData<'a> {
     pub dtype: DType,
     pub bytes: Cow<'a, [u8]>,
+    /// Where the bytes stand in a file as they are here.
+    pub file: Option<FilePart>,
 }
 
 /// A set of named tensors.

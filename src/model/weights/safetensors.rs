@@ -139,7 +139,11 @@ impl WeightSource for SafetensorsWeights {
                 )));
             }
         };
-        Ok(WeightData { dtype, bytes: Cow::Borrowed(&map.bytes()[place.bytes.clone()]) })
+        Ok(WeightData {
+            dtype,
+            bytes: Cow::Borrowed(&map.bytes()[place.bytes.clone()]),
+            file: Some(map.part(place.bytes.start)),
+        })
     }
 
     fn release(&self, name: &str) {

@@ -73,6 +73,25 @@ pub(super) enum Isa {
     Avx512,
 }
 
+/// Those of the instruction sets above, and of their parts, that the machine has.
+pub(super) fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let has = [
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("f16c", is_x86_feature_detected!("f16c")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512bw", is_x86_feature_detected!("avx512bw")),
+            ("avx512vl", is_x86_feature_detected!("avx512vl")),
+            ("avx512_bf16", is_x86_feature_detected!("avx512bf16")),
+        ];
+        has.into_iter().filter(|f| f.1).map(|f| f.0).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
 impl Isa {
     /// The strongest set of the machine that is not above `limit` (`portable`, `avx2` or `avx512`).
     pub(super) fn detect(limit: Option<&str>) -> Result<Self> {

@@ -1,5 +1,6 @@
 //! `paged_attention`: which kernels take a step, and the scratch memory they share.
 
+use super::attention_hopper::{self, Hopper};
 use super::rope::KvMap;
 use super::{Family, KvFamily, assert_ints, shape, short_name, small};
 use crate::base::{DType, Result};
@@ -14,6 +15,10 @@ const CHUNK: usize = 256;
 /// Query heads that a unit of work has at most: of the plain kernel and of the tensor-core one.
 const PLAIN_ROWS: usize = 8;
 const DECODE_ROWS: usize = 16;
+/// Blocks of the prefill kernel on one multiprocessor, keys that are worth a part of their own, and most parts.
+const PREFILL_BLOCKS: usize = 2;
+const PART_KEYS: usize = 256;
+const MAX_PARTS: usize = 32;
 /// Items of one launch: their plan stands in shared memory.
 const MAX_ITEMS: usize = 2048;
 const PLAN_BYTES: u32 = 8 * (MAX_ITEMS as u32 + 1);
@@ -38,6 +43,7 @@ pub(super) struct Kernels {
     plain: KvFamily,
     merge: Family,
     tensor: Vec<Tensor>,
+    hopper: Vec<Hopper>,
 }
 
 /// The tensor-core kernels for one dtype and head dimension.
@@ -49,10 +55,12 @@ struct Tensor {
     prefill: Kernel,
     prefill_rows: usize,
     prefill_shared: u32,
+    /// Of the parts of a prefill's keys.
+    prefill_merge: Kernel,
 }
 
 impl Kernels {
-    pub(super) fn load(modules: &Modules) -> Result<Self> {
+    pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
         let mut tensor = Vec::with_capacity(2 * DIMS.len());
         for dtype in [DType::F16, DType::Bf16] {
             for (dim, prefill_rows, keys) in DIMS {
@@ -63,13 +71,16 @@ impl Kernels {
                 let prefill_shared = prefill_shared(dim, prefill_rows, keys);
                 let decode = load("decode", decode_shared(dim) + PLAN_BYTES)?;
                 let prefill = load("prefill", prefill_shared)?;
-                tensor.push(Tensor { dtype, dim, decode, prefill, prefill_rows, prefill_shared });
+                let merge = format!("yn_attention_prefill_merge_{}", short_name(dtype));
+                let prefill_merge = modules.kernel_with_shared("attention_prefill", &merge, 0)?;
+                tensor.push(Tensor { dtype, dim, decode, prefill, prefill_rows, prefill_shared, prefill_merge });
             }
         }
         Ok(Self {
             plain: KvFamily::load(modules, "attention_plain", "yn_attention_plain", PLAN_BYTES)?,
             merge: Family::load(modules, "attention_plain", "yn_attention_merge")?,
             tensor,
+            hopper: Hopper::load(modules, capability)?,
         })
     }
 
@@ -84,7 +95,7 @@ impl Kernels {
 /// Mirrors kernels/attention.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Params {
+pub(super) struct Params {
     out: u64,
     qkv: u64,
     starts: u64,
@@ -127,9 +138,51 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
     // Sequences with one token, then those with several.
     params.by_sequence = 1;
     items(s, args, params, (0, sequences))?;
+    prefills(s, args, params, tensor)
+}
+
+/// Attention of the sequences with several tokens.
+fn prefills(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, tensor: &Tensor) -> Result<()> {
+    let (tokens, sequences) = (args.qkv.rows(), args.context_lens.rows());
     let ratio = args.heads / args.kv.kv_heads;
-    let tiles = small((tokens * ratio).div_ceil(tensor.prefill_rows) + sequences);
-    s.launch(&tensor.prefill, [tiles, small(args.kv.kv_heads), 1], BLOCK, tensor.prefill_shared, &params)
+    let hopper = s.kernels().attention.hopper.iter().find(|h| h.takes(args));
+    let (rows, per_sm) =
+        if hopper.is_some() { (attention_hopper::ROWS, 1) } else { (tensor.prefill_rows, PREFILL_BLOCKS) };
+    let most_tiles = (tokens * ratio).div_ceil(rows) + sequences;
+    // As many as there are when all tokens that do not stand alone are of one sequence.
+    let tiles = ((tokens - sequences + 1) * ratio).div_ceil(rows);
+    let parts = prefill_parts(s, args, (tiles, per_sm));
+    (params.by_sequence, params.first_item) = (0, 0);
+    (params.items, params.capacity) = (small(most_tiles), small(parts));
+    let (workspace, _) = s.workspace();
+    params.sums = workspace;
+    params.limits = workspace + (parts * tokens * args.heads * args.kv.head_dim * 4) as u64;
+    let grid = |tiles: usize| [small(tiles), small(args.kv.kv_heads), small(parts)];
+    match hopper {
+        Some(hopper) => hopper.launch(s, args, params, grid(most_tiles))?,
+        None => {
+            let grid = grid(if parts > 1 { tiles } else { most_tiles });
+            s.launch(&tensor.prefill, grid, BLOCK, tensor.prefill_shared, &params)?;
+        }
+    }
+    if parts > 1 {
+        let blocks = (tokens * args.heads * args.kv.head_dim / 4).div_ceil(BLOCK as usize);
+        s.launch(&tensor.prefill_merge, [small(blocks), 1, 1], BLOCK, 0, &params)?;
+    }
+    Ok(())
+}
+
+/// Parts that the keys of a prefill's tiles are cut into, so that few tiles fill the device. Contexts are known to the device
+/// alone; the tables bound them.
+fn prefill_parts(s: &CudaStream, args: &PagedAttention<'_>, (tiles, per_sm): (usize, usize)) -> usize {
+    let (tokens, dim) = (args.qkv.rows(), args.kv.head_dim);
+    let (blocks, places) = (tiles * args.kv.kv_heads, per_sm * s.sm_count() as usize);
+    let window = args.window.map_or(usize::MAX, |w| w as usize + tokens);
+    let keys = (args.tables.cols() * args.kv.block_size).min(window);
+    let (_, bytes) = s.workspace();
+    let most = (keys / PART_KEYS).min(bytes / (tokens * args.heads * (dim + 2) * 4)).min(MAX_PARTS);
+    // The time of a part is its share of the keys; a part more costs a little, too.
+    (1..=most).min_by_key(|parts| (blocks * parts).div_ceil(places) * 1024 / parts + 8 * parts).unwrap_or(1)
 }
 
 fn check(args: &PagedAttention<'_>) {

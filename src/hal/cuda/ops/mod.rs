@@ -2,6 +2,7 @@
 //! here; what only the device can see (an id beyond its table) comes back through [`fault`].
 
 mod attention;
+mod attention_hopper;
 pub(super) mod fault;
 mod norm;
 mod rope;
@@ -32,13 +33,13 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    pub(super) fn load(modules: &Modules) -> Result<Self> {
+    pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
         Ok(Self {
             norm: norm::Kernels::load(modules)?,
             rowwise: rowwise::Kernels::load(modules)?,
             rope: rope::Kernels::load(modules)?,
             sample: sample::Kernels::load(modules)?,
-            attention: attention::Kernels::load(modules)?,
+            attention: attention::Kernels::load(modules, capability)?,
         })
     }
 }
