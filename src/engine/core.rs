@@ -167,9 +167,9 @@ impl Core {
         });
     }
 
-    /// Feeds the device first, then folds one landed step back. False when neither could be done.
-    fn tick(&mut self) -> Result<bool, Error> {
-        let mut worked = false;
+    /// Plans and submits as many steps as the pipeline takes. False when there is none.
+    fn feed(&mut self) -> Result<bool, Error> {
+        let mut fed = false;
         while self.inflight.len() < self.exec.depth() {
             let from_ns = self.shared.clock.now_ns();
             let Some(plan) = self.sched.schedule(&mut self.events) else { break };
@@ -177,8 +177,15 @@ impl Core {
             self.shared.histograms.step_tokens.observe(plan.num_tokens() as u64);
             self.exec.submit(plan)?;
             self.shared.histograms.step_plan.observe(self.shared.clock.now_ns().saturating_sub(from_ns));
-            worked = true;
+            fed = true;
         }
+        Ok(fed)
+    }
+
+    /// Feeds the device first, then folds one landed step back and feeds again, before anybody hears of it. False when
+    /// nothing could be done.
+    fn tick(&mut self) -> Result<bool, Error> {
+        let mut worked = self.feed()?;
         if let Some(output) = self.exec.poll()? {
             self.inflight.pop_front();
             if let StepOutcome::Failed(e) = &output.outcome {
@@ -190,6 +197,7 @@ impl Core {
             histograms.step_fold.observe(self.shared.clock.now_ns().saturating_sub(from_ns));
             histograms.step_launch.observe(self.exec.launch_ns());
             self.shared.counters.steps.add(1);
+            self.feed()?;
             worked = true;
         }
         Ok(worked)

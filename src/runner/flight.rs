@@ -52,7 +52,6 @@ impl Wanted {
     }
 
     /// What a step reports whose logprobs have room for so many alternatives.
-
     pub(super) fn of(plan: &StepPlan, alternatives: usize) -> Self {
         let scores = |e: &StepEntry| e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives));
         let sampler = |e: &StepEntry| {

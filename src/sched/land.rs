@@ -125,19 +125,21 @@ impl Scheduler {
         // Steps behind the first failure fail because of it and accuse nobody.
         let first = !self.draining;
         self.draining = true;
+        if first {
+            self.forget_doomed();
+        }
         self.stats.failed_steps += 1;
         for e in &flight.entries {
             let rollback = !self.planted(Planted::NoRollback);
             let keeps_waiting = self.planted(Planted::LateNotRolledBack) && flight.part == StepPart::Late;
             let s = &mut self.seqs[e.slot];
             s.inflight -= 1;
-            if e.waits || flight.part == StepPart::Late {
-                // Of both parts the first that fails takes the token back.
-                if !keeps_waiting {
-                    s.forget_late();
-                }
-            } else {
+            if !e.waits && flight.part == StepPart::First {
                 s.pending -= u32::from(e.samples);
+            }
+            // What is behind the first failure fails too, so a token that waits will not be drawn.
+            if !keeps_waiting {
+                s.forget_late();
             }
             s.row_init = true;
             if s.computed > e.start && (rollback || e.samples) {

@@ -40,4 +40,11 @@ impl Scheduler {
         }
         wanted
     }
+
+    /// Steps in flight behind a failure fail too: no mask is taken for them any more.
+    pub(super) fn forget_doomed(&mut self) {
+        for e in self.inflight.iter().flat_map(|f| &f.entries).filter(|e| e.waits) {
+            self.seqs[e.slot].forget_late();
+        }
+    }
 }

@@ -155,5 +155,5 @@ fn arrival(r: &mut SplitMix64, i: u64, stems: &[Vec<Token>], vocab: u32, (salts,
 /// Whether `token` may follow the tokens that a request whose tokens wait for masks has generated. Something always may.
 pub(crate) fn allows(mask_seed: u64, generated: &[Token], token: Token, vocab: u32) -> bool {
     let sum = generated.iter().fold(mask_seed, |sum, t| mix(sum, u64::from(*t)));
-    mix(sum, 77) % u64::from(vocab) == u64::from(token) || mix(sum, 1000 + u64::from(token)) % 2 == 0
+    mix(sum, 77) % u64::from(vocab) == u64::from(token) || mix(sum, 1000 + u64::from(token)).is_multiple_of(2)
 }
