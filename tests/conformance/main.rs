@@ -11,6 +11,7 @@ mod vocabulary;
 
 use kit::Kit;
 use yinian::base::ErrorKind;
+use yinian::base::config::NumericMode;
 use yinian::hal::registry::{self, DeviceOptions};
 
 /// The repository: at run time's, as the tests also run on machines without a compiler.
@@ -55,6 +56,7 @@ const TABLE: &[Case] = &[
     ("soft_cap", rowwise::soft_cap),
     ("gather_rows", rowwise::gather_rows),
     ("linear", linear::all),
+    ("linear: edges", linear::edges),
     ("rope_write_kv and paged_attention", attention::all),
     ("long contexts", attention::long_contexts),
     ("sample: greedy", sample::greedy),
@@ -69,6 +71,7 @@ const TABLE: &[Case] = &[
     ("logprobs: large vocabularies", vocabulary::logprobs),
     ("row invariance of linear", invariance::linear),
     ("row invariance of attention", invariance::attention),
+    ("row invariance of long attention", invariance::long_attention),
     ("row invariance of row ops", invariance::row_ops),
 ];
 
@@ -85,11 +88,21 @@ fn every_op_on_every_device() {
 /// All rows are run and told of, as a GPU is seldom at hand.
 #[test]
 fn every_op_on_a_gpu() {
-    let device = match registry::open("cuda", &DeviceOptions::default()) {
+    every_op_in(NumericMode::Fast);
+}
+
+#[test]
+fn every_op_on_an_invariant_gpu() {
+    every_op_in(NumericMode::Invariant);
+}
+
+fn every_op_in(numeric_mode: NumericMode) {
+    let device = match registry::open("cuda", &DeviceOptions { numeric_mode, ..DeviceOptions::default() }) {
         Ok(device) => device,
         Err(e) => return eprintln!("left out: {e}"),
     };
-    println!("{}", device.caps().description);
+    println!("{}, numeric mode {}", device.caps().description, numeric_mode.name());
+    assert_eq!(device.caps().invariant, numeric_mode == NumericMode::Invariant);
     let mut failed = Vec::new();
     for (name, run) in TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance")) {
         // Logits are F32 whatever the activations are.

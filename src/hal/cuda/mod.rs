@@ -13,6 +13,7 @@ mod ops;
 mod random;
 mod stream;
 
+use crate::base::config::NumericMode;
 use crate::base::{DType, Error, Result};
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
@@ -35,6 +36,7 @@ const CAPABILITY: u32 = 80;
 pub struct CudaDevice {
     caps: Caps,
     sm_count: u32,
+    mode: NumericMode,
     convert: Convert,
     random: Random,
     kernels: Kernels,
@@ -89,12 +91,13 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         own_memory: true,
         graphs: true,
-        invariant: false,
+        invariant: options.numeric_mode == NumericMode::Invariant,
         aligned: false,
     };
     Ok(Arc::new_cyclic(|me| CudaDevice {
         caps,
         sm_count,
+        mode: options.numeric_mode,
         convert,
         random,
         kernels,

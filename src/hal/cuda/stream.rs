@@ -8,6 +8,7 @@ use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
+use crate::base::config::NumericMode;
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
@@ -26,6 +27,8 @@ pub(super) struct CudaStream {
     workspace: DeviceMemory,
     /// Biases in the dtype of a product's output.
     bias: DeviceMemory,
+    /// Of products in a fixed order; zero between ops.
+    counters: DeviceMemory,
     faults: Arc<Faults>,
     device: Arc<CudaDevice>,
 }
@@ -40,6 +43,7 @@ impl CudaStream {
     pub(super) fn new(device: Arc<CudaDevice>) -> Result<Self> {
         let workspace = DeviceMemory::new(&device.context, WORKSPACE_BYTES)?;
         let bias = DeviceMemory::new(&device.context, MAX_BIAS * DType::F32.size())?;
+        let counters = DeviceMemory::new(&device.context, ops::linear::COUNTER_BYTES)?;
         let faults = Arc::new(Faults::new(&device.context)?);
         let entered = device.context.enter()?;
         let mut raw = null_mut();
@@ -49,7 +53,7 @@ impl CudaStream {
         let blas = Blas::new();
         drop(entered);
         match blas {
-            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, faults, device }),
+            Ok(blas) => Ok(Self { raw, blas: RefCell::new(blas), workspace, bias, counters, faults, device }),
             Err(e) => {
                 // SAFETY: created above, destroyed once.
                 let _ = unsafe { sys::cuStreamDestroy_v2(raw) };
@@ -77,6 +81,11 @@ impl CudaStream {
 
     pub(super) fn sm_count(&self) -> u32 {
         self.device.sm_count
+    }
+
+    /// Whether results must not depend on what is computed beside them.
+    pub(super) fn invariant(&self) -> bool {
+        self.device.mode == NumericMode::Invariant
     }
 
     /// Where kernels say what is wrong with their inputs.
@@ -116,10 +125,15 @@ impl Ops for CudaStream {
         let matrix = CudaMatrix::of(w);
         assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
         assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
+        if let Some(bias) = bias {
+            assert_eq!((bias.rows(), bias.cols(), bias.dtype()), (1, matrix.rows(), DType::F32), "bias of linear");
+        }
+        if self.invariant() {
+            return ops::linear::linear(self, (out, x), matrix, bias, &self.counters);
+        }
         let bias = match bias {
             None => None,
             Some(bias) => {
-                assert_eq!((bias.rows(), bias.cols(), bias.dtype()), (1, matrix.rows(), DType::F32), "bias of linear");
                 Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? })
             }
         };

@@ -25,7 +25,7 @@ const DIMS: [(usize, usize, usize); 5] = [(64, 128, 64), (80, 64, 64), (96, 128,
 /// Shared memory of a decode block, without its plan.
 const fn decode_shared(dim: usize) -> u32 {
     let rows = if dim <= 128 { 400 } else { 272 };
-    (rows * (dim + 8) * 2 + 1152) as u32
+    (rows * (dim + 8) * 2 + 1408) as u32
 }
 
 /// Shared memory of a prefill block.
@@ -49,6 +49,18 @@ struct Tensor {
     prefill: Kernel,
     prefill_rows: usize,
     prefill_shared: u32,
+    /// Prefills in the order of decodes, where heads are short enough.
+    ordered: Option<Kernel>,
+}
+
+/// Rows of a tile of the ordered kernel, and threads of its block.
+const ORDERED_ROWS: usize = 128;
+const ORDERED_BLOCK: u32 = 256;
+
+/// Shared memory of a block of it, where it takes this head dimension.
+const fn ordered_shared(dim: usize) -> Option<u32> {
+    let stride = if dim.is_multiple_of(64) { dim } else { dim + 8 };
+    if dim <= 128 { Some((768 * stride + 512 * dim + 1040) as u32) } else { None }
 }
 
 impl Kernels {
@@ -63,7 +75,8 @@ impl Kernels {
                 let prefill_shared = prefill_shared(dim, prefill_rows, keys);
                 let decode = load("decode", decode_shared(dim) + PLAN_BYTES)?;
                 let prefill = load("prefill", prefill_shared)?;
-                tensor.push(Tensor { dtype, dim, decode, prefill, prefill_rows, prefill_shared });
+                let ordered = ordered_shared(dim).map(|shared| load("ordered", shared)).transpose()?;
+                tensor.push(Tensor { dtype, dim, decode, prefill, prefill_rows, prefill_shared, ordered });
             }
         }
         Ok(Self {
@@ -124,12 +137,19 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
     let (tokens, sequences) = (args.qkv.rows(), args.context_lens.rows());
     let tensor = s.kernels().attention.tensor(args);
     let Some(tensor) = tensor.filter(|_| tokens > sequences) else { return items(s, args, params, (0, tokens)) };
+    let (kernel, rows, (block, shared)) = if s.invariant() {
+        let (Some(kernel), Some(shared)) = (&tensor.ordered, ordered_shared(tensor.dim)) else {
+            return items(s, args, params, (0, tokens));
+        };
+        (kernel, ORDERED_ROWS, (ORDERED_BLOCK, shared))
+    } else {
+        (&tensor.prefill, tensor.prefill_rows, (BLOCK, tensor.prefill_shared))
+    };
     // Sequences with one token, then those with several.
     params.by_sequence = 1;
     items(s, args, params, (0, sequences))?;
-    let ratio = args.heads / args.kv.kv_heads;
-    let tiles = small((tokens * ratio).div_ceil(tensor.prefill_rows) + sequences);
-    s.launch(&tensor.prefill, [tiles, small(args.kv.kv_heads), 1], BLOCK, tensor.prefill_shared, &params)
+    let tiles = small((tokens * (args.heads / args.kv.kv_heads)).div_ceil(rows) + sequences);
+    s.launch(kernel, [tiles, small(args.kv.kv_heads), 1], block, shared, &params)
 }
 
 fn check(args: &PagedAttention<'_>) {
