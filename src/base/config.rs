@@ -50,8 +50,8 @@ pub const KEYS: &[Key] = &[
         "numeric_mode",
         "string: fast | invariant | aligned",
         "\"fast\"",
-        "invariant: tokens do not depend on the batch; aligned: rounding as in the reference implementation; the CPU \
-         backend is invariant in both fast and invariant, and refuses aligned",
+        "invariant: tokens do not depend on the batch, on a GPU with slower kernels; aligned: rounding as in the reference \
+         implementation; the CPU backend is invariant in both fast and invariant, and refuses aligned",
     ),
     later("embedding_placement", "string", "\"device\"", "where the embedding table lives"),
     key("tensor_parallel_size", "integer, 1..=64", "1", "ranks one model is spread over; divides its heads"),

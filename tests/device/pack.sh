@@ -7,7 +7,7 @@ kernels/fetch_compiler.sh
 kit=target/device-kit
 rm -rf "$kit"
 mkdir -p "$kit/bin" "$kit/tests/conformance" "$kit/examples"
-built=$(cargo test --release --locked --no-run --message-format=json --test conformance --test golden --bench workloads |
+built=$(cargo test --release --locked --no-run --message-format=json --test conformance --test golden --bench workloads --bench gpu_ops |
   sed -n 's/.*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p')
 while read -r name path; do
   strip -o "$kit/bin/$name" "$path"

@@ -15,6 +15,8 @@ run() {
   [[ $outcome == ok ]] || grep -E 'panicked|apart|expected|^test .*FAILED|Error|error' -A3 "$logs/$name.log" | head -30
 }
 run conformance bin/conformance --nocapture every_op_on_a_gpu
+run invariant bin/conformance --nocapture every_op_on_an_invariant_gpu
 run golden bin/golden --nocapture gpu::
+run gpu_ops bin/gpu_ops --device cuda
 run workloads bin/workloads --device cuda
-cat "$logs/workloads.log"
+cat "$logs/gpu_ops.log" "$logs/workloads.log"
