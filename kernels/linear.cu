@@ -319,7 +319,7 @@ YN_LINEARS(f16, f16)
 YN_LINEARS(bf16, bf16)
 
 #define YN_PLAIN(NAME, T)                                                                                        \
-  extern "C" __global__ void __launch_bounds__(PLAIN_THREADS)                                                    \
+  extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 4)                                                 \
       yn_linear_plain_##NAME(const __grid_constant__ LinearParams p) {                                           \
     linear_plain<T>(p);                                                                                          \
   }

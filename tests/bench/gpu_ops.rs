@@ -114,7 +114,12 @@ fn print(works: &[Work], times: &[Vec<f64>]) {
     for (i, work) in works.iter().enumerate() {
         let figures = |us: f64| {
             let limit = (work.bytes / BYTES_PER_US).max(work.flops / FLOPS_PER_US);
-            format!("{us:>9.2} {:>6.2} {:>7.1} {:>4.0}%", work.bytes / us / 1e6, work.flops / us / 1e6, 100.0 * limit / us)
+            format!(
+                "{us:>9.2} {:>6.2} {:>7.1} {:>4.0}%",
+                work.bytes / us / 1e6,
+                work.flops / us / 1e6,
+                100.0 * limit / us
+            )
         };
         let (fast, invariant) = (times[0][i], times[1][i]);
         let cost = 100.0 * (invariant / fast - 1.0);
@@ -151,7 +156,8 @@ fn products(device: &str, tiny: bool) {
         let mut times = vec![];
         for (name, n, k) in shapes {
             let copies = (if tiny { 1 } else { COLD_BYTES }).div_ceil(2 * n * k).clamp(2, 200);
-            let matrix = |seed| bench.device.random_matrix(&[RandomRows { rows: *n, seed, width: 0.1 }], *k, DType::Bf16);
+            let matrix =
+                |seed| bench.device.random_matrix(&[RandomRows { rows: *n, seed, width: 0.1 }], *k, DType::Bf16);
             let weights: Vec<Matrix> = (0..copies).map(|i| matrix(i as u64).expect("memory")).collect();
             for m in rows {
                 let (x, out) = (bench.acts(*m, *k), bench.acts(*m, *n));

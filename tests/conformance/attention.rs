@@ -385,7 +385,8 @@ pub(crate) fn long_invariant(kit: &Kit, shape: Shape) {
                 0 => cache.step(&[(0, mine), (1, &other[at * cols..(at + 1) * cols])]),
                 _ => cache.step(&[(0, mine)]),
             };
-            for (i, (got, expected)) in bits(&out).chunks(width).zip(whole[at * width..].chunks(width)).take(*n).enumerate()
+            for (i, (got, expected)) in
+                bits(&out).chunks(width).zip(whole[at * width..].chunks(width)).take(*n).enumerate()
             {
                 assert!(got == expected, "attention {shape:?} in chunks {chunks:?}: token {} has other bits", at + i);
             }

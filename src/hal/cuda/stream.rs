@@ -133,9 +133,7 @@ impl Ops for CudaStream {
         }
         let bias = match bias {
             None => None,
-            Some(bias) => {
-                Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? })
-            }
+            Some(bias) => Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? }),
         };
         let product = Product {
             shape: (x.rows(), matrix.rows(), x.cols()),

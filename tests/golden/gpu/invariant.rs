@@ -21,7 +21,8 @@ use yinian::plan::{FinishReason, SamplingParams, StepOutcome, StepResults};
 use yinian::runner::ModelRunner;
 
 /// Shapes whose heads the tensor-core kernels take, with what families add: scaled rope, biases and windows, soft caps.
-const SHAPES: [(&str, u32); 4] = [("tiny-llama-gqa", 64), ("tiny-qwen2", 64), ("tiny-gemma2", 128), ("tiny-gemma3", 256)];
+const SHAPES: [(&str, u32); 4] =
+    [("tiny-llama-gqa", 64), ("tiny-qwen2", 64), ("tiny-gemma2", 128), ("tiny-gemma3", 256)];
 /// Wide enough for products whose sums are cut into parts.
 const HIDDEN: u32 = 320;
 const VOCAB: u64 = 256;
@@ -110,7 +111,7 @@ fn assert_company_does_not_change_tokens(device: &Arc<dyn Device>, dtype: &str) 
         let lengths = [1, 17, 40, 150, 16, 64, 99, 3];
         let start = |i: usize| {
             let prompt = prompt(&mut SplitMix64(10 + i as u64), lengths[i]);
-            Alone::new(i as u32, &prompt, if i % 2 == 0 { 0.0 } else { 0.9 })
+            Alone::new(i as u32, &prompt, if i.is_multiple_of(2) { 0.0 } else { 0.9 })
         };
         let alone: Vec<Vec<Token>> = (0..lengths.len())
             .map(|i| {
@@ -134,10 +135,12 @@ fn assert_company_does_not_change_tokens(device: &Arc<dyn Device>, dtype: &str) 
     }
 }
 
+/// Tokens, and logprobs by their bits.
+type Answer = (Vec<Token>, Vec<(Token, u32)>);
+
 #[derive(Default)]
 struct Reader {
-    /// Tokens, and logprobs by their bits.
-    answers: HashMap<RequestId, (Vec<Token>, Vec<(Token, u32)>)>,
+    answers: HashMap<RequestId, Answer>,
     done: usize,
 }
 
