@@ -164,11 +164,10 @@ fn picoseconds(tile: &Tile, (m, n, k): (usize, usize, usize), parts: usize, sm_c
     // 1.7 multiplications a picosecond on a multiprocessor; 0.47 ps for a weight from memory, less from the cache.
     let compute = (blocks.div_ceil(sm_count) * per_block) as u64 * 60 / tile.percent;
     let again = m.div_ceil(tile.rows) as u64 - 1;
-    let read = (n * k) as u64 * (47 + 15 * again) / 100;
-    // Fewer blocks than this do not fill the memory's pipes.
-    let thin = (2 * sm_count).div_ceil(blocks).max(1) as u64;
+    // Fewer than two blocks on a multiprocessor do not fill the memory's pipes.
+    let read = (n * k) as u64 * (47 + 15 * again) / 100 * (2 * sm_count).max(blocks) as u64 / blocks as u64;
     let exchange = if parts == 1 { 0 } else { 2_000_000 + (m * n * parts) as u64 * 3 / 2 };
-    compute.max(read * thin) + exchange
+    compute.max(read) + exchange
 }
 
 #[cfg(test)]
