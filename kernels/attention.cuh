@@ -135,6 +135,11 @@ struct Fold {
     sum = fmaf(other_sum, take, __fmul_rn(sum, keep));
     max = top;
   }
+  // The same where either may be of no keys at all, with sums of zero.
+  __device__ void with_any(float other_max, float other_sum) {
+    if (other_max == -INFINITY) keep = 1, take = 0;
+    else with(other_max, other_sum);
+  }
   __device__ float weighted(float old_sum, float other) const { return fmaf(other, take, __fmul_rn(old_sum, keep)); }
 };
 
@@ -142,7 +147,92 @@ __device__ __forceinline__ float finished(float weighted_sum, float sum) { retur
 
 // cap * tanh(x / cap), to a few units in the last place of the cap.
 __device__ __forceinline__ float capped_fast(float x, float cap) {
-  return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(x * (2.0f * LOG2E / cap)));
+  return __fsub_rn(cap, __fdividef(2.0f * cap, 1.0f + exp2_fast(x * (2.0f * LOG2E / cap))));
+}
+
+// A chunk on tensor cores is STREAMS streams of GROUP keys: stream s has every STREAMS-th group from the s-th on, is summed
+// up group after group, and the chunk is the left fold of its streams. Groups without a key that a row sees change nothing.
+constexpr uint32_t STREAMS = 4, GROUP = 16, GROUPS = CHUNK / GROUP / STREAMS;
+
+// Running result of 16 rows of a warp: a thread's rows are lane / 4 and lane / 4 + 8.
+template <uint32_t DIM>
+struct Running {
+  float sums[DIM / 8][4];
+  float max[2], sum[2];  // of scores in powers of two; of the thread's own weights
+
+  __device__ void begin() {
+#pragma unroll
+    for (uint32_t d = 0; d < DIM / 8; d++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) sums[d][i] = 0;
+    }
+    max[0] = max[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+  }
+  // Of all weights.
+  __device__ void end() {
+#pragma unroll
+    for (uint32_t h = 0; h < 2; h++) {
+      sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
+      sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
+    }
+  }
+};
+
+// Keys that a thread's rows see.
+struct Seen {
+  uint32_t first[2], last[2];
+};
+
+// Scores of a group that begins at `start` become weights `a`, for an mma; what was summed before shrinks. Every rounding is
+// spelled out: kernels that take other rows side by side must come to the same bits.
+template <typename T, uint32_t DIM>
+__device__ __forceinline__ void weigh_group(const AttentionParams& p, uint32_t start, const Seen& seen, bool masked,
+                                            float (&s)[2][4], Running<DIM>& run, uint32_t (&a)[4]) {
+  const uint32_t position = start + threadIdx.x % 4 * 2;
+  float max[2] = {-INFINITY, -INFINITY}, keep[2];
+#pragma unroll
+  for (uint32_t n = 0; n < 2; n++) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      float x = __fmul_rn(s[n][i], p.scale);
+      if (p.soft_cap != 0.0f) x = capped_fast(x, p.soft_cap);
+      x = __fmul_rn(x, LOG2E);
+      if (masked) {
+        const uint32_t key = position + 8 * n + i % 2;
+        x = key >= seen.first[i / 2] && key <= seen.last[i / 2] ? x : -INFINITY;
+      }
+      s[n][i] = x;
+      max[i / 2] = fmaxf(max[i / 2], x);
+    }
+  }
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    max[h] = fmaxf(max[h], __shfl_xor_sync(ALL, max[h], 1));
+    max[h] = fmaxf(max[h], __shfl_xor_sync(ALL, max[h], 2));
+    const float top = fmaxf(run.max[h], max[h]);
+    max[h] = top == -INFINITY ? 0.0f : top;  // nothing seen so far: any finite number will do
+    keep[h] = weight_of(__fsub_rn(run.max[h], max[h]));
+    run.max[h] = top;
+    run.sum[h] = __fmul_rn(run.sum[h], keep[h]);
+  }
+#pragma unroll
+  for (uint32_t n = 0; n < 2; n++) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      s[n][i] = weight_of(__fsub_rn(s[n][i], max[i / 2]));
+      run.sum[i / 2] = __fadd_rn(run.sum[i / 2], s[n][i]);
+    }
+    a[2 * n] = pack<T>(s[n][0], s[n][1]);
+    a[2 * n + 1] = pack<T>(s[n][2], s[n][3]);
+  }
+  if (__any_sync(ALL, keep[0] != 1.0f || keep[1] != 1.0f)) {
+#pragma unroll
+    for (uint32_t d = 0; d < DIM / 8; d++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) run.sums[d][i] *= keep[i / 2];
+    }
+  }
 }
 
 // The items' units of work: `units[i]` is the first unit of item i, `slots[i]` its first partial result or NO_SLOT.

@@ -3,12 +3,12 @@
 // A block of four warps takes one chunk of 256 keys of one item and up to 16 query heads of one key head, which share every
 // key and value it loads. A warp has groups of 16 tokens of its own (every fourth) and streams them through its own ring of
 // asynchronous 16-byte copies, so no barrier stands in the loop: scores by mma m16n8k16, weights in f32 with a running
-// maximum, weighted sums in registers. The four warps' results are added up at the end of a chunk, in their order. The grid
+// maximum, weighted sums in registers. The four warps' results are folded at the end of a chunk, in their order. The grid
 // is fixed and each block finds its units itself from starts and context_lens, so a captured launch replays for any lengths.
 // Instances: f16 and bf16 (activations and cache alike) x head dimensions 64, 80, 96, 128, 256.
 #include "attention.cuh"
 
-constexpr uint32_t THREADS = 128, WARPS = 4, ROWS = 16, GROUP = 16, GROUPS = CHUNK / GROUP / WARPS;
+constexpr uint32_t THREADS = 128, WARPS = STREAMS, ROWS = 16;
 
 template <typename T, uint32_t DIM>
 struct Ring {
@@ -24,7 +24,7 @@ struct DecodeShared {
   T query[ROWS][DIM + 8];
   float warp_max[WARPS][ROWS], warp_sum[WARPS][ROWS];
   float max[ROWS], sum[ROWS];
-  float factor[WARPS][ROWS];
+  float keep[WARPS][ROWS], take[WARPS][ROWS];
   Fold folds[ROWS];
 };
 
@@ -83,13 +83,6 @@ __device__ __forceinline__ void load_query(const T (&query)[ROWS][DIM + 8], uint
 template <uint32_t DIM>
 constexpr uint32_t KEPT = DIM <= 128 ? DIM / 16 : 1;
 
-// Running result of a warp: thread's rows are lane / 4 and lane / 4 + 8.
-template <uint32_t DIM>
-struct Running {
-  float sums[DIM / 8][4];
-  float max[2], sum[2];
-};
-
 template <typename T, uint32_t DIM>
 __device__ __forceinline__ void attend_group(const AttentionParams& p, const Stream<T, DIM>& stream, uint32_t group,
                                              const T (&query)[ROWS][DIM + 8], const uint32_t (&kept)[KEPT<DIM>][4],
@@ -109,46 +102,9 @@ __device__ __forceinline__ void attend_group(const AttentionParams& p, const Str
     mma<T>(s[0], a, b[0], b[1]);
     mma<T>(s[1], a, b[2], b[3]);
   }
-  const uint32_t position = stream.start_of(group) + lane % 4 * 2;
-  float max[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-  for (uint32_t n = 0; n < 2; n++) {
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      const uint32_t key = position + 8 * n + i % 2;
-      float x = s[n][i] * p.scale;
-      if (p.soft_cap != 0.0f) x = capped_fast(x, p.soft_cap);
-      s[n][i] = key >= stream.first && key <= stream.last ? x * LOG2E : -INFINITY;
-      max[i / 2] = fmaxf(max[i / 2], s[n][i]);
-    }
-  }
-  float keep[2];
-#pragma unroll
-  for (uint32_t h = 0; h < 2; h++) {
-    max[h] = fmaxf(max[h], __shfl_xor_sync(ALL, max[h], 1));
-    max[h] = fmaxf(max[h], __shfl_xor_sync(ALL, max[h], 2));
-    const float top = fmaxf(run.max[h], max[h]);
-    keep[h] = weight_of(run.max[h] - top);
-    run.max[h] = top;
-    run.sum[h] *= keep[h];
-  }
-#pragma unroll
-  for (uint32_t n = 0; n < 2; n++) {
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      s[n][i] = weight_of(s[n][i] - run.max[i / 2]);
-      run.sum[i / 2] += s[n][i];
-    }
-  }
-  if (__any_sync(ALL, keep[0] != 1.0f || keep[1] != 1.0f)) {
-#pragma unroll
-    for (uint32_t d = 0; d < DIM / 8; d++) {
-#pragma unroll
-      for (uint32_t i = 0; i < 4; i++) run.sums[d][i] *= keep[i / 2];
-    }
-  }
-  const uint32_t a[4] = {pack<T>(s[0][0], s[0][1]), pack<T>(s[0][2], s[0][3]), pack<T>(s[1][0], s[1][1]),
-                         pack<T>(s[1][2], s[1][3])};
+  const Seen seen{{stream.first, stream.first}, {stream.last, stream.last}};
+  uint32_t a[4];
+  weigh_group<T, DIM>(p, stream.start_of(group), seen, true, s, run, a);
 #pragma unroll
   for (uint32_t d = 0; d < DIM / 16; d++) {
     uint32_t b[4];
@@ -172,13 +128,7 @@ __device__ __forceinline__ void attend_chunk(const AttentionParams& p, const Uni
     copy_commit();
   }
   Running<DIM> run;
-#pragma unroll
-  for (uint32_t d = 0; d < DIM / 8; d++) {
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) run.sums[d][i] = 0;
-  }
-  run.max[0] = run.max[1] = -INFINITY;
-  run.sum[0] = run.sum[1] = 0;
+  run.begin();
   uint32_t kept[KEPT<DIM>][4];
 #pragma unroll
   for (uint32_t k = 0; k < KEPT<DIM>; k++) load_query<T, DIM>(sh.query, k, kept[k]);
@@ -194,10 +144,9 @@ __device__ __forceinline__ void attend_chunk(const AttentionParams& p, const Uni
   copy_wait<0>();
   __syncwarp();
   float* sums = reinterpret_cast<float*>(&stream.ring);
+  run.end();
 #pragma unroll
   for (uint32_t h = 0; h < 2; h++) {
-    run.sum[h] += __shfl_xor_sync(ALL, run.sum[h], 1);
-    run.sum[h] += __shfl_xor_sync(ALL, run.sum[h], 2);
     const uint32_t row = lane / 4 + 8 * h;
     if (lane % 4 == 0) sh.warp_max[warp][row] = run.max[h], sh.warp_sum[warp][row] = run.sum[h];
 #pragma unroll
@@ -209,14 +158,15 @@ __device__ __forceinline__ void attend_chunk(const AttentionParams& p, const Uni
   __syncthreads();
   if (threadIdx.x < ROWS) {
     const uint32_t row = threadIdx.x;
-    float top = -INFINITY, sum = 0;
-    for (uint32_t w = 0; w < WARPS; w++) top = fmaxf(top, sh.warp_max[w][row]);
+    Fold fold;
+    fold.begin();
     for (uint32_t w = 0; w < WARPS; w++) {
-      sh.factor[w][row] = weight_of(sh.warp_max[w][row] - top);
-      sum = fmaf(sh.warp_sum[w][row], sh.factor[w][row], sum);
+      fold.with_any(sh.warp_max[w][row], sh.warp_sum[w][row]);
+      sh.keep[w][row] = fold.keep;
+      sh.take[w][row] = fold.take;
     }
-    sh.max[row] = top;
-    sh.sum[row] = sum;
+    sh.max[row] = fold.max;
+    sh.sum[row] = fold.sum;
   }
   __syncthreads();
 }
@@ -246,7 +196,8 @@ __device__ __forceinline__ void attention_decode(const AttentionParams& p) {
         float x = 0;
 #pragma unroll
         for (uint32_t w = 0; w < WARPS; w++) {
-          x = fmaf(reinterpret_cast<const float*>(&sh.rings[w])[row * DIM + col], sh.factor[w][row], x);
+          const float other = reinterpret_cast<const float*>(&sh.rings[w])[row * DIM + col];
+          x = fmaf(other, sh.take[w][row], __fmul_rn(x, sh.keep[w][row]));
         }
         return x;
       });
@@ -256,7 +207,7 @@ __device__ __forceinline__ void attention_decode(const AttentionParams& p) {
 }
 
 #define YN_DECODE(DIM)                                                                                    \
-  static_assert(sizeof(DecodeShared<f16, DIM>) == (DIM <= 128 ? 400 : 272) * (DIM + 8) * 2 + 1152,          \
+  static_assert(sizeof(DecodeShared<f16, DIM>) == (DIM <= 128 ? 400 : 272) * (DIM + 8) * 2 + 1408,          \
                 "mirrored in src/hal/cuda/ops/attention.rs");                                             \
   extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
       yn_attention_decode_##DIM##_f16(const __grid_constant__ AttentionParams p) {                        \

@@ -52,7 +52,7 @@ pub const KEYS: &[Key] = &[
         "numeric_mode",
         "string: fast | invariant | aligned",
         "\"fast\"",
-        "invariant: tokens do not depend on the batch; aligned: activations are rounded where the reference implementation \
+        "invariant: tokens do not depend on the batch, on a GPU with slower kernels; aligned: activations are rounded where the reference implementation \
          with eager attention rounds them (on GPUs; with float32 models the same as fast); the CPU backend is invariant in \
          both fast and invariant, and refuses aligned",
     ),

@@ -282,7 +282,7 @@ pub(crate) fn all(kit: &Kit) {
 }
 
 /// Whether a cache of the shape's dtype goes with the activations of a run.
-fn takes(kit: &Kit, shape: &Shape) -> bool {
+pub(crate) fn takes(kit: &Kit, shape: &Shape) -> bool {
     kit.act == DType::F32 || kit.act == shape.dtype
 }
 
@@ -418,5 +418,33 @@ pub(crate) fn invariant(kit: &Kit, shape: Shape) {
             at += n;
         }
         assert_eq!(bits(&got), bits(&whole), "attention {shape:?} in chunks {chunks:?}");
+    }
+}
+
+/// The same over several chunks of keys: fed whole, in large and small chunks beside a decoding sequence, and token by token
+/// from somewhere on.
+pub(crate) fn long_invariant(kit: &Kit, shape: Shape) {
+    const N: usize = 600;
+    let (cols, width) = (shape.qkv_cols(), shape.heads * shape.head_dim);
+    let (data, other) = (noise(79, N * cols), noise(80, N * cols));
+    let whole = bits(&Cache::for_tokens(kit, shape, 2, LONG_TOKENS).step(&[(0, &data)]));
+    let singles: Vec<usize> = [500].into_iter().chain([1; 20]).chain([80]).collect();
+    for chunks in [&[255, 2, 256, 87][..], &[1, 130, 33, 300, 7, 129], &singles] {
+        let mut cache = Cache::for_tokens(kit, shape, 2, LONG_TOKENS);
+        let mut at = 0;
+        for n in chunks {
+            let mine = &data[at * cols..(at + n) * cols];
+            let out = match at % 2 {
+                0 => cache.step(&[(0, mine), (1, &other[at * cols..(at + 1) * cols])]),
+                _ => cache.step(&[(0, mine)]),
+            };
+            for (i, (got, expected)) in
+                bits(&out).chunks(width).zip(whole[at * width..].chunks(width)).take(*n).enumerate()
+            {
+                assert!(got == expected, "attention {shape:?} in chunks {chunks:?}: token {} has other bits", at + i);
+            }
+            at += n;
+        }
+        assert_eq!(at, N);
     }
 }

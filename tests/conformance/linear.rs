@@ -7,9 +7,14 @@ const ROWS: [usize; 11] = [1, 2, 3, 5, 7, 8, 12, 13, 17, 25, 41];
 const SHAPES: [(usize, usize); 9] =
     [(1, 1), (31, 7), (32, 1), (33, 16), (63, 33), (64, 64), (65, 7), (160, 128), (100, 576)];
 
+/// Rows at the borders of tiles, and shapes whose sums are cut into parts: many, uneven ones, ones that end inside a step, and
+/// rows that are no whole vectors.
+const EDGE_ROWS: [usize; 14] = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 513];
+const EDGE_SHAPES: [(usize, usize); 7] =
+    [(64, 256), (129, 520), (130, 1096), (8, 2048), (257, 712), (66, 513), (1000, 192)];
+
 pub(crate) fn all(kit: &Kit) {
-    let fits = |dtype: &DType| kit.device.caps().activations.of(*dtype) == kit.act;
-    for dtype in WEIGHTS.into_iter().filter(fits) {
+    for dtype in dtypes(kit) {
         for (n, k) in some(SHAPES, 4) {
             let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
             let parts: Vec<usize> = if n > 40 { vec![n - 33, 1, 32] } else { vec![n] };
@@ -19,6 +24,48 @@ pub(crate) fn all(kit: &Kit) {
             }
         }
     }
+}
+
+/// Dtypes of weights that go with the activations of a run.
+pub(crate) fn dtypes(kit: &Kit) -> Vec<DType> {
+    WEIGHTS.into_iter().filter(|dtype| kit.device.caps().activations.of(*dtype) == kit.act).collect()
+}
+
+pub(crate) fn edges(kit: &Kit) {
+    for dtype in dtypes(kit) {
+        for (n, k) in EDGE_SHAPES {
+            let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
+            let matrix = kit.matrix(&[n], k, &w, dtype);
+            for m in EDGE_ROWS {
+                edge(kit, &w, &matrix, (m, n, k, dtype));
+            }
+        }
+    }
+}
+
+/// One product, into logits where the number of rows is even. Of large ones some elements are compared, over all rows and
+/// columns.
+fn edge(kit: &Kit, w: &[f32], matrix: &yinian::hal::Matrix, (m, n, k, dtype): (usize, usize, usize, DType)) {
+    let x = kit.noise(m as u64 + 300, m * k);
+    let bias = kit.noise(n as u64 + 400, n);
+    let guarded = vec![f32::NAN; (m + 1) * n];
+    let whole = if m.is_multiple_of(2) { kit.floats(&guarded, n) } else { kit.acts(&guarded, n) };
+    kit.stream.linear(&whole.slice_rows(0, m), &kit.acts(&x, k), matrix, Some(&kit.floats(&bias, n))).unwrap();
+    let got = kit.read(&whole);
+    let what = format!("linear {m}x{n}x{k} {dtype}");
+    assert!(got[..m * n].iter().all(|x| x.is_finite()), "{what} has elements that are no numbers");
+    assert!(got[m * n..].iter().all(|x| x.is_nan()), "{what} wrote behind its output");
+    let every = (m * n * k / 300_000).max(1) | 1;
+    let chosen: Vec<usize> = (0..m * n).step_by(every).chain([m * n - 1]).collect();
+    let dot = |i: usize| -> f64 {
+        let (r, c) = (i / n, i % n);
+        f64::from(bias[c]) + (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[c * k + i])).sum::<f64>()
+    };
+    let expected: Vec<f64> = chosen.iter().map(|i| dot(*i)).collect();
+    let got: Vec<f32> = chosen.iter().map(|i| got[*i]).collect();
+    // A bias may be rounded to the dtype of activations before it is added.
+    let tolerance = if whole.dtype() == DType::F32 && kit.act == DType::F32 { 0.0 } else { 2.0 * kit.tolerance(0.0) };
+    close(&what, &got, &expected, tolerance + 4e-7 * k as f64);
 }
 
 fn case(kit: &Kit, w: &[f32], matrix: &yinian::hal::Matrix, (m, n, k, dtype): (usize, usize, usize, DType)) {

@@ -61,6 +61,7 @@ const TABLE: &[Case] = &[
     ("copy_rows", rowwise::copy_rows),
     ("mask_logits", rowwise::mask_logits),
     ("linear", linear::all),
+    ("linear: edges", linear::edges),
     ("rope_write_kv and paged_attention", attention::all),
     ("long contexts", attention::long_contexts),
     ("few tokens over long contexts", attention::few_tokens_over_long_contexts),
@@ -76,6 +77,7 @@ const TABLE: &[Case] = &[
     ("logprobs: large vocabularies", vocabulary::logprobs),
     ("row invariance of linear", invariance::linear),
     ("row invariance of attention", invariance::attention),
+    ("row invariance of long attention", invariance::long_attention),
     ("row invariance of row ops", invariance::row_ops),
 ];
 
@@ -92,11 +94,21 @@ fn every_op_on_every_device() {
 /// All rows are run and told of, as a GPU is seldom at hand.
 #[test]
 fn every_op_on_a_gpu() {
-    let device = match registry::open("cuda", &DeviceOptions::default()) {
+    every_op_in(NumericMode::Fast);
+}
+
+#[test]
+fn every_op_on_an_invariant_gpu() {
+    every_op_in(NumericMode::Invariant);
+}
+
+fn every_op_in(numeric_mode: NumericMode) {
+    let device = match registry::open("cuda", &DeviceOptions { numeric_mode, ..DeviceOptions::default() }) {
         Ok(device) => device,
         Err(e) => return eprintln!("left out: {e}"),
     };
-    println!("{}", device.caps().description);
+    println!("{}, numeric mode {}", device.caps().description, numeric_mode.name());
+    assert_eq!(device.caps().invariant, numeric_mode == NumericMode::Invariant);
     let mut failed = Vec::new();
     for (name, run) in TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance")) {
         // Logits are F32 whatever the activations are.

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # Tests and benches that travel, as Cargo.toml names them, and the most bytes that all may have.
-programs=(conformance golden workloads latency load faults)
+programs=(conformance golden workloads latency load faults gpu_ops)
 most=$((40 * 1000 * 1000))
 
 kernels/fetch_compiler.sh

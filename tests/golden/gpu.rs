@@ -1,5 +1,7 @@
 //! The golden models on a GPU, where there is one: against the reference implementation in F32, and against the CPU in half
-//! precision and with all of sampling. Nothing here asks for equal bits: that is the business of numeric modes.
+//! precision and with all of sampling. Nothing here asks for equal bits: that is the business of [`invariant`].
+
+mod invariant;
 
 mod memory;
 

@@ -129,10 +129,15 @@ impl Alone {
 
 /// A step that runs up to `chunk` tokens of each sequence.
 pub(crate) fn step(seqs: &[&Alone], chunk: usize) -> StepPlan {
+    step_of(&seqs.iter().map(|s| (*s, chunk)).collect::<Vec<_>>())
+}
+
+/// The same with a chunk for each.
+pub(crate) fn step_of(seqs: &[(&Alone, usize)]) -> StepPlan {
     let mut plan =
         StepPlan { id: StepId(1), entries: vec![], tokens: vec![], blocks: vec![], targets: vec![], row_inits: vec![] };
-    for s in seqs {
-        let len = chunk.min(s.tokens.len() - s.computed);
+    for (s, chunk) in seqs {
+        let len = (*chunk).min(s.tokens.len() - s.computed);
         let end = s.computed + len;
         let (token, block) = (plan.tokens.len() as u32, plan.blocks.len() as u32);
         plan.tokens.extend(&s.tokens[s.computed..end]);

@@ -69,6 +69,7 @@ pub struct CudaDevice {
     /// Where libraries are looked for first.
     library_dir: Option<PathBuf>,
     sm_count: u32,
+    mode: NumericMode,
     convert: Convert,
     random: Random,
     kernels: Kernels,
@@ -139,7 +140,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         own_memory: true,
         graphs: true,
-        invariant: false,
+        invariant: mode == NumericMode::Invariant,
         aligned: mode == NumericMode::Aligned,
     };
     Ok(Arc::new_cyclic(|me| CudaDevice {
@@ -148,6 +149,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
         ordinal: c_int::try_from(ordinal).unwrap_or(c_int::MAX),
         library_dir: options.library_dir.clone(),
         sm_count,
+        mode: options.numeric_mode,
         convert,
         random,
         kernels,

@@ -28,6 +28,8 @@ pub(super) struct CudaStream {
     workspace: DeviceMemory,
     /// Biases in the dtype of a product's output.
     bias: DeviceMemory,
+    /// Of products in a fixed order; zero between ops.
+    counters: DeviceMemory,
     faults: Arc<Faults>,
     events: Arc<Events>,
     /// What is enqueued is recorded rather than run.
@@ -45,6 +47,7 @@ impl CudaStream {
     pub(super) fn new(device: Arc<CudaDevice>) -> Result<Self> {
         let workspace = DeviceMemory::new(&device.context, WORKSPACE_BYTES)?;
         let bias = DeviceMemory::new(&device.context, MAX_BIAS * DType::F32.size())?;
+        let counters = DeviceMemory::new(&device.context, ops::linear::COUNTER_BYTES)?;
         let faults = Arc::new(Faults::new(&device.context)?);
         let events = Arc::new(Events::new(&device.context, &faults));
         let entered = device.context.enter()?;
@@ -57,7 +60,7 @@ impl CudaStream {
         match blas {
             Ok(blas) => {
                 let (blas, recording) = (RefCell::new(blas), Cell::new(false));
-                Ok(Self { raw, blas, workspace, bias, faults, events, recording, device })
+                Ok(Self { raw, blas, workspace, bias, counters, faults, events, recording, device })
             }
             Err(e) => {
                 // SAFETY: created above, destroyed once.
@@ -113,6 +116,11 @@ impl CudaStream {
         self.device.sm_count
     }
 
+    /// Whether results must not depend on what is computed beside them.
+    pub(super) fn invariant(&self) -> bool {
+        self.device.mode == NumericMode::Invariant
+    }
+
     /// Where kernels say what is wrong with their inputs.
     pub(super) fn fault_word(&self) -> u64 {
         self.faults.addr()
@@ -147,6 +155,9 @@ impl Ops for CudaStream {
     }
 
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
+        if self.invariant() {
+            return ops::linear::linear(self, (out, x), CudaMatrix::of(w), bias, &self.counters);
+        }
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
         if product.search == Search::Exact {

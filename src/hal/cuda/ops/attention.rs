@@ -30,7 +30,7 @@ const DIMS: [(usize, usize, usize); 5] = [(64, 128, 64), (80, 64, 64), (96, 128,
 /// Shared memory of a decode block, without its plan.
 const fn decode_shared(dim: usize) -> u32 {
     let rows = if dim <= 128 { 400 } else { 272 };
-    (rows * (dim + 8) * 2 + 1152) as u32
+    (rows * (dim + 8) * 2 + 1408) as u32
 }
 
 /// Shared memory of a prefill block.
@@ -69,6 +69,18 @@ struct Tensor {
     prefill_shared: u32,
     /// Of the parts of a prefill's keys.
     prefill_merge: Kernel,
+    /// Prefills in the order of decodes, where heads are short enough.
+    ordered: Option<Kernel>,
+}
+
+/// Rows of a tile of the ordered kernel, and threads of its block.
+const ORDERED_ROWS: usize = 128;
+const ORDERED_BLOCK: u32 = 256;
+
+/// Shared memory of a block of it, where it takes this head dimension.
+const fn ordered_shared(dim: usize) -> Option<u32> {
+    let stride = if dim.is_multiple_of(64) { dim } else { dim + 8 };
+    if dim <= 128 { Some((768 * stride + 512 * dim + 1040) as u32) } else { None }
 }
 
 impl Kernels {
@@ -85,7 +97,17 @@ impl Kernels {
                 let prefill = load("prefill", prefill_shared)?;
                 let merge = format!("yn_attention_prefill_merge_{}", short_name(dtype));
                 let prefill_merge = modules.kernel_with_shared("attention_prefill", &merge, 0)?;
-                tensor.push(Tensor { dtype, dim, decode, prefill, prefill_rows, prefill_shared, prefill_merge });
+                let ordered = ordered_shared(dim).map(|shared| load("ordered", shared)).transpose()?;
+                tensor.push(Tensor {
+                    dtype,
+                    dim,
+                    decode,
+                    prefill,
+                    prefill_rows,
+                    prefill_shared,
+                    prefill_merge,
+                    ordered,
+                });
             }
         }
         Ok(Self {
@@ -156,10 +178,22 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
     }
     let tensor = s.kernels().attention.tensor(args);
     let Some(tensor) = tensor.filter(|_| tokens > sequences) else { return items(s, args, params, (0, tokens)) };
+    if s.invariant() && tensor.ordered.is_none() {
+        return items(s, args, params, (0, tokens));
+    }
     // Sequences with one token, then those with several.
     params.by_sequence = 1;
     items(s, args, params, (0, sequences))?;
-    prefills(s, args, params, tensor)
+    if s.invariant() { ordered(s, args, params, tensor) } else { prefills(s, args, params, tensor) }
+}
+
+/// Attention of the sequences with several tokens in the order of those with one.
+fn ordered(s: &CudaStream, args: &PagedAttention<'_>, params: Params, tensor: &Tensor) -> Result<()> {
+    let (Some(kernel), Some(shared)) = (&tensor.ordered, ordered_shared(tensor.dim)) else { return Ok(()) };
+    let rows = args.qkv.rows() * (args.heads / args.kv.kv_heads);
+    let tiles = small(rows.div_ceil(ORDERED_ROWS) + args.context_lens.rows());
+    let params = Params { by_sequence: 0, first_item: 0, ..params };
+    s.launch(kernel, [tiles, small(args.kv.kv_heads), 1], ORDERED_BLOCK, shared, &params)
 }
 
 /// Attention of the sequences with several tokens.

@@ -1,9 +1,10 @@
-//! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`] but `linear`. Shapes are asserted
-//! here; what only the device can see (an id beyond its table) comes back through [`fault`].
+//! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`]; the one of `linear` is for the
+//! numeric mode that cuBLASLt cannot serve. Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
 
 mod attention;
 mod attention_hopper;
 pub(super) mod fault;
+pub(super) mod linear;
 mod norm;
 mod rope;
 mod rowwise;
@@ -30,6 +31,7 @@ pub(super) struct Kernels {
     rope: rope::Kernels,
     sample: sample::Kernels,
     attention: attention::Kernels,
+    linear: linear::Kernels,
 }
 
 impl Kernels {
@@ -40,6 +42,7 @@ impl Kernels {
             rope: rope::Kernels::load(modules)?,
             sample: sample::Kernels::load(modules)?,
             attention: attention::Kernels::load(modules, capability)?,
+            linear: linear::Kernels::load(modules)?,
         })
     }
 }
