@@ -9,7 +9,7 @@ use crate::base::{Error, ErrorKind, Result, StepId, threads};
 use crate::hal::comm::Group;
 use crate::plan::{StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crate::runner::{self, ModelRunner};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 use std::any::Any;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -146,6 +146,8 @@ pub struct WorkerExecutor {
     launch_ns: u64,
     group: Option<Arc<dyn Group>>,
     thread: Option<JoinHandle<()>>,
+    /// Closes once the runner is gone, too: to give its memory back can take as long as a step that hangs.
+    ended: Receiver<()>,
 }
 
 impl WorkerExecutor {
@@ -165,7 +167,10 @@ impl WorkerExecutor {
             let land = move || land_all(&launched, &failed, &outbox);
             threads::named("yn-landing-0").spawn(land).map_err(start_error)?
         };
+        // Closed when all of the closure's own is gone.
+        let (alive, ended) = bounded::<()>(0);
         let work = move || {
+            let _alive = &alive;
             let mut runner = runner;
             launch_all(runner.as_mut(), &inbox, &flights, &failed);
             drop(flights);
@@ -174,7 +179,8 @@ impl WorkerExecutor {
         };
         let thread = threads::named("yn-worker-0").spawn(work).map_err(start_error)?;
         let (epoch, outstanding, launch_ns) = (0, 0, 0);
-        Ok(Self { orders: Some(orders), landed, depth, outstanding, epoch, launch_ns, group, thread: Some(thread) })
+        let (orders, thread) = (Some(orders), Some(thread));
+        Ok(Self { orders, landed, depth, outstanding, epoch, launch_ns, group, thread, ended })
     }
 }
 
@@ -230,15 +236,8 @@ impl Executor for WorkerExecutor {
     fn leave(&mut self, wait: Duration) -> bool {
         self.orders = None;
         let Some(thread) = self.thread.take() else { return true };
-        let over = Instant::now() + wait;
-        loop {
-            match self.landed.recv_deadline(over) {
-                // Nobody wants it any more.
-                Ok(_) => {}
-                // The landing thread has ended, and the worker gives the runner's memory back.
-                Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => return false,
-            }
+        if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(wait) {
+            return false;
         }
         // A panic of the thread was already reported through `landed`.
         let _ = thread.join();

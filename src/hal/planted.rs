@@ -1,13 +1,15 @@
 //! A device that finds too little memory when a test says so: everything else is the device inside.
 
+use crate::base::config::Placement;
 use crate::base::planted::Planted;
 use crate::base::{DType, Error, Result};
 use crate::hal::ops::{Activation, Linear, Logprobs, PagedAttention, RopeWriteKv, Sample};
 use crate::hal::{
-    Allocation, Caps, Device, DriverCalls, Event, Graph, HostBuffer, HostMatrix, Matrix, MatrixLoader, MemoryInfo, Ops,
-    Overhead, RandomRows, Rates, Recorded, Stream, Tensor, Tuned,
+    Allocation, Caps, Device, DriverCalls, Event, Graph, HostBuffer, HostMatrix, Matrix, MatrixLoader, MatrixPart,
+    MemoryInfo, Ops, Overhead, RandomRows, Rates, Recorded, Stream, Tensor, Tuned,
 };
 use std::sync::Arc;
+use std::time::Duration;
 
 /// `device` with the faults that `planted` is armed with.
 pub(super) fn wrap(device: Arc<dyn Device>, planted: &Arc<Planted>) -> Arc<dyn Device> {
@@ -84,7 +86,11 @@ impl Device for PlantedDevice {
     }
     fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
         self.allocates("the readers of weights")?;
-        self.device.loader(bytes)
+        let planted = Arc::clone(&self.planted);
+        Ok(self
+            .device
+            .loader(bytes)?
+            .map(|loader| Box::new(PlantedLoader { loader, planted }) as Box<dyn MatrixLoader>))
     }
     fn driver_calls(&self) -> Option<DriverCalls> {
         self.device.driver_calls()
@@ -92,6 +98,27 @@ impl Device for PlantedDevice {
     fn stream(&self) -> Result<Box<dyn Stream>> {
         self.allocates("opening a stream")?;
         Ok(Box::new(PlantedStream { stream: self.device.stream()?, planted: Arc::clone(&self.planted) }))
+    }
+}
+
+#[derive(Debug)]
+struct PlantedLoader {
+    loader: Box<dyn MatrixLoader>,
+    planted: Arc<Planted>,
+}
+
+impl MatrixLoader for PlantedLoader {
+    fn load(&mut self, parts: &[MatrixPart<'_>], placement: Placement) -> Result<Matrix> {
+        if self.planted.allocation_fails() {
+            return Err(Error::no_memory("making room for a matrix: planted: out of memory"));
+        }
+        self.loader.load(parts, placement)
+    }
+    fn pending_bytes(&self) -> usize {
+        self.loader.pending_bytes()
+    }
+    fn finish(&mut self, at_most: Duration) -> Result<bool> {
+        self.loader.finish(at_most)
     }
 }
 
@@ -137,8 +164,8 @@ impl Ops for PlantedStream {
     fn act_mul(&self, out: &Tensor, gate_up: &Tensor, activation: Activation) -> Result<()> {
         self.stream.act_mul(out, gate_up, activation)
     }
-    fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<()> {
-        self.stream.soft_cap(x, cap)
+    fn soft_cap(&self, x: &Tensor, cap: f32, act: DType) -> Result<()> {
+        self.stream.soft_cap(x, cap, act)
     }
     fn gather_rows(&self, out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
         self.stream.gather_rows(out, x, index)

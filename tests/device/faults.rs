@@ -15,6 +15,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use yinian::base::ErrorKind;
+use yinian::base::config::EngineConfig;
 use yinian::engine::{State, plan_memory};
 use yinian::hal::cuda::planted::BadNeighbour;
 use yinian::hal::registry::{DeviceOptions, open};
@@ -79,15 +80,15 @@ fn load_too_large() {
     let held = open("cuda", &DeviceOptions::default()).expect("the GPU");
     let truth = answers(&mut Host::start(demo("cuda", "")).expect("an engine"));
     let before = free_bytes();
-    let refuse = |more: &str, says: &str| {
-        let e = Host::start(demo("cuda", more)).map(drop).expect_err(says);
+    let refuse = |config: EngineConfig, says: &str| {
+        let e = Host::start(config).map(drop).expect_err(says);
         println!("{e}");
         assert!(e.kind == ErrorKind::NoMemory && e.message.contains(says), "{e}");
     };
-    refuse(r#", "kv_cache_bytes": 9999999999999"#, "kv_cache_bytes");
+    refuse(EngineConfig { kv_cache_bytes: Some(9_999_999_999_999), ..demo("cuda", "") }, "kv_cache_bytes");
     // A real one: somebody takes the memory.
     let hog = held.alloc(before.saturating_sub(48 << 20)).expect("most of the memory");
-    refuse("", "");
+    refuse(demo("cuda", ""), "");
     drop(hog);
     assert!(answers(&mut Host::start(demo("cuda", "")).expect("an engine")) == truth);
     let after = free_bytes();

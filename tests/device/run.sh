@@ -45,7 +45,7 @@ run() {
 
 tests() {
   run conformance 120 bin/conformance --nocapture _gpu
-  run golden 120 bin/golden --nocapture gpu
+  run golden 120 bin/golden --nocapture --test-threads=1 gpu
   run golden-memory 60 bin/golden --nocapture --ignored --test-threads=1 gpu::memory
   run faults 120 bin/faults
 }

@@ -120,6 +120,7 @@ impl Bench {
             soft_cap: Some(numbers("cap")).filter(|cap| *cap > 0.0),
             window: None,
             heads,
+            singles: 0,
             kv,
         };
         self.stream.paged_attention(&args).expect("paged_attention");

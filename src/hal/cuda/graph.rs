@@ -3,10 +3,14 @@
 use super::driver::{Context, check};
 use crate::base::Result;
 use crate::hal::Graph;
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUresult};
 use std::any::Any;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Recordings of one step before it is given up.
+const ATTEMPTS: u64 = 8;
 
 /// Launches, ready to run again.
 #[derive(Debug)]
@@ -19,13 +23,40 @@ pub(super) struct CudaGraph {
 unsafe impl Send for CudaGraph {}
 
 impl CudaGraph {
-    /// Records what `work` enqueues on `stream`.
+    /// Records what `work` enqueues on `stream`. What other threads of the process do to the device, such as unloading code, can
+    /// spoil a recording: it is then made again.
     pub(super) fn capture(
         context: &Arc<Context>,
         stream: sys::CUstream,
         work: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Self> {
         context.bind()?;
+        let mut attempts = 0;
+        loop {
+            let (outcome, ended, graph) = Self::record(stream, work)?;
+            let mut raw = null_mut();
+            let made = outcome.and_then(|()| check(ended, "recording a step")).and_then(|()| {
+                // SAFETY: a graph that was recorded a moment ago; `raw` is writable.
+                check(unsafe { sys::cuGraphInstantiateWithFlags(&raw mut raw, graph, 0) }, "preparing a recorded step")
+            });
+            if !graph.is_null() {
+                // SAFETY: made by the capture, destroyed once; what was instantiated does not need it.
+                let _ = unsafe { sys::cuGraphDestroy(graph) };
+            }
+            attempts += 1;
+            if made.is_err() && ended == CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED && attempts < ATTEMPTS {
+                std::thread::sleep(Duration::from_millis(attempts));
+                continue;
+            }
+            return made.map(|()| Self { raw, context: Arc::clone(context) });
+        }
+    }
+
+    /// What `work` came to, how the capture ended, and the graph, if any.
+    fn record(
+        stream: sys::CUstream,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Result<()>, CUresult, sys::CUgraph)> {
         // Of this thread alone: others may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: a live stream of the current context.
@@ -34,16 +65,7 @@ impl CudaGraph {
         let mut graph = null_mut();
         // SAFETY: the capture began above; `graph` is writable. It must end whatever `work` came to.
         let ended = unsafe { sys::cuStreamEndCapture(stream, &raw mut graph) };
-        let mut raw = null_mut();
-        let made = outcome.and_then(|()| check(ended, "recording a step")).and_then(|()| {
-            // SAFETY: a graph that was recorded a moment ago; `raw` is writable.
-            check(unsafe { sys::cuGraphInstantiateWithFlags(&raw mut raw, graph, 0) }, "preparing a recorded step")
-        });
-        if !graph.is_null() {
-            // SAFETY: made by the capture, destroyed once; what was instantiated does not need it.
-            let _ = unsafe { sys::cuGraphDestroy(graph) };
-        }
-        made.map(|()| Self { raw, context: Arc::clone(context) })
+        Ok((outcome, ended, graph))
     }
 
     /// The graph of a CUDA stream behind `graph`. Panics on another backend's.

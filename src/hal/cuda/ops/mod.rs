@@ -13,7 +13,7 @@ mod sample;
 pub(super) use attention::paged_attention;
 pub(super) use norm::{add_rms_norm, rms_norm};
 pub(super) use rope::rope_write_kv;
-pub(super) use rowwise::{act_mul, copy_rows, embed, gather_rows, mask_logits, soft_cap};
+pub(super) use rowwise::{act_mul, copy_rows, embed, gather_rows, mask_logits, round, soft_cap};
 pub(super) use sample::{logprobs, sample};
 
 use super::driver::{Kernel, Modules};
