@@ -259,6 +259,7 @@ fn attend(bench: &Bench, (_, (heads, kv_heads), sequences): &Batch) -> f64 {
         soft_cap: None,
         window: None,
         heads: *heads,
+        singles: 0,
         kv,
     };
     bench.time(4, &mut || (0..4).for_each(|_| bench.stream.paged_attention(&args).expect("attention")))
