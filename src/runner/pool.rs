@@ -29,7 +29,8 @@ impl KvRoom {
     /// of `blocks` blocks.
     pub fn reserved(device: &dyn Device, (blocks, most): (u32, u32), block_bytes: usize) -> Result<Self> {
         let padding = usize::from(device.caps().graphs);
-        let Some(memory) = device.reserve((most as usize + padding) * block_bytes)? else {
+        let reserved = device.reserve((most as usize + padding) * block_bytes);
+        let Some(memory) = reserved.map_err(|e| e.within(format!("{blocks} KV blocks")))? else {
             return Self::exact(device, blocks, block_bytes);
         };
         let room = Self { memory, blocks: most, block_bytes, padding, late: true };

@@ -113,6 +113,7 @@ def finish(folder, model, lengths, dtype, seed):
     begin = time.time()
     tensors, own, (spread, largest) = references(model, lengths, dtype, seed)
     save_file(tensors, folder / "reference.safetensors")
+    (folder / "own.txt").write_text(f"{own}\n")
     print(f"{folder.name}: own {own:.2f}, logit spread {spread:.2f}, largest {largest:.2f}, "
           f"{time.time() - begin:.1f} s", flush=True)
 

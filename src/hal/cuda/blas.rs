@@ -289,6 +289,10 @@ impl Blas {
             let plan = self.plan(&Key { shape: p.shape, ..key }, workspace.1)?;
             return check(plan.enqueue((handle, &plan.algo), p, workspace, stream)?, &p.name());
         }
+        if refused.contains(&status) && p.search == Search::AsReference {
+            // Rows that are no whole vectors, say: which algorithm the reference falls back on is not known.
+            return self.run(&Product { search: Search::Exact, ..*p }, workspace, stream);
+        }
         check(status, &p.name())
     }
 
