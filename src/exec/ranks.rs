@@ -15,6 +15,8 @@ use std::thread::JoinHandle;
 /// `Err` is the text of a panic.
 type Verdict = std::result::Result<Result<Box<dyn Flight>>, String>;
 type Landing = std::result::Result<StepOutput, String>;
+/// A step to land, and where to say what came of it.
+type ToLand = (Box<dyn Flight>, Sender<Landing>);
 
 /// Makes one rank's runner.
 pub type StartRank<'a> = Box<dyn FnOnce() -> Result<Box<dyn StepRunner>> + Send + 'a>;
@@ -48,13 +50,13 @@ struct Rank {
 /// A thread that lands steps in order, each for whoever holds the other end of its channel.
 #[derive(Debug)]
 struct Lander {
-    flights: Option<Sender<(Box<dyn Flight>, Sender<Landing>)>>,
+    flights: Option<Sender<ToLand>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Lander {
     fn spawn(rank: usize, group: Arc<dyn Group>) -> Result<Self> {
-        let (flights, inbox) = unbounded::<(Box<dyn Flight>, Sender<Landing>)>();
+        let (flights, inbox) = unbounded::<ToLand>();
         let work = move || {
             while let Ok((flight, home)) = inbox.recv() {
                 // Nobody may want it any more.
