@@ -5,6 +5,7 @@ use crate::base::{DType, Error, Result};
 use half::{bf16, f16};
 use std::any::Any;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Owner of one device allocation; freed on drop.
@@ -102,6 +103,18 @@ impl RandomRows {
         Self { rows, seed: self.seed.wrapping_add(SplitMix64::STEP.wrapping_mul(before)), ..*self }
     }
 
+    /// The columns `take` of these rows, which have `cols` of them, one below the other.
+    pub fn columns(&self, take: &Range<usize>, cols: usize) -> Vec<Self> {
+        if take.len() == cols {
+            return vec![*self];
+        }
+        let row = |row: usize| {
+            let behind = (row * cols + take.start) as u64;
+            Self { rows: 1, seed: self.seed.wrapping_add(SplitMix64::STEP.wrapping_mul(behind)), ..*self }
+        };
+        (0..self.rows).map(row).collect()
+    }
+
     /// The numbers as a device keeps them in `dtype`, little-endian.
     pub fn bytes(&self, cols: usize, dtype: DType) -> Result<Vec<u8>> {
         let elements = self.rows * cols;
@@ -145,5 +158,16 @@ mod tests {
         let (whole, size) = (all.bytes(5, DType::Bf16).unwrap(), DType::Bf16.size());
         let part = all.slice(4, 3, 5).bytes(5, DType::Bf16).unwrap();
         assert_eq!(part, whole[4 * 5 * size..7 * 5 * size]);
+    }
+
+    #[test]
+    fn random_columns_are_those_of_the_whole() {
+        let all = RandomRows { rows: 4, seed: 5, width: 2.0 };
+        let (whole, size) = (all.bytes(5, DType::Bf16).unwrap(), DType::Bf16.size());
+        let parts = all.columns(&(2..4), 5);
+        let found: Vec<u8> = parts.iter().flat_map(|p| p.bytes(2, DType::Bf16).unwrap()).collect();
+        let expected: Vec<u8> = whole.chunks(5 * size).flat_map(|row| row[2 * size..4 * size].to_vec()).collect();
+        assert_eq!(found, expected);
+        assert_eq!(all.columns(&(0..5), 5)[0].bytes(5, DType::Bf16).unwrap(), whole);
     }
 }

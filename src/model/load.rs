@@ -318,21 +318,24 @@ impl Loader<'_> {
         }
     }
 
-    /// A whole matrix that the source makes up, made on the device.
+    /// What a rank takes of a matrix that the source makes up, made on the device.
     fn random(&mut self, parts: &[Part], cols: &Cols, (rows, placement): (Rows, Placement)) -> Result<Option<Matrix>> {
-        let whole = cols.take.len() == cols.all && parts.iter().all(|p| p.taken() == p.rows);
-        if !whole || rows != Rows::AsTheyAre {
+        if rows != Rows::AsTheyAre {
             return Ok(None);
         }
         let recipe = |p: &Part| self.source.random(&p.name, [p.rows, cols.all]);
         let Some(recipes) = parts.iter().map(recipe).collect::<Option<Vec<_>>>() else { return Ok(None) };
-        let parts_of: Vec<_> = recipes.iter().map(|r| r.0).collect();
+        let (width, dtype) = (cols.take.len(), recipes[0].1);
+        let taken = parts.iter().zip(&recipes).flat_map(|(part, (all, _))| {
+            part.take.iter().flat_map(|rows| all.slice(rows.start, rows.len(), cols.all).columns(&cols.take, cols.all))
+        });
+        let taken: Vec<_> = taken.collect();
         let made = match placement {
-            Placement::Device => self.device.random_matrix(&parts_of, cols.all, recipes[0].1),
-            Placement::Host => self.device.random_host_matrix(&parts_of, cols.all, recipes[0].1),
+            Placement::Device => self.device.random_matrix(&taken, width, dtype),
+            Placement::Host => self.device.random_host_matrix(&taken, width, dtype),
         };
         let matrix = made.map_err(|e| e.within(&parts[0].name))?;
-        self.advance(matrix.rows() * cols.all * self.info.dtype.size())?;
+        self.advance(matrix.rows() * width * self.info.dtype.size())?;
         Ok(Some(matrix))
     }
 

@@ -28,8 +28,11 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 /// Elements that ranks add up: fewer than they are, odd ones, a decode step's, a prefill's.
 const SIZES: [usize; 7] = [1, 3, 8, 1023, 4096, 32 * 4096 + 5, 1024 * 5120];
 
+/// GPUs, and the promise that no other test here uses them.
+type Gpus = (Vec<Arc<dyn Device>>, MutexGuard<'static, ()>);
+
 /// Up to four GPUs, for one test at a time.
-fn gpus(at_least: usize) -> Option<(Vec<Arc<dyn Device>>, MutexGuard<'static, ()>)> {
+fn gpus(at_least: usize) -> Option<Gpus> {
     static ALONE: Mutex<()> = Mutex::new(());
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = Vec::new();
