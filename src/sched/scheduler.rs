@@ -3,7 +3,7 @@
 //! Progress is one subtraction: a sequence's `computed` catches up with its `target` under the step's token budget.
 //! A step takes running sequences that decode first, in rank order, then prompts under way, then admits waiting ones.
 
-use crate::base::{BlockId, Error};
+use crate::base::BlockId;
 use crate::base::{Row, SeqId, StepId};
 use crate::plan::cost::Load;
 use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPart, StepPlan};
