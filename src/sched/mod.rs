@@ -13,6 +13,7 @@ mod late;
 pub mod policy;
 mod preempt;
 pub mod prefix;
+mod refuse;
 mod scheduler;
 mod sequence;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Progress is one subtraction: a sequence's `computed` catches up with its `target` under the step's token budget.
 //! A step takes running sequences that decode first, in rank order, then prompts under way, then admits waiting ones.
 
-use crate::base::{BlockId, Error};
+use crate::base::BlockId;
 use crate::base::{Row, SeqId, StepId};
 use crate::plan::cost::Load;
 use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPart, StepPlan};
@@ -202,34 +202,6 @@ impl Scheduler {
         }
     }
 
-    /// Why a prompt of this length can never run.
-    fn refusal(&self, prompt_len: u32) -> Option<Error> {
-        let (len, max) = (prompt_len as usize, self.cfg.max_model_len);
-        if len >= max {
-            return Some(Error::invalid(format!(
-                "the prompt has {len} tokens; the model's length is {max} tokens, prompt and output together, so a \
-                 prompt may have at most {}",
-                max.saturating_sub(1)
-            )));
-        }
-        (len + 1 > self.capacity()).then(|| self.too_large(len + 1))
-    }
-
-    /// Tokens all blocks together can hold.
-    pub(super) fn capacity(&self) -> usize {
-        self.cfg.num_blocks as usize * self.cfg.block_size as usize
-    }
-
-    pub(super) fn too_large(&self, tokens: usize) -> Error {
-        Error::no_memory(format!(
-            "the sequence needs KV memory for {tokens} tokens; all {} blocks of {} tokens hold {}: raise kv_cache_bytes \
-             or shorten the prompt or max_tokens",
-            self.cfg.num_blocks,
-            self.cfg.block_size,
-            self.capacity()
-        ))
-    }
-
     /// Ends a sequence for `reason`; its blocks come back once no step in flight mentions it. An id that is unknown or
     /// has ended is left alone.
     pub fn abort(&mut self, seq: SeqId, reason: FinishReason, events: &mut Vec<Event>) {
@@ -297,16 +269,6 @@ impl Scheduler {
             blocks_cached: self.prefix.num_published() as u32,
             ..self.stats
         }
-    }
-
-    fn refuse(&mut self, events: &mut Vec<Event>) {
-        for id in std::mem::take(&mut self.refused) {
-            // It may have been cancelled since.
-            let Some(&slot) = self.by_id.get(&id) else { continue };
-            let error = self.seqs[slot].refusal.take();
-            self.finish(slot, FinishReason::Error, error, events);
-        }
-        self.reap();
     }
 
     fn draft(&mut self) -> Draft {
