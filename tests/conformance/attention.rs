@@ -195,7 +195,7 @@ impl<'a> Cache<'a> {
         // What is known of the sequences, or nothing.
         let singles = sequences.0.windows(2).take_while(|w| w[1] == w[0] + 1).count();
         let args = PagedAttention {
-            singles: if qkv.rows() % 5 == 0 { 0 } else { singles },
+            singles: if qkv.rows().is_multiple_of(5) { 0 } else { singles },
             out: &out,
             qkv: &qkv,
             starts: &starts,
