@@ -43,8 +43,7 @@ static void types(void) {
   static const char *const no_integers[] = {"-1", "1.5", "1e99", "\"4\"", "\"\"", "true", "[]", "{}", "[4]",
                                             "18446744073709551616", "-9223372036854775808"};
   static const char *const strings[] = {"model", "tokenizer", "chat_template", "served_model_name", "device", "device_library_dir", "load_format",
-                                        "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features"};
-                                        "numeric_mode", "scheduling_policy", "log_level", "cpu_features", "tuning_cache"};
+                                        "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features", "tuning_cache"};
   static const char *const no_strings[] = {"7", "true", "[]", "{}", "[\"x\"]", "-0.5"};
   static const char *const flags[] = {"enable_prefix_caching", "async_load"};
   static const char *const no_flags[] = {"0", "1", "\"true\"", "[]", "{}"};
