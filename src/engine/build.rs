@@ -5,6 +5,7 @@ use crate::base::rng::SplitMix64;
 use crate::base::signal::Signal;
 use crate::base::{DType, Error, ErrorKind, Result};
 use crate::engine::SamplingDefaults;
+use crate::engine::describe::model_json;
 use crate::engine::intake::Limits;
 use crate::exec::Executor;
 use crate::exec::mock::{MOCK_EOS, MockRank, MockRunner, MockSpec};
@@ -378,15 +379,6 @@ fn mock_runner(spec: MockSpec, config: &EngineConfig) -> Result<Box<dyn StepRunn
         })
     };
     Ok(Box::new(RankRunner::start((0..ranks).map(start).collect(), Arc::clone(&group))?))
-}
-
-pub(crate) fn served_name(config: &EngineConfig) -> String {
-    let last = || Path::new(&config.model).file_name().map(|n| n.to_string_lossy().into_owned());
-    config.served_model_name.clone().or_else(last).unwrap_or_else(|| config.model.clone())
-}
-
-fn model_json(config: &EngineConfig, architecture: &str, dtype: &str) -> Value {
-    json!({"name": served_name(config), "path": config.model, "architecture": architecture, "dtype": dtype})
 }
 
 fn limits_json(config: &EngineConfig, options: &RunnerOptions) -> Value {

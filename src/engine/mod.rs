@@ -6,6 +6,7 @@
 mod build;
 mod core;
 mod deadlines;
+mod describe;
 mod intake;
 mod logging;
 mod metrics;
@@ -100,7 +101,7 @@ pub struct Engine {
 impl Engine {
     /// Loads a model and starts its threads. With `async_load` returns at once; progress goes to `queue` as engine events.
     pub fn start(config: EngineConfig, queue: Arc<EventQueue>, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
-        let log = Logger::new(config.log_level, build::served_name(&config));
+        let log = Logger::new(config.log_level, describe::served_name(&config));
         let shared = Arc::new(Shared::new(clock, Arc::clone(&queue), log, config.max_waiting));
         let async_load = config.async_load;
         let engine = Arc::new_cyclic(|this| Self {
@@ -287,7 +288,7 @@ impl Engine {
             stats: self.stats(),
             kv,
             numeric_mode: mode.map(str::to_owned),
-            model_name: build::served_name(&self.config),
+            model_name: describe::served_name(&self.config),
         };
         metrics::prometheus(&facts, &self.shared.counters, &self.shared.histograms)
     }

@@ -17,6 +17,7 @@ mod nccl;
 mod ops;
 #[doc(hidden)]
 pub mod planted;
+mod product;
 mod random;
 mod ranks;
 mod rates;

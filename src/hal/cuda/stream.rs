@@ -1,13 +1,14 @@
 //! A stream of a device: copies, launches, and the ops in order.
 
 use super::CudaDevice;
-use super::blas::{Blas, Product, Search};
+use super::blas::Blas;
 use super::driver::{Kernel, check};
 use super::event::Events;
 use super::graph::CudaGraph;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
+use super::product::{Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{Activation, Linear, Logprobs, PagedAttention, RopeWriteKv, Sample};
