@@ -12,8 +12,13 @@ constexpr uint32_t THREADS = 128, WARPS = STREAMS, ROWS = 16;
 
 template <typename T, uint32_t DIM>
 struct Ring {
-  static constexpr uint32_t STAGES = DIM <= 128 ? 3 : 2;
-  static constexpr uint32_t STRIDE = DIM + 8;  // an odd number of 16-byte pieces: tiles of 8 rows touch all banks
+  static constexpr uint32_t STAGES = DIM <= 96 ? 3 : 2;  // three blocks of 128 columns fit a multiprocessor
+  // Tiles of 8 rows touch all banks: pieces of 16 bytes change places by their row, or a row has an odd number of them.
+  static constexpr bool SWIZZLES = DIM % 64 == 0;
+  static constexpr uint32_t STRIDE = SWIZZLES ? DIM : DIM + 8;
+  __device__ static constexpr uint32_t place(uint32_t row, uint32_t column) {
+    return SWIZZLES ? column ^ row % 8 * 8 : column;
+  }
   T keys[STAGES][GROUP][STRIDE];
   T values[STAGES][GROUP][STRIDE];
 };
@@ -66,8 +71,9 @@ struct Stream {
       const bool valid = key != 0;
       const T* from = at<T>(valid ? key : p.pool) + (valid ? column : 0);
       const T* values = at<T>(valid ? key + value_bytes : p.pool) + (valid ? column : 0);
-      copy16_async(&ring.keys[stage][row][column], from, valid);
-      copy16_async(&ring.values[stage][row][column], values, valid);
+      const uint32_t place = Ring<T, DIM>::place(row, column);
+      copy16_async(&ring.keys[stage][row][place], from, valid);
+      copy16_async(&ring.values[stage][row][place], values, valid);
     }
   }
 };
@@ -81,7 +87,7 @@ __device__ __forceinline__ void load_query(const T (&query)[ROWS][DIM + 8], uint
 
 // Fragments of the query that stay in registers.
 template <uint32_t DIM>
-constexpr uint32_t KEPT = DIM <= 128 ? DIM / 16 : 1;
+constexpr uint32_t KEPT = DIM <= 96 ? DIM / 16 : 1;
 
 template <typename T, uint32_t DIM>
 __device__ __forceinline__ void attend_group(const AttentionParams& p, const Stream<T, DIM>& stream, uint32_t group,
@@ -98,7 +104,8 @@ __device__ __forceinline__ void attend_group(const AttentionParams& p, const Str
     } else {
       load_query<T, DIM>(query, k, a);
     }
-    load_tiles(b, &stream.ring.keys[stage][lane / 16 * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+    const uint32_t row = lane / 16 * 8 + lane % 8;
+    load_tiles(b, &stream.ring.keys[stage][row][Ring<T, DIM>::place(row, k * 16 + lane / 8 % 2 * 8)]);
     mma<T>(s[0], a, b[0], b[1]);
     mma<T>(s[1], a, b[2], b[3]);
   }
@@ -108,7 +115,7 @@ __device__ __forceinline__ void attend_group(const AttentionParams& p, const Str
 #pragma unroll
   for (uint32_t d = 0; d < DIM / 16; d++) {
     uint32_t b[4];
-    load_tiles_transposed(b, &stream.ring.values[stage][lane % 16][d * 16 + lane / 16 * 8]);
+    load_tiles_transposed(b, &stream.ring.values[stage][lane % 16][Ring<T, DIM>::place(lane % 16, d * 16 + lane / 16 * 8)]);
     mma<T>(run.sums[2 * d], a, b[0], b[1]);
     mma<T>(run.sums[2 * d + 1], a, b[2], b[3]);
   }
@@ -207,13 +214,14 @@ __device__ __forceinline__ void attention_decode(const AttentionParams& p) {
 }
 
 #define YN_DECODE(DIM)                                                                                    \
-  static_assert(sizeof(DecodeShared<f16, DIM>) == (DIM <= 128 ? 400 : 272) * (DIM + 8) * 2 + 1408,          \
+  static_assert(sizeof(DecodeShared<f16, DIM>) ==                                                         \
+                    (128 * Ring<f16, DIM>::STAGES * Ring<f16, DIM>::STRIDE + ROWS * (DIM + 8)) * 2 + 1408,                \
                 "mirrored in src/hal/cuda/ops/attention.rs");                                             \
-  extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, DIM == 64 ? 4 : DIM <= 128 ? 3 : 1)               \
       yn_attention_decode_##DIM##_f16(const __grid_constant__ AttentionParams p) {                        \
     attention_decode<f16, DIM>(p);                                                                        \
   }                                                                                                       \
-  extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, DIM == 64 ? 4 : DIM <= 128 ? 3 : 1)               \
       yn_attention_decode_##DIM##_bf16(const __grid_constant__ AttentionParams p) {                       \
     attention_decode<bf16, DIM>(p);                                                                       \
   }

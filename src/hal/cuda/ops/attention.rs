@@ -29,8 +29,9 @@ const DIMS: [(usize, usize, usize); 5] = [(64, 128, 64), (80, 64, 64), (96, 128,
 
 /// Shared memory of a decode block, without its plan.
 const fn decode_shared(dim: usize) -> u32 {
-    let rows = if dim <= 128 { 400 } else { 272 };
-    (rows * (dim + 8) * 2 + 1408) as u32
+    let stages = if dim <= 96 { 3 } else { 2 };
+    let stride = if dim.is_multiple_of(64) { dim } else { dim + 8 };
+    ((128 * stages * stride + DECODE_ROWS * (dim + 8)) * 2 + 1408) as u32
 }
 
 /// Shared memory of a prefill block.
@@ -313,8 +314,9 @@ fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<
     Ok(match kernels.tensor(args) {
         Some(tensor) => {
             let blocks = match tensor.dim {
-                64 | 80 => 3,
-                96 | 128 => 2,
+                64 => 4,
+                80 | 128 => 3,
+                96 => 2,
                 _ => 1,
             };
             Chosen { kernel: &tensor.decode, rows: DECODE_ROWS, shared_bytes: decode_shared(tensor.dim), blocks }
