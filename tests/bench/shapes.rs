@@ -54,7 +54,7 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     chat("s05-chat", 4000, (288_000.0, 20_900.0)),
     // Run by name alone: with {"device_memory_bytes": 40000000000}, and "embedding_placement" at each of its values, KV memory
     // bounds the batch. Without figures, as they would be of a whole device.
-    Workload { shape: "s13v300k", ..fixed("s13v-u", 192, (1000, 100, 0), (f64::NAN, f64::NAN)) },
+    Workload { shape: "s13v300k", ..fixed("s13v-u", 96, (1000, 100, 0), (f64::NAN, f64::NAN)) },
 ];
 
 impl Workload {

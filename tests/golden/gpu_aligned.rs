@@ -176,7 +176,7 @@ fn aligned_agrees_with_the_reference() {
         assert!(!prompts.is_empty(), "{name} has no prompts");
         // Nothing can be nearer to the reference than the reference itself is when other prompts stand beside.
         let own = std::fs::read_to_string(dir.join("own.txt")).expect("own.txt");
-        let bound = UNITS.max(own.trim().parse().expect("a number"));
+        let own: f32 = own.trim().parse().expect("a number");
         for (mode, device) in [("aligned", &aligned), ("fast", &fast)] {
             let mut runner = runner(device, &dir);
             for (i, prompt) in prompts.iter().enumerate() {
@@ -186,6 +186,8 @@ fn aligned_agrees_with_the_reference() {
                 for chunk in chunks {
                     let mut d = compare(&mut runner, prompt, (*chunk, digits));
                     println!("{name} {mode}, {len} tokens in chunks of {chunk}: {}", d.tell(vocab));
+                    // Chunks are another sample of what shapes do to the reference's sums.
+                    let bound = UNITS.max(if *chunk == MOST_TOKENS { own } else { 1.5 * own });
                     if mode == "aligned" && (d.worst() > bound || d.other_beyond > 0) {
                         far.push(format!("{name}, {len} tokens in chunks of {chunk}: {:.3} of {bound}", d.worst()));
                     }
