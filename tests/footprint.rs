@@ -8,7 +8,6 @@ use std::time::Duration;
 use yinian::base::clock::MonotonicClock;
 use yinian::base::config::EngineConfig;
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, Submission};
-use yinian::plan::SamplingParams;
 
 const IDLE_SECONDS: u64 = 10;
 const MAX_RESIDENT_BYTES: u64 = 30 << 20;
@@ -45,24 +44,13 @@ fn resident_bytes() -> u64 {
 
 fn generate(engine: &Engine, max_tokens: u32) {
     let submission = Submission {
-        prompt: Prompt::Text("Once upon a time".to_owned()),
-        no_special_tokens: false,
-        output: OutputMode { text: true, tokens: false, logprobs: false, prompt_logprobs: false, final_only: false },
-        user_data: 0,
-        queue: Arc::clone(engine.queue()),
-        n: 1,
-        n_logprobs: 0,
-        n_prompt_logprobs: 0,
-        max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        ignore_eos: true,
-        sampling: SamplingParams::greedy(),
         seed: Some(1),
-        stop_tokens: vec![],
-        stop_texts: vec![],
-        priority: 0,
-        timeout_ms: 0,
-        cache_salt: vec![],
+        ..Submission::exactly(
+            max_tokens,
+            Prompt::Text("Once upon a time".to_owned()),
+            OutputMode { text: true, tokens: false, logprobs: false, prompt_logprobs: false, final_only: false },
+            Arc::clone(engine.queue()),
+        )
     };
     let before = engine.stats().finished;
     engine.submit(submission).unwrap();

@@ -11,7 +11,7 @@ use crate::exec::Executor;
 use crate::exec::mock::{MOCK_EOS, MockRank, MockRunner, MockSpec};
 use crate::exec::ranks::{RankRunner, StartRank};
 use crate::exec::worker::{StepRunner, WorkerExecutor};
-use crate::hal::comm::Group;
+use crate::hal::comm::{Group, LocalGroup};
 use crate::hal::registry::{self, DeviceOptions};
 use crate::hal::{Caps, Device, Tensor};
 use crate::model::{self, LoadOptions, Model, ModelInfo, Shard};
@@ -124,8 +124,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let overhead_bytes = ranks * (overhead.stream_bytes + overhead.driver_bytes);
     let buffers = runner::memory_plan(&local, &options, device.caps()).bytes_on(device.caps());
     let fixed_bytes = weight_bytes + meeting_bytes + ranks * buffers + overhead_bytes;
-    // Ranks share the host's memory; devices with memory of their own have each a part of everything.
-    let parts = if device.caps().own_memory { ranks } else { 1 };
+    let parts = memories(&devices).len();
     let demand = Demand {
         block_bytes: kv_block_bytes / parts,
         rank_block_bytes: kv_block_bytes / ranks,
@@ -134,7 +133,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
         most: kv.blocks_for(max_model_len).saturating_mul(config.max_num_seqs),
         kv_bytes: config.kv_cache_bytes.map(|bytes| bytes / parts),
     };
-    let each = devices[..parts].iter().map(|device| runner::num_blocks(config, device.as_ref(), &demand));
+    let each = memories(&devices).iter().map(|device| runner::num_blocks(config, device.as_ref(), &demand));
     options.num_blocks = each.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(0);
     Ok(Sizes {
         dir,
@@ -246,10 +245,15 @@ fn rank_runner(config: &EngineConfig, mut models: Vec<Model>, sizes: &Sizes) -> 
 }
 
 impl Sizes {
-    /// What all devices have free.
+    /// Of all memories that ranks are in.
     fn free_bytes(&self) -> Result<usize> {
-        self.devices.iter().map(|device| Ok(device.memory()?.free_bytes)).sum()
+        memories(&self.devices).iter().map(|device| Ok(device.memory()?.free_bytes)).sum()
     }
+}
+
+/// A device of each memory that ranks are in: they share the host's, others have each one of their own.
+fn memories(devices: &[Arc<dyn Device>]) -> &[Arc<dyn Device>] {
+    if devices[0].caps().own_memory { devices } else { &devices[..1] }
 }
 
 fn scheduler(config: &EngineConfig, options: &RunnerOptions, bound: Option<StepBound>) -> Result<Scheduler> {
@@ -367,7 +371,7 @@ fn mock_runner(spec: MockSpec, config: &EngineConfig) -> Result<Box<dyn StepRunn
     if ranks == 1 {
         return Ok(Box::new(MockRunner::new(spec, rows)));
     }
-    let group = registry::open_host(&DeviceOptions::default())?.group(ranks, 1)?;
+    let group: Arc<dyn Group> = Arc::new(LocalGroup::new(ranks, 1));
     let start = |rank: usize| -> StartRank<'_> {
         let group = &group;
         Box::new(move || {
@@ -473,12 +477,6 @@ fn memory_json(sizes: &Sizes) -> Value {
     })
 }
 
-/// Of all memories that ranks are in, which may be one.
-fn free_bytes(sizes: &Sizes) -> Result<usize> {
-    let parts = if sizes.devices[0].caps().own_memory { sizes.devices.len() } else { 1 };
-    sizes.devices[..parts].iter().map(|device| Ok(device.memory()?.free_bytes)).sum()
-}
-
 /// See [`crate::engine::plan_memory`].
 pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
     if config.model.starts_with("mock:") {
@@ -489,7 +487,7 @@ pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
         "device": device_json(sizes.devices[0].caps()),
         "numeric_mode": sizes.mode.name(),
-        "free_bytes": free_bytes(&sizes)?,
+        "free_bytes": sizes.free_bytes()?,
         "memory": memory_json(&sizes),
         "limits": limits_json(config, &sizes.options),
     }))

@@ -61,3 +61,29 @@ pub struct Submission {
     /// Prefixes are shared only between equal salts; empty is the common salt.
     pub cache_salt: Vec<u8>,
 }
+
+impl Submission {
+    /// One greedy choice of `max_tokens` tokens, whether the model would end or not, and nothing else asked for.
+    pub fn exactly(max_tokens: u32, prompt: Prompt, output: OutputMode, queue: Arc<EventQueue>) -> Self {
+        Self {
+            prompt,
+            no_special_tokens: false,
+            output,
+            user_data: 0,
+            queue,
+            n: 1,
+            n_logprobs: 0,
+            n_prompt_logprobs: 0,
+            max_tokens: Some(max_tokens),
+            min_tokens: 0,
+            ignore_eos: true,
+            sampling: SamplingParams::greedy(),
+            seed: None,
+            stop_tokens: vec![],
+            stop_texts: vec![],
+            priority: 0,
+            timeout_ms: 0,
+            cache_salt: vec![],
+        }
+    }
+}

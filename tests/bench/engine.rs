@@ -8,7 +8,6 @@ use yinian::base::clock::MonotonicClock;
 use yinian::base::config::EngineConfig;
 use yinian::engine::queue::{Record, RecordSink, Taken};
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, Submission};
-use yinian::plan::SamplingParams;
 
 const SEQS: usize = 256;
 const TOKENS: u32 = 2000;
@@ -47,24 +46,13 @@ fn main() {
         let start = Instant::now();
         for i in 0..SEQS {
             let submission = Submission {
-                prompt: Prompt::Tokens((0..PROMPT).map(|j| 97 + ((i * 7 + j) % 26) as u32).collect()),
-                no_special_tokens: false,
-                output: OutputMode { text, tokens: !text, logprobs: false, prompt_logprobs: false, final_only: false },
                 user_data: i as u64,
-                queue: Arc::clone(&queue),
-                n: 1,
-                n_logprobs: 0,
-                n_prompt_logprobs: 0,
-                max_tokens: Some(TOKENS),
-                min_tokens: 0,
-                ignore_eos: true,
-                sampling: SamplingParams::greedy(),
-                seed: None,
-                stop_tokens: vec![],
-                stop_texts: vec![],
-                priority: 0,
-                timeout_ms: 0,
-                cache_salt: vec![],
+                ..Submission::exactly(
+                    TOKENS,
+                    Prompt::Tokens((0..PROMPT).map(|j| 97 + ((i * 7 + j) % 26) as u32).collect()),
+                    OutputMode { text, tokens: !text, logprobs: false, prompt_logprobs: false, final_only: false },
+                    Arc::clone(&queue),
+                )
             };
             engine.submit(submission).expect("a place");
         }

@@ -8,7 +8,6 @@ use yinian::base::clock::MonotonicClock;
 use yinian::base::config::EngineConfig;
 use yinian::base::rng::SplitMix64;
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, Submission};
-use yinian::plan::SamplingParams;
 
 /// The command line: `[--device D] [--config JSON] [NAME ...]`, other options by their names.
 pub(crate) struct Arguments {
@@ -112,30 +111,13 @@ impl Host {
     /// Exactly `output` greedy tokens, told of by number.
     pub(crate) fn request(&self, user_data: u64, prompt: Vec<u32>, output: u32) -> Submission {
         Submission {
-            prompt: Prompt::Tokens(prompt),
-            no_special_tokens: false,
-            output: OutputMode {
-                text: false,
-                tokens: true,
-                logprobs: false,
-                prompt_logprobs: false,
-                final_only: false,
-            },
             user_data,
-            queue: Arc::clone(&self.queue),
-            n: 1,
-            n_logprobs: 0,
-            n_prompt_logprobs: 0,
-            max_tokens: Some(output),
-            min_tokens: 0,
-            ignore_eos: true,
-            sampling: SamplingParams::greedy(),
-            seed: None,
-            stop_tokens: vec![],
-            stop_texts: vec![],
-            priority: 0,
-            timeout_ms: 0,
-            cache_salt: vec![],
+            ..Submission::exactly(
+                output,
+                Prompt::Tokens(prompt),
+                OutputMode { text: false, tokens: true, logprobs: false, prompt_logprobs: false, final_only: false },
+                Arc::clone(&self.queue),
+            )
         }
     }
 

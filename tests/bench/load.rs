@@ -22,7 +22,6 @@ use yinian::engine::queue::{Record, RecordSink, Taken};
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, Submission};
 use yinian::hal::registry::{DeviceOptions, open};
 use yinian::model::{inspect, load};
-use yinian::plan::SamplingParams;
 
 const BUS: f64 = 55e9;
 const SHARE: f64 = 0.8;
@@ -262,26 +261,7 @@ fn child_start(dir: &Path, device: &str, more: &Value, from: Instant) {
     let engine = Engine::start(config, Arc::clone(&queue), clock).expect("an engine");
     let ready = from.elapsed().as_secs_f64();
     let output = OutputMode { text: false, tokens: true, logprobs: false, prompt_logprobs: false, final_only: false };
-    let request = Submission {
-        prompt: Prompt::Tokens((1..100).collect()),
-        no_special_tokens: false,
-        output,
-        user_data: 0,
-        queue: Arc::clone(&queue),
-        n: 1,
-        n_logprobs: 0,
-        n_prompt_logprobs: 0,
-        max_tokens: Some(4),
-        min_tokens: 0,
-        ignore_eos: true,
-        sampling: SamplingParams::greedy(),
-        seed: None,
-        stop_tokens: vec![],
-        stop_texts: vec![],
-        priority: 0,
-        timeout_ms: 0,
-        cache_salt: vec![],
-    };
+    let request = Submission::exactly(4, Prompt::Tokens((1..100).collect()), output, Arc::clone(&queue));
     engine.submit(request).expect("a place");
     let mut first = First::default();
     while !first.1 {

@@ -8,7 +8,7 @@ use yinian::base::config::EngineConfig;
 use yinian::base::{ErrorKind, RequestId, Result, Token};
 use yinian::engine::queue::{EngineEvent, Record, RecordSink, Taken};
 use yinian::engine::{Engine, EventQueue, OutputMode, Prompt, State, Submission};
-use yinian::plan::{FinishReason, Logprob, SamplingParams};
+use yinian::plan::{FinishReason, Logprob};
 
 /// One of several choices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -111,26 +111,12 @@ impl Host {
 
     /// A greedy request of text that runs to `max_tokens`.
     pub(crate) fn request(&self, prompt: &str, max_tokens: u32) -> Submission {
-        Submission {
-            prompt: Prompt::Text(prompt.to_owned()),
-            no_special_tokens: false,
-            output: OutputMode { text: true, tokens: true, logprobs: false, prompt_logprobs: false, final_only: false },
-            user_data: 0,
-            queue: Arc::clone(&self.queue),
-            n: 1,
-            n_logprobs: 0,
-            n_prompt_logprobs: 0,
-            max_tokens: Some(max_tokens),
-            min_tokens: 0,
-            ignore_eos: true,
-            sampling: SamplingParams::greedy(),
-            seed: None,
-            stop_tokens: vec![],
-            stop_texts: vec![],
-            priority: 0,
-            timeout_ms: 0,
-            cache_salt: vec![],
-        }
+        Submission::exactly(
+            max_tokens,
+            Prompt::Text(prompt.to_owned()),
+            OutputMode { text: true, tokens: true, logprobs: false, prompt_logprobs: false, final_only: false },
+            Arc::clone(&self.queue),
+        )
     }
 
     /// Reads until `n` requests have ended.

@@ -164,12 +164,10 @@ impl Ops for CudaStream {
         if product.search == Search::Exact {
             return self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast());
         }
-        let parts = CudaMatrix::of(w).parts();
+        let (parts, whole) = (CudaMatrix::of(w).parts(), [product.shape.1]);
         // The library takes no biases and outputs that start in the middle of a vector; no model has such parts.
-        match parts.iter().all(|rows| rows.is_multiple_of(8)) {
-            true => self.parts(&product, parts)?,
-            false => self.parts(&product, &[product.shape.1])?,
-        }
+        let fit = parts.iter().all(|rows| rows.is_multiple_of(8));
+        self.parts(&product, if fit { parts } else { &whole })?;
         if out.dtype() == DType::F32 { ops::round(self, out, x.dtype()) } else { Ok(()) }
     }
 

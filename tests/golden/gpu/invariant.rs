@@ -189,24 +189,15 @@ impl Host {
             SamplingParams::new(0.9, 40, 0.95, seed).expect("ranges hold")
         };
         let submission = Submission {
-            prompt: Prompt::Tokens(prompt.clone()),
-            no_special_tokens: false,
-            output: OutputMode { text: false, tokens: true, logprobs, prompt_logprobs: false, final_only: false },
-            user_data: 0,
-            queue: Arc::clone(&self.queue),
-            n: 1,
             n_logprobs: if logprobs { 3 } else { 0 },
-            n_prompt_logprobs: 0,
-            max_tokens: Some(*output),
-            min_tokens: 0,
-            ignore_eos: true,
             sampling,
             seed: Some(seed),
-            stop_tokens: vec![],
-            stop_texts: vec![],
-            priority: 0,
-            timeout_ms: 0,
-            cache_salt: vec![],
+            ..Submission::exactly(
+                *output,
+                Prompt::Tokens(prompt.clone()),
+                OutputMode { text: false, tokens: true, logprobs, prompt_logprobs: false, final_only: false },
+                Arc::clone(&self.queue),
+            )
         };
         self.engine.submit(submission).expect("a place")
     }

@@ -62,30 +62,13 @@ impl Running {
 
     fn submit(&self, len: u32, output: u32, change: impl FnOnce(&mut Submission)) {
         let mut request = Submission {
-            prompt: Prompt::Tokens((0..len).map(|i| 1 + (i * 37 + len * 11) % 5000).collect()),
-            no_special_tokens: false,
-            output: OutputMode {
-                text: false,
-                tokens: true,
-                logprobs: false,
-                prompt_logprobs: false,
-                final_only: false,
-            },
-            user_data: 0,
-            queue: Arc::clone(&self.queue),
-            n: 1,
-            n_logprobs: 0,
-            n_prompt_logprobs: 0,
-            max_tokens: Some(output),
-            min_tokens: 0,
-            ignore_eos: true,
-            sampling: SamplingParams::greedy(),
             seed: Some(1),
-            stop_tokens: vec![],
-            stop_texts: vec![],
-            priority: 0,
-            timeout_ms: 0,
-            cache_salt: vec![],
+            ..Submission::exactly(
+                output,
+                Prompt::Tokens((0..len).map(|i| 1 + (i * 37 + len * 11) % 5000).collect()),
+                OutputMode { text: false, tokens: true, logprobs: false, prompt_logprobs: false, final_only: false },
+                Arc::clone(&self.queue),
+            )
         };
         change(&mut request);
         self.engine.submit(request).expect("a place");
