@@ -305,6 +305,7 @@ struct Aligned {
 #define YN_ALIGNED(A, TA)                                                         \
   extern "C" __global__ void __launch_bounds__(THREADS)                           \
       yn_attention_aligned_##A(const __grid_constant__ AttentionParams p) {       \
+    after_prior();                                                                \
     YN_DYNAMIC_SHARED(dynamic);                                                   \
     __shared__ AlignedShared shared;                                              \
     Aligned<TA> tile(p, shared, dynamic);                                         \

@@ -219,10 +219,12 @@ __device__ __forceinline__ void attention_decode(const AttentionParams& p) {
                 "mirrored in src/hal/cuda/ops/attention.rs");                                             \
   extern "C" __global__ void __launch_bounds__(THREADS, DIM == 64 ? 4 : DIM <= 128 ? 3 : 1)               \
       yn_attention_decode_##DIM##_f16(const __grid_constant__ AttentionParams p) {                        \
+    after_prior();                                                                                        \
     attention_decode<f16, DIM>(p);                                                                        \
   }                                                                                                       \
   extern "C" __global__ void __launch_bounds__(THREADS, DIM == 64 ? 4 : DIM <= 128 ? 3 : 1)               \
       yn_attention_decode_##DIM##_bf16(const __grid_constant__ AttentionParams p) {                       \
+    after_prior();                                                                                        \
     attention_decode<bf16, DIM>(p);                                                                       \
   }
 

@@ -367,10 +367,12 @@ __device__ __forceinline__ void attention_hopper(const HopperParams& all) {
                 "mirrored in src/hal/cuda/ops/attention_hopper.rs");                                              \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                        \
       yn_attention_hopper_##DIM##_f16(const __grid_constant__ HopperParams p) {                                   \
+    after_prior();                                                                                                \
     YN_HOPPER_BODY(f16, DIM);                                                                                     \
   }                                                                                                               \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                        \
       yn_attention_hopper_##DIM##_bf16(const __grid_constant__ HopperParams p) {                                  \
+    after_prior();                                                                                                \
     YN_HOPPER_BODY(bf16, DIM);                                                                                    \
   }
 

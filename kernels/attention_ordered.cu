@@ -292,10 +292,12 @@ __device__ __forceinline__ void attention_ordered(const AttentionParams& p) {
                 "mirrored in src/hal/cuda/ops/attention.rs");                                             \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                \
       yn_attention_ordered_##DIM##_f16(const __grid_constant__ AttentionParams p) {                       \
+    after_prior();                                                                                        \
     attention_ordered<f16, DIM>(p);                                                                       \
   }                                                                                                       \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                \
       yn_attention_ordered_##DIM##_bf16(const __grid_constant__ AttentionParams p) {                      \
+    after_prior();                                                                                        \
     attention_ordered<bf16, DIM>(p);                                                                      \
   }
 

@@ -163,6 +163,7 @@ __device__ __forceinline__ void attention_merge(const AttentionParams& p) {
 #define YN_PLAIN(A, TA, K, TK)                                                    \
   extern "C" __global__ void __launch_bounds__(THREADS)                           \
       yn_attention_plain_##A##_##K(const __grid_constant__ AttentionParams p) {   \
+    after_prior();                                                                \
     attention_plain<TA, TK>(p);                                                   \
   }
 YN_PLAIN(f32, float, f32, float)
@@ -173,6 +174,7 @@ YN_PLAIN(bf16, bf16, bf16, bf16)
 
 #define YN_MERGE(A, TA)                                                                                       \
   extern "C" __global__ void yn_attention_merge_##A(const __grid_constant__ AttentionParams p) {              \
+    after_prior();                                                                                            \
     attention_merge<TA>(p);                                                                                   \
   }
 YN_MERGE(f32, float)

@@ -357,9 +357,11 @@ __device__ __forceinline__ void attention_prefill_merge(const AttentionParams& p
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) yn_attention_prefill_merge_f16(const __grid_constant__ AttentionParams p) {
+  after_prior();
   attention_prefill_merge<f16>(p);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) yn_attention_prefill_merge_bf16(const __grid_constant__ AttentionParams p) {
+  after_prior();
   attention_prefill_merge<bf16>(p);
 }
 
@@ -368,10 +370,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) yn_attention_prefill_merge
                     Shape<DIM>::TILE * 16 + 8, "mirrored in src/hal/cuda/ops/attention.rs");              \
   extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
       yn_attention_prefill_##DIM##_f16(const __grid_constant__ AttentionParams p) {                       \
+    after_prior();                                                                                        \
     attention_prefill<f16, DIM>(p);                                                                       \
   }                                                                                                       \
   extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
       yn_attention_prefill_##DIM##_bf16(const __grid_constant__ AttentionParams p) {                      \
+    after_prior();                                                                                        \
     attention_prefill<bf16, DIM>(p);                                                                      \
   }
 

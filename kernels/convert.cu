@@ -1,7 +1,7 @@
 // F32 numbers in another dtype, for biases of products (cuBLASLt adds biases of the output's dtype only).
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <stdint.h>
+#include "ptx.cuh"
 
 struct ConvertParams {
   uint64_t out;
@@ -16,5 +16,11 @@ __device__ void convert(const ConvertParams& p) {
   if (i < p.n) reinterpret_cast<T*>(p.out)[i] = T(reinterpret_cast<const float*>(p.in)[i]);
 }
 
-extern "C" __global__ void yn_convert_f16(const __grid_constant__ ConvertParams p) { convert<__half>(p); }
-extern "C" __global__ void yn_convert_bf16(const __grid_constant__ ConvertParams p) { convert<__nv_bfloat16>(p); }
+extern "C" __global__ void yn_convert_f16(const __grid_constant__ ConvertParams p) {
+  after_prior();
+  convert<__half>(p);
+}
+extern "C" __global__ void yn_convert_bf16(const __grid_constant__ ConvertParams p) {
+  after_prior();
+  convert<__nv_bfloat16>(p);
+}

@@ -10,7 +10,7 @@
 // Operands come through a ring of asynchronous 16-byte copies; 64 numbers of k are 128 bytes of a row, whose 16-byte pieces
 // are swapped by the row's number so that neither copies nor ldmatrix meet on a bank.
 // `linear_plain`: one chain of fused multiply-adds over k, for f32 and for rows that are no whole vectors.
-// Instances: f16 and bf16 x four shapes of tiles; the plain one for three act dtypes.
+// Instances: f16 and bf16 x six shapes of tiles; the plain one for three act dtypes.
 #include "common.cuh"
 
 struct LinearParams {
@@ -26,8 +26,10 @@ struct LinearParams {
   uint32_t splits;
   uint32_t wide;     // out is f32
   uint32_t vectors;  // rows of out are whole aligned vectors of four
+  uint32_t clustered;  // the blocks of a tile are a cluster
+  uint32_t pad;
 };
-static_assert(sizeof(LinearParams) == 72, "mirrored in src/hal/cuda/ops/linear.rs");
+static_assert(sizeof(LinearParams) == 80, "mirrored in src/hal/cuda/ops/linear.rs");
 
 constexpr uint32_t STEP = 64;            // numbers of k in a stage
 constexpr uint32_t ROW_BYTES = 2 * STEP;
@@ -44,10 +46,12 @@ struct Tile {
   static_assert(BM * PITCH * 4 <= BYTES, "the output is staged in the ring");
   static_assert(BM * 8 % THREADS == 0 && BN * 8 % THREADS == 0, "whole rounds of copies");
 };
-using Tile16 = Tile<16, 64, 1, 4, 6>;
-using Tile32 = Tile<32, 64, 1, 4, 6>;
-using Tile64 = Tile<64, 128, 2, 2, 4>;
-using Tile128 = Tile<128, 128, 2, 4, 4>;
+using Tile16x64 = Tile<16, 64, 1, 4, 6>;
+using Tile16x128 = Tile<16, 128, 1, 4, 5>;
+using Tile32x64 = Tile<32, 64, 1, 4, 6>;
+using Tile32x128 = Tile<32, 128, 1, 4, 5>;
+using Tile64x128 = Tile<64, 128, 2, 2, 4>;
+using Tile128x128 = Tile<128, 128, 2, 4, 4>;
 
 template <typename T, typename S>
 struct Linear {
@@ -70,7 +74,7 @@ struct Linear {
     col0 = rest / height * S::BN;
   }
 
-  template <uint32_t COUNT>
+  template <uint32_t COUNT, bool WEIGHTS>
   __device__ void load_rows(unsigned char* to, const T* from, uint32_t first, uint32_t rows, uint32_t k) {
     constexpr uint32_t PER = S::THREADS / 8;  // rows of a round
     static_assert(PER % 8 == 0, "a thread's rows have one place in the swap");
@@ -80,13 +84,17 @@ struct Linear {
     for (uint32_t i = 0; i < COUNT / PER; i++) {
       const uint32_t index = first + row + i * PER;
       const bool valid = index < rows && column < p.k;
-      copy16_async(slot + i * PER * ROW_BYTES, valid ? from + uint64_t(index) * p.k + column : from, valid);
+      const T* piece_at = valid ? from + uint64_t(index) * p.k + column : from;
+      if (WEIGHTS) copy16_streamed(slot + i * PER * ROW_BYTES, piece_at, valid);
+      else copy16_async(slot + i * PER * ROW_BYTES, piece_at, valid);
     }
   }
-  __device__ void load(uint32_t step, uint32_t stage) {
-    unsigned char* to = ring + stage * S::STAGE_BYTES;
-    load_rows<S::BM>(to, at<T>(p.x), row0, p.m, step * STEP);
-    load_rows<S::BN>(to + S::BM * ROW_BYTES, at<T>(p.w), col0, p.n, step * STEP);
+  __device__ void load_x(uint32_t step, uint32_t stage) {
+    load_rows<S::BM, false>(ring + stage * S::STAGE_BYTES, at<T>(p.x), row0, p.m, step * STEP);
+  }
+  __device__ void load_w(uint32_t step, uint32_t stage) {
+    unsigned char* to = ring + stage * S::STAGE_BYTES + S::BM * ROW_BYTES;
+    load_rows<S::BN, true>(to, at<T>(p.w), col0, p.n, step * STEP);
   }
 
   // Fragments of the k-th 16 numbers of a stage.
@@ -145,14 +153,20 @@ struct Linear {
     clear();
   }
 
-  // Parts `from..to` into `total`.
+  // Parts `from..to` into `total`. Weights are on their way before what they are multiplied with is there.
   __device__ void accumulate(uint32_t from, uint32_t to) {
     const uint32_t steps = (p.k + STEP - 1) / STEP;
     const auto start_of = [&](uint32_t part) { return uint32_t(uint64_t(part) * steps / p.splits); };
     const uint32_t first = start_of(from), last = start_of(to);
 #pragma unroll
     for (uint32_t i = 0; i + 1 < S::STAGES; i++) {
-      if (first + i < last) load(first + i, i);
+      if (first + i < last) load_w(first + i, i);
+    }
+    copy_commit();
+    wait_for_prior();
+#pragma unroll
+    for (uint32_t i = 0; i + 1 < S::STAGES; i++) {
+      if (first + i < last) load_x(first + i, i);
       copy_commit();
     }
     clear();
@@ -161,7 +175,10 @@ struct Linear {
       copy_wait<S::STAGES - 2>();
       __syncthreads();  // this stage has come, and the one before it is no longer read
       const uint32_t ahead = step + S::STAGES - 1;
-      if (ahead < last) load(ahead, stage == 0 ? S::STAGES - 1 : stage - 1);
+      if (ahead < last) {
+        load_x(ahead, stage == 0 ? S::STAGES - 1 : stage - 1);
+        load_w(ahead, stage == 0 ? S::STAGES - 1 : stage - 1);
+      }
       copy_commit();
       multiply(stage);
       stage = stage + 1 == S::STAGES ? 0 : stage + 1;
@@ -177,6 +194,38 @@ struct Linear {
 
   __device__ uint32_t row_of(uint32_t i, uint32_t h) const { return warp_m * S::ROWS + 16 * i + 8 * h + lane / 4; }
 
+  // Adds up the parts that `part_of(part, pair)` finds, in rising order, into `total`.
+  template <typename PartOf>
+  __device__ void add_parts(const PartOf& part_of) {
+    for (uint32_t part = 0; part < p.splits; part++) {
+      float2 other[S::PAIRS];
+      each([&](uint32_t i, uint32_t j, uint32_t h) {
+        const uint32_t pair = (i * STRIPS + j) * 2 + h;
+        other[pair] = row0 + row_of(i, h) < p.m ? part_of(part, pair) : make_float2(0, 0);
+      });
+      each([&](uint32_t i, uint32_t j, uint32_t h) {
+        const float2 x = other[(i * STRIPS + j) * 2 + h];
+        total[i][j][2 * h] = part == 0 ? x.x : __fadd_rn(total[i][j][2 * h], x.x);
+        total[i][j][2 * h + 1] = part == 0 ? x.y : __fadd_rn(total[i][j][2 * h + 1], x.y);
+      });
+    }
+  }
+
+  // The same through the shared memory of a cluster; true in its first block.
+  __device__ bool exchange_in_cluster() {
+    float2* mine = reinterpret_cast<float2*>(ring) + threadIdx.x;
+    each([&](uint32_t i, uint32_t j, uint32_t h) {
+      mine[((i * STRIPS + j) * 2 + h) * S::THREADS] = make_float2(total[i][j][2 * h], total[i][j][2 * h + 1]);
+    });
+    meet_cluster();
+    if (blockIdx.z == 0) {
+      const uint32_t from = shared_address(mine);
+      add_parts([&](uint32_t part, uint32_t pair) { return load_of_cluster(from + pair * S::THREADS * 8, part); });
+    }
+    meet_cluster();  // nobody leaves, or writes to the ring, while the first one reads
+    return blockIdx.z == 0;
+  }
+
   // Leaves the block's part for the last block of its tile; true in that one, whose `total` is then the whole.
   __device__ bool exchange(uint32_t* shared) {
     float2* mine = at<float2>(p.partials) + uint64_t(tile) * p.splits * S::PAIRS * S::THREADS + threadIdx.x;
@@ -191,19 +240,9 @@ struct Linear {
     __syncthreads();
     if (*shared + 1 != p.splits) return false;
     __threadfence();
-    for (uint32_t part = 0; part < p.splits; part++) {
-      const float2* from = mine + uint64_t(part) * S::PAIRS * S::THREADS;
-      float2 other[S::PAIRS];
-      each([&](uint32_t i, uint32_t j, uint32_t h) {
-        const uint32_t pair = (i * STRIPS + j) * 2 + h;
-        other[pair] = row0 + row_of(i, h) < p.m ? __ldcg(from + pair * S::THREADS) : make_float2(0, 0);
-      });
-      each([&](uint32_t i, uint32_t j, uint32_t h) {
-        const float2 x = other[(i * STRIPS + j) * 2 + h];
-        total[i][j][2 * h] = part == 0 ? x.x : __fadd_rn(total[i][j][2 * h], x.x);
-        total[i][j][2 * h + 1] = part == 0 ? x.y : __fadd_rn(total[i][j][2 * h + 1], x.y);
-      });
-    }
+    add_parts([&](uint32_t part, uint32_t pair) {
+      return __ldcg(mine + (uint64_t(part) * S::PAIRS + pair) * S::THREADS);
+    });
     if (threadIdx.x == 0) at<uint32_t>(p.counters)[tile] = 0;
     __syncthreads();  // `shared` is part of the staged output
     return true;
@@ -252,7 +291,7 @@ struct Linear {
       accumulate(0, p.splits);
     } else {
       accumulate(blockIdx.z, blockIdx.z + 1);
-      if (!exchange(reinterpret_cast<uint32_t*>(ring))) return;
+      if (!(p.clustered ? exchange_in_cluster() : exchange(reinterpret_cast<uint32_t*>(ring)))) return;
     }
     store();
   }
@@ -304,23 +343,27 @@ __device__ __forceinline__ void linear_plain(const LinearParams& p) {
   }
 }
 
-#define YN_LINEAR(BM, NAME, T, BLOCKS, SHARED)                                                                   \
-  static_assert(Tile##BM::BYTES == SHARED, "mirrored in src/hal/cuda/ops/linear.rs");                            \
-  extern "C" __global__ void __launch_bounds__(Tile##BM::THREADS, BLOCKS)                                        \
-      yn_linear_##BM##_##NAME(const __grid_constant__ LinearParams p) {                                          \
-    linear<T, Tile##BM>(p);                                                                                      \
+#define YN_LINEAR(TILE, NAME, T, BLOCKS, SHARED)                                                                 \
+  static_assert(Tile##TILE::BYTES == SHARED, "mirrored in src/hal/cuda/ops/linear.rs");                          \
+  extern "C" __global__ void __launch_bounds__(Tile##TILE::THREADS, BLOCKS)                                      \
+      yn_linear_##TILE##_##NAME(const __grid_constant__ LinearParams p) {                                        \
+    let_next_start();                                                                                            \
+    linear<T, Tile##TILE>(p);                                                                                    \
   }
-#define YN_LINEARS(NAME, T)          \
-  YN_LINEAR(16, NAME, T, 3, 61440)   \
-  YN_LINEAR(32, NAME, T, 3, 73728)   \
-  YN_LINEAR(64, NAME, T, 2, 98304)   \
-  YN_LINEAR(128, NAME, T, 1, 131072)
+#define YN_LINEARS(NAME, T)              \
+  YN_LINEAR(16x64, NAME, T, 3, 61440)    \
+  YN_LINEAR(16x128, NAME, T, 2, 92160)   \
+  YN_LINEAR(32x64, NAME, T, 3, 73728)    \
+  YN_LINEAR(32x128, NAME, T, 2, 102400)  \
+  YN_LINEAR(64x128, NAME, T, 2, 98304)   \
+  YN_LINEAR(128x128, NAME, T, 1, 131072)
 YN_LINEARS(f16, f16)
 YN_LINEARS(bf16, bf16)
 
 #define YN_PLAIN(NAME, T)                                                                                        \
   extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 4)                                                 \
       yn_linear_plain_##NAME(const __grid_constant__ LinearParams p) {                                           \
+    after_prior();                                                                                               \
     linear_plain<T>(p);                                                                                          \
   }
 YN_PLAIN(f32, float)

@@ -28,6 +28,7 @@ __device__ __forceinline__ void write_entry(int* entry, uint32_t id, uint32_t ra
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) yn_logprobs(const __grid_constant__ LogprobsParams p) {
+  after_prior();
   __shared__ uint64_t best_scratch[32];
   __shared__ double sum_scratch[32];
   __shared__ uint32_t rank_scratch[32];

@@ -130,10 +130,12 @@ __device__ __forceinline__ void norm_aligned(const NormParams& p) {
 #define YN_NORM(NAME, T)                                                                          \
   extern "C" __global__ void __launch_bounds__(1024)                                              \
       yn_rms_norm_##NAME(const __grid_constant__ NormParams p) {                                  \
+    after_prior();                                                                                \
     norm<T, false>(p);                                                                            \
   }                                                                                               \
   extern "C" __global__ void __launch_bounds__(1024)                                              \
       yn_add_rms_norm_##NAME(const __grid_constant__ NormParams p) {                              \
+    after_prior();                                                                                \
     norm<T, true>(p);                                                                             \
   }
 
@@ -144,10 +146,12 @@ YN_NORM(bf16, bf16)
 #define YN_NORM_ALIGNED(NAME, T)                                                                  \
   extern "C" __global__ void __launch_bounds__(1024)                                              \
       yn_rms_norm_aligned_##NAME(const __grid_constant__ NormParams p) {                          \
+    after_prior();                                                                                \
     norm_aligned<T, false>(p);                                                                    \
   }                                                                                               \
   extern "C" __global__ void __launch_bounds__(1024)                                              \
       yn_add_rms_norm_aligned_##NAME(const __grid_constant__ NormParams p) {                      \
+    after_prior();                                                                                \
     norm_aligned<T, true>(p);                                                                     \
   }
 

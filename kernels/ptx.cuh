@@ -45,11 +45,53 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// Launches overlap (programmatic dependent launch, from sm_90 on): a kernel's blocks come to the device as soon as all blocks of
+// the one before it have called `let_next_start`. Until `wait_for_prior` returns they may touch nothing but weights.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Until all launches before this one have ended, and what they wrote is seen. Each kernel of a stream calls it, whatever
+// it reads: the one behind it waits for this one alone.
+__device__ __forceinline__ void wait_for_prior() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void after_prior() {
+  let_next_start();
+  wait_for_prior();
+}
+
+// All threads of a cluster's blocks (from sm_90 on); what each wrote to shared memory is seen by all.
+__device__ __forceinline__ void meet_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// Two numbers at this address of the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ float2 load_of_cluster(uint32_t address, uint32_t rank) {
+  float2 y = make_float2(0, 0);
+#if __CUDA_ARCH__ >= 900
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(y.x), "=f"(y.y) : "r"(there) : "memory");
+#endif
+  return y;
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 // Sixteen bytes from global to shared memory, behind the thread's back; zeros where `valid` is false.
 __device__ __forceinline__ void copy16_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+// The same for weights, which are read along their rows: the cache fetches the next pieces too.
+__device__ __forceinline__ void copy16_streamed(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0)
                : "memory");
 }

@@ -187,10 +187,12 @@ __device__ __forceinline__ void rope_aligned(const RopeParams& p) {
 #define YN_ROPE(A, TA, K, TK)                                                                                 \
   extern "C" __global__ void __launch_bounds__(BLOCK)                                                         \
       yn_rope_write_kv_vectors_##A##_##K(const __grid_constant__ RopeParams p) {                              \
+    after_prior();                                                                                            \
     rope_vectors<TA, TK>(p);                                                                                  \
   }                                                                                                           \
   extern "C" __global__ void __launch_bounds__(BLOCK)                                                         \
       yn_rope_write_kv_plain_##A##_##K(const __grid_constant__ RopeParams p) {                                \
+    after_prior();                                                                                            \
     rope_plain<TA, TK>(p);                                                                                    \
   }
 
@@ -203,6 +205,7 @@ YN_ROPE(bf16, bf16, bf16, bf16)
 #define YN_ROPE_ALIGNED(A, T)                                                                                 \
   extern "C" __global__ void __launch_bounds__(BLOCK)                                                         \
       yn_rope_write_kv_aligned_##A(const __grid_constant__ RopeParams p) {                                    \
+    after_prior();                                                                                            \
     rope_aligned<T>(p);                                                                                       \
   }
 

@@ -138,6 +138,7 @@ __device__ __forceinline__ void each_in_place(const SoftCapParams& p, const F& f
 }
 
 extern "C" __global__ void yn_soft_cap(const __grid_constant__ SoftCapParams p) {
+  after_prior();
   each_in_place(p, [&](float x) { return p.cap * tanhf(x / p.cap); });
 }
 
@@ -170,8 +171,14 @@ __device__ __forceinline__ void gather(const GatherParams& p) {
   for (uint32_t i = blockIdx.y * BLOCK + threadIdx.x; i < p.row_units; i += gridDim.y * BLOCK) out[i] = x[i];
 }
 
-extern "C" __global__ void yn_gather_rows_16(const __grid_constant__ GatherParams p) { gather<uint4>(p); }
-extern "C" __global__ void yn_gather_rows_2(const __grid_constant__ GatherParams p) { gather<uint16_t>(p); }
+extern "C" __global__ void yn_gather_rows_16(const __grid_constant__ GatherParams p) {
+  after_prior();
+  gather<uint4>(p);
+}
+extern "C" __global__ void yn_gather_rows_2(const __grid_constant__ GatherParams p) {
+  after_prior();
+  gather<uint16_t>(p);
+}
 
 struct CopyRowsParams {
   uint64_t out;
@@ -200,8 +207,14 @@ __device__ __forceinline__ void copy_rows(const CopyRowsParams& p) {
   for (uint32_t j = blockIdx.y * BLOCK + threadIdx.x; j < p.row_units; j += gridDim.y * BLOCK) out[j] = x[j];
 }
 
-extern "C" __global__ void yn_copy_rows_16(const __grid_constant__ CopyRowsParams p) { copy_rows<uint4>(p); }
-extern "C" __global__ void yn_copy_rows_4(const __grid_constant__ CopyRowsParams p) { copy_rows<uint32_t>(p); }
+extern "C" __global__ void yn_copy_rows_16(const __grid_constant__ CopyRowsParams p) {
+  after_prior();
+  copy_rows<uint4>(p);
+}
+extern "C" __global__ void yn_copy_rows_4(const __grid_constant__ CopyRowsParams p) {
+  after_prior();
+  copy_rows<uint32_t>(p);
+}
 
 struct MaskParams {
   uint64_t logits;
@@ -213,6 +226,7 @@ static_assert(sizeof(MaskParams) == 24, "mirrored in src/hal/cuda/ops/rowwise.rs
 
 // Grid: rows x blocks of 8 * BLOCK logits.
 extern "C" __global__ void yn_mask_logits(const __grid_constant__ MaskParams p) {
+  after_prior();
   float* logits = at<float>(p.logits) + uint64_t(blockIdx.x) * p.vocabulary;
   const uint32_t* mask = at<uint32_t>(p.masks) + uint64_t(blockIdx.x) * p.mask_words;
   const uint32_t first = 8 * BLOCK * blockIdx.y;
@@ -224,15 +238,20 @@ extern "C" __global__ void yn_mask_logits(const __grid_constant__ MaskParams p) 
 }
 
 #define YN_EMBED(A, TA, W, TW) \
-  extern "C" __global__ void yn_embed_##W##_##A(const __grid_constant__ EmbedParams p) { embed<TA, TW>(p); }
+  extern "C" __global__ void yn_embed_##W##_##A(const __grid_constant__ EmbedParams p) {                \
+    after_prior();                                                                                      \
+    embed<TA, TW>(p);                                                                                   \
+  }
 #define YN_ROWWISE(A, TA)                                                                               \
   YN_EMBED(A, TA, f32, float)                                                                           \
   YN_EMBED(A, TA, f16, f16)                                                                             \
   YN_EMBED(A, TA, bf16, bf16)                                                                           \
   extern "C" __global__ void yn_silu_mul_##A(const __grid_constant__ ActMulParams p) {                  \
+    after_prior();                                                                                      \
     act_mul<TA, Silu>(p);                                                                               \
   }                                                                                                     \
   extern "C" __global__ void yn_gelu_mul_##A(const __grid_constant__ ActMulParams p) {                  \
+    after_prior();                                                                                      \
     act_mul<TA, GeluTanh>(p);                                                                           \
   }
 
@@ -242,15 +261,19 @@ YN_ROWWISE(bf16, bf16)
 
 #define YN_ROWWISE_ALIGNED(A, TA)                                                                       \
   extern "C" __global__ void yn_silu_mul_aligned_##A(const __grid_constant__ ActMulParams p) {          \
+    after_prior();                                                                                      \
     act_mul<TA, Rounded<TA, Silu>>(p);                                                                  \
   }                                                                                                     \
   extern "C" __global__ void yn_gelu_mul_aligned_##A(const __grid_constant__ ActMulParams p) {          \
+    after_prior();                                                                                      \
     act_mul<TA, Rounded<TA, GeluTanhAligned>>(p);                                                       \
   }                                                                                                     \
   extern "C" __global__ void yn_soft_cap_aligned_##A(const __grid_constant__ SoftCapParams p) {         \
+    after_prior();                                                                                      \
     soft_cap_aligned<TA>(p);                                                                            \
   }                                                                                                     \
   extern "C" __global__ void yn_round_##A(const __grid_constant__ SoftCapParams p) {                    \
+    after_prior();                                                                                      \
     each_in_place(p, [](float x) { return rounded<TA>(x); });                                           \
   }
 

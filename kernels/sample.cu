@@ -131,6 +131,7 @@ __device__ __forceinline__ int sampler_row(const SampleParams& p, uint32_t s) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) yn_sample_scan(const __grid_constant__ SampleParams p) {
+  after_prior();
   __shared__ uint64_t best_scratch[32];
   __shared__ float lowest_scratch[32];
   const uint32_t s = blockIdx.y, t = threadIdx.x;
@@ -504,6 +505,7 @@ __device__ __forceinline__ uint32_t draw(const SampleParams& p, const Row& row, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) yn_sample_draw(const __grid_constant__ SampleParams p) {
+  after_prior();
   __shared__ Shared sh;
   const uint32_t s = blockIdx.x, t = threadIdx.x;
   const int index = sampler_row(p, s);

@@ -200,3 +200,26 @@ fn the_code_map_names_every_floor() {
         assert!(map.contains(&format!("`{floor}`")), "ARCHITECTURE.md does not mention `{floor}`");
     }
 }
+
+/// Launches overlap: a kernel that did not wait for the one before it would read what is not there yet, and the one behind it
+/// would not wait for either.
+#[test]
+fn every_kernel_waits_for_the_launch_in_front() {
+    // Launched alone.
+    const ALONE: &[&str] = &["kernels/planted.cu", "kernels/random.cu"];
+    let mut kernels = 0;
+    for path in files("kernels", "cu").into_iter().filter(|path| !ALONE.contains(&name(path).as_str())) {
+        let source = fs::read_to_string(&path).unwrap();
+        for (at, _) in source.match_indices("__global__") {
+            let (head, body) = source[at..].split_once('{').expect("a body");
+            let first = body.trim_start_matches(|c: char| c.is_whitespace() || c == '\\');
+            // The second one says that it waits later.
+            let waits = ["after_prior();", "let_next_start();"].iter().any(|call| first.starts_with(call));
+            assert!(waits, "{}: a kernel does not begin with after_prior(): {head}", name(&path));
+            kernels += 1;
+        }
+        let later = source.matches("let_next_start();").count();
+        assert!(later == 0 || source.contains("wait_for_prior();"), "{} never waits", name(&path));
+    }
+    assert!(kernels > 30, "{kernels} kernels were found");
+}

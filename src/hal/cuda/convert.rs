@@ -1,6 +1,7 @@
 //! F32 numbers in another dtype.
 
-use super::driver::{Kernel, Modules};
+use super::driver::Modules;
+use super::launch::Kernel;
 use super::stream::CudaStream;
 use crate::base::{DType, Result};
 use crate::hal::Tensor;

@@ -1,5 +1,6 @@
 //! The CUDA driver: finding it, the device's context, kernels, and its errors as ours.
 
+use super::launch::Kernel;
 use super::ledger::Ledger;
 use crate::base::metrics::Cell;
 use crate::base::{Error, ErrorKind, Result};
@@ -379,46 +380,6 @@ unsafe impl Send for Modules {}
 // SAFETY: as above.
 unsafe impl Sync for Modules {}
 
-/// A kernel that can be launched while its [`Modules`] live.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Kernel {
-    raw: sys::CUfunction,
-}
-
-// SAFETY: a handle that is only passed to launches, which the driver takes from any thread.
-unsafe impl Send for Kernel {}
-// SAFETY: as above.
-unsafe impl Sync for Kernel {}
-
-impl Kernel {
-    /// Enqueues the kernel, whose one parameter is `params`, on a stream of the calling thread's context.
-    pub(super) fn launch<P: Copy>(
-        self,
-        stream: sys::CUstream,
-        [x, y, z]: [u32; 3],
-        (block, shared_bytes): (u32, u32),
-        params: &P,
-    ) -> Result<()> {
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes,
-            hStream: stream,
-            attrs: null_mut(),
-            numAttrs: 0,
-        };
-        let mut values = [(&raw const *params).cast_mut().cast()];
-        // SAFETY: a live kernel and stream of one context; the kernel takes one parameter of this type, which the driver
-        // copies during the call; what it points to is device memory of the tensors it was made from.
-        let result = unsafe { sys::cuLaunchKernelEx(&raw const config, self.raw, values.as_mut_ptr(), null_mut()) };
-        check(result, "launching a kernel")
-    }
-}
-
 impl Drop for Modules {
     fn drop(&mut self) {
         // A context that others keep would keep them too.
@@ -468,7 +429,7 @@ impl Modules {
         // Else its code would take device memory when it first runs.
         // SAFETY: a live kernel.
         check(unsafe { sys::cuFuncLoad(raw) }, &format!("loading kernel {name}"))?;
-        Ok(Kernel { raw })
+        Ok(Kernel::new(raw))
     }
 
     /// The same for a kernel that is launched with up to `bytes` of dynamic shared memory.
@@ -477,7 +438,7 @@ impl Modules {
         if bytes > PLAIN_SHARED {
             let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a live kernel.
-            let result = unsafe { sys::cuFuncSetAttribute(kernel.raw, which, bytes as c_int) };
+            let result = unsafe { sys::cuFuncSetAttribute(kernel.raw(), which, bytes as c_int) };
             check(result, &format!("kernel {name}: {bytes} bytes of shared memory"))?;
         }
         Ok(kernel)

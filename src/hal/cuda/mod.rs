@@ -10,6 +10,7 @@ mod convert;
 mod driver;
 mod event;
 mod graph;
+mod launch;
 mod ledger;
 mod load;
 mod memory;
@@ -52,6 +53,8 @@ use tuning::Tuning;
 
 /// Compute capability that the kernels need.
 const CAPABILITY: u32 = 80;
+/// Compute capability from which launches overlap.
+const OVERLAPS: u32 = 90;
 /// What a stream allocates.
 const STREAM_BYTES: usize = stream::WORKSPACE_BYTES + stream::MAX_BIAS * DType::F32.size();
 /// What driver and cuBLASLt take on their own: kernels of the products, launch buffers. Measured on an H200, as the next two:
@@ -71,6 +74,8 @@ pub struct CudaDevice {
     /// Where libraries are looked for first.
     library_dir: Option<PathBuf>,
     sm_count: u32,
+    /// Launches may overlap (programmatic dependent launch).
+    overlaps: bool,
     convert: Convert,
     random: Random,
     kernels: Kernels,
@@ -150,6 +155,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
         ordinal: c_int::try_from(ordinal).unwrap_or(c_int::MAX),
         library_dir: options.library_dir.clone(),
         sm_count,
+        overlaps: capability >= OVERLAPS,
         convert,
         random,
         kernels,

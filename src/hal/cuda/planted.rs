@@ -1,7 +1,8 @@
 //! Faults of a whole GPU, for tests: a context lost to an illegal write, and multiprocessors that are kept busy. Both come from
 //! outside the engines that suffer from them, as every engine of a process shares the GPU's context.
 
-use super::driver::{Kernel, Modules, check};
+use super::driver::{Modules, check};
+use super::launch::{Kernel, Style};
 use super::memory::PinnedMemory;
 use super::{CudaDevice, open_device};
 use crate::base::Result;
@@ -61,7 +62,7 @@ impl BadNeighbour {
     /// Loses the GPU's context to this process; returns what the driver says of it.
     pub fn lose_context(&self) -> Result<()> {
         let _entered = self.device.context.enter()?;
-        self.write.launch(self.stream, [1, 1, 1], (1, 0), &Write { at: NOWHERE })?;
+        self.write.launch(self.stream, [1, 1, 1], (1, 0), (&Write { at: NOWHERE }, Style::default()))?;
         // SAFETY: a live stream.
         check(unsafe { sys::cuStreamSynchronize(self.stream) }, "an illegal write")
     }
@@ -74,7 +75,7 @@ impl BadNeighbour {
         let blocks = self.device.sm_count * (threads / BLOCK).max(1);
         let params = Spin { stop: self.stop.bytes().as_ptr() as u64, most_ns: most.as_nanos() as u64 };
         let _entered = self.device.context.enter()?;
-        self.spin.launch(self.stream, [blocks, 1, 1], (BLOCK, 0), &params)
+        self.spin.launch(self.stream, [blocks, 1, 1], (BLOCK, 0), (&params, Style::default()))
     }
 
     /// Ends [`Self::occupy`].

@@ -1,6 +1,7 @@
 //! Matrices of random numbers, for benches.
 
-use super::driver::{Context, Kernel, Modules};
+use super::driver::{Context, Modules};
+use super::launch::{Kernel, Style};
 use super::memory::CudaMatrix;
 use crate::base::{DType, Result};
 use crate::hal::{MatrixStorage, RandomRows};
@@ -44,7 +45,12 @@ impl Random {
         for part in parts {
             let n = (part.rows * matrix.cols()) as u64;
             let params = Params { out, n, seed: part.seed, width: part.width, pad: 0 };
-            kernel.launch(null_mut(), [n.div_ceil(u64::from(BLOCK)) as u32, 1, 1], (BLOCK, 0), &params)?;
+            kernel.launch(
+                null_mut(),
+                [n.div_ceil(u64::from(BLOCK)) as u32, 1, 1],
+                (BLOCK, 0),
+                (&params, Style::default()),
+            )?;
             out += n * matrix.dtype().size() as u64;
         }
         context.finish()

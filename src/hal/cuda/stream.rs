@@ -2,9 +2,10 @@
 
 use super::CudaDevice;
 use super::blas::Blas;
-use super::driver::{Kernel, check};
+use super::driver::check;
 use super::event::Events;
 use super::graph::CudaGraph;
+use super::launch::{Kernel, Style};
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
@@ -29,7 +30,7 @@ pub(super) struct CudaStream {
     workspace: DeviceMemory,
     /// Biases in the dtype of a product's output.
     bias: DeviceMemory,
-    /// Of products in a fixed order; zero between ops.
+    /// Of blocks that put a result together; zero between ops.
     counters: DeviceMemory,
     faults: Arc<Faults>,
     events: Arc<Events>,
@@ -100,8 +101,25 @@ impl CudaStream {
         shared_bytes: u32,
         params: &P,
     ) -> Result<()> {
+        self.launch_clusters(kernel, grid, (block, shared_bytes, 1), params)
+    }
+
+    /// The same with so many blocks along z as clusters, which only devices have whose launches overlap.
+    pub(super) fn launch_clusters<P: Copy>(
+        &self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        (block, shared_bytes, cluster): (u32, u32, u32),
+        params: &P,
+    ) -> Result<()> {
         self.device.context.bind()?;
-        kernel.launch(self.raw, grid, (block, shared_bytes), params)
+        let style = Style { early: self.overlaps(), cluster };
+        kernel.launch(self.raw, grid, (block, shared_bytes), (params, style))
+    }
+
+    /// Whether launches overlap, and blocks form clusters.
+    pub(super) fn overlaps(&self) -> bool {
+        self.device.overlaps
     }
 
     pub(super) fn kernels(&self) -> &Kernels {
@@ -125,6 +143,11 @@ impl CudaStream {
     /// Where kernels say what is wrong with their inputs.
     pub(super) fn fault_word(&self) -> u64 {
         self.faults.addr()
+    }
+
+    /// Numbers that count blocks, U32, zero between ops: [`ops::linear::COUNTER_BYTES`] in all.
+    pub(super) fn counters(&self) -> u64 {
+        self.counters.addr()
     }
 
     /// Address and bytes of the scratch memory. Ops run one after the other, so each has it whole.
@@ -157,7 +180,7 @@ impl Ops for CudaStream {
 
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
         if self.invariant() {
-            return ops::linear::linear(self, (out, x), CudaMatrix::of(w), bias, &self.counters);
+            return ops::linear::linear(self, (out, x), CudaMatrix::of(w), bias);
         }
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;

@@ -3,7 +3,8 @@
 use super::attention::Params;
 use super::short_name;
 use crate::base::{DType, Result};
-use crate::hal::cuda::driver::{Kernel, Modules, check};
+use crate::hal::cuda::driver::{Modules, check};
+use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::PagedAttention;
 use cudarc::driver::sys;

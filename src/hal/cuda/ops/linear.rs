@@ -2,27 +2,32 @@
 
 use super::{FLOATS, Family, VECTOR, short_name, small};
 use crate::base::{DType, Result};
+use crate::hal::MatrixStorage;
 use crate::hal::Tensor;
-use crate::hal::cuda::driver::{Kernel, Modules};
+use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
-use crate::hal::{Allocation, MatrixStorage};
 
 /// Rows and columns of the tiles, threads of their blocks, blocks that a multiprocessor holds, stages of the ring; and what
 /// part of the best rate of mma they reach, in percent.
-const TILES: [Tile; 4] = [
-    Tile { rows: 16, cols: 64, threads: 128, stages: 6, percent: 25 },
-    Tile { rows: 32, cols: 64, threads: 128, stages: 6, percent: 45 },
-    Tile { rows: 64, cols: 128, threads: 128, stages: 4, percent: 80 },
-    Tile { rows: 128, cols: 128, threads: 256, stages: 4, percent: 100 },
+const TILES: [Tile; 6] = [
+    Tile { rows: 16, cols: 64, threads: 128, held: 3, stages: 6, percent: 25 },
+    Tile { rows: 16, cols: 128, threads: 128, held: 2, stages: 5, percent: 30 },
+    Tile { rows: 32, cols: 64, threads: 128, held: 3, stages: 6, percent: 45 },
+    Tile { rows: 32, cols: 128, threads: 128, held: 2, stages: 5, percent: 55 },
+    Tile { rows: 64, cols: 128, threads: 128, held: 2, stages: 4, percent: 80 },
+    Tile { rows: 128, cols: 128, threads: 256, held: 1, stages: 4, percent: 100 },
 ];
 /// Numbers of k in a stage: parts of a sum begin at multiples of it.
 const STEP: usize = 64;
 /// Tiles of 64 columns that should be under way at least, most parts of a sum, and steps of a part at least. The order of
 /// sums hangs on these numbers, so they are the same for every device.
 const WANTED: usize = 240;
-const MAX_PARTS: usize = 16;
+const MAX_PARTS: usize = 8;
 const MIN_STEPS: usize = 2;
+/// Bytes that are on their way when an H200's memory is busy: 4.4 TB/s for 1.2 us.
+const FULL_PIPE: u64 = 5 << 20;
 /// Tiles whose parts can be counted.
 const COUNTERS: usize = 1 << 16;
 /// Bytes of the counters that a stream keeps for this op.
@@ -35,6 +40,7 @@ struct Tile {
     rows: usize,
     cols: usize,
     threads: usize,
+    held: usize,
     stages: usize,
     percent: u64,
 }
@@ -57,17 +63,20 @@ impl Tile {
 pub(super) struct Kernels {
     plain: Family,
     /// By tile, of F16 and of BF16.
-    tiles: [[Kernel; 2]; TILES.len()],
+    tiles: Vec<[Kernel; 2]>,
 }
 
 impl Kernels {
     pub(super) fn load(modules: &Modules) -> Result<Self> {
         let kernel = |tile: &Tile, dtype| {
-            let name = format!("yn_linear_{}_{}", tile.rows, short_name(dtype));
+            let name = format!("yn_linear_{}x{}_{}", tile.rows, tile.cols, short_name(dtype));
             modules.kernel_with_shared("linear", &name, tile.shared())
         };
-        let [a, b, c, d] = TILES.each_ref().map(|tile| Ok([kernel(tile, FLOATS[1])?, kernel(tile, FLOATS[2])?]));
-        Ok(Self { plain: Family::load(modules, "linear", "yn_linear_plain")?, tiles: [a?, b?, c?, d?] })
+        let mut tiles = Vec::with_capacity(TILES.len());
+        for tile in &TILES {
+            tiles.push([kernel(tile, FLOATS[1])?, kernel(tile, FLOATS[2])?]);
+        }
+        Ok(Self { plain: Family::load(modules, "linear", "yn_linear_plain")?, tiles })
     }
 }
 
@@ -87,16 +96,17 @@ struct Params {
     splits: u32,
     wide: u32,
     vectors: u32,
+    clustered: u32,
+    pad: u32,
 }
-const _: () = assert!(size_of::<Params>() == 72);
+const _: () = assert!(size_of::<Params>() == 80);
 
-/// `out = x * w^T + bias`, checked by the caller; `counters` are [`COUNTER_BYTES`] of zeros.
+/// `out = x * w^T + bias`, checked by the caller.
 pub(in crate::hal::cuda) fn linear(
     s: &CudaStream,
     (out, x): (&Tensor, &Tensor),
     w: &CudaMatrix,
     bias: Option<&Tensor>,
-    counters: &dyn Allocation,
 ) -> Result<()> {
     let (m, n, k) = (x.rows(), w.rows(), x.cols());
     if m == 0 || n == 0 {
@@ -110,13 +120,15 @@ pub(in crate::hal::cuda) fn linear(
         w: w.addr(),
         bias: bias.map_or(0, Tensor::addr),
         partials: workspace,
-        counters: counters.addr(),
+        counters: s.counters(),
         m: small(m),
         n: small(n),
         k: small(k),
         splits: small(parts),
         wide: u32::from(out.dtype() == DType::F32),
         vectors: u32::from(n.is_multiple_of(4) && out.addr().is_multiple_of(16)),
+        clustered: u32::from(s.overlaps()),
+        pad: 0,
     };
     let kernels = &s.kernels().linear;
     if x.dtype() == DType::F32 || !k.is_multiple_of(VECTOR) {
@@ -130,13 +142,14 @@ pub(in crate::hal::cuda) fn linear(
     let tile = &TILES[index];
     let kernel = &kernels.tiles[index][usize::from(x.dtype() == DType::Bf16)];
     let grid = [small(tile.count((m, n))), 1, if at_once { small(parts) } else { 1 }];
-    s.launch(kernel, grid, tile.threads as u32, tile.shared(), &params)
+    let cluster = if params.clustered != 0 { grid[2] } else { 1 };
+    s.launch_clusters(kernel, grid, (tile.threads as u32, tile.shared(), cluster), &params)
 }
 
-/// Parts that the sum of an element is cut into. Depends on nothing else: it decides the order of the sum.
+/// Parts that the sum of an element is cut into, a power of two that can be a cluster. Depends on nothing else: it decides the order of the sum.
 fn parts(n: usize, k: usize) -> usize {
-    let most = (k.div_ceil(STEP) / MIN_STEPS).clamp(1, MAX_PARTS);
-    WANTED.div_ceil(n.div_ceil(64)).min(most)
+    let most = (k.div_ceil(STEP) / MIN_STEPS).next_power_of_two().clamp(1, MAX_PARTS);
+    WANTED.div_ceil(n.div_ceil(64)).next_power_of_two().min(most)
 }
 
 /// The tile, and whether each part has blocks of its own: whatever should end first. All give the same bits.
@@ -160,14 +173,18 @@ fn choose((m, n, k): (usize, usize, usize), parts: usize, (sm_count, scratch): (
 /// About how long a product takes by a tile whose blocks have one of `parts` each, at the rates of an H200.
 fn picoseconds(tile: &Tile, (m, n, k): (usize, usize, usize), parts: usize, sm_count: usize) -> u64 {
     let (tiles, per_block) = (tile.count((m, n)), tile.rows * tile.cols * k.div_ceil(parts));
-    let blocks = tiles * parts;
-    // 1.7 multiplications a picosecond on a multiprocessor; 0.47 ps for a weight from memory, less from the cache.
-    let compute = (blocks.div_ceil(sm_count) * per_block) as u64 * 60 / tile.percent;
+    let blocks = (tiles * parts) as u64;
+    // 1.7 multiplications a picosecond on a multiprocessor; 0.45 ps for a weight from memory, less from the cache.
+    let compute = blocks.div_ceil(sm_count as u64) * per_block as u64 * 60 / tile.percent;
     let again = m.div_ceil(tile.rows) as u64 - 1;
-    // Fewer than two blocks on a multiprocessor do not fill the memory's pipes.
-    let read = (n * k) as u64 * (47 + 15 * again) / 100 * (2 * sm_count).max(blocks) as u64 / blocks as u64;
+    let read = (n * k) as u64 * (45 + 15 * again) / 100;
+    // So many bytes must be on their way for memory to give what it can; the blocks behind the last full wave may not do.
+    let slots = (tile.held * sm_count) as u64;
+    let in_flight = |blocks: u64| (blocks * (tile.stages as u64 - 1) * (tile.cols * STEP * 2) as u64).max(1);
+    let rest = blocks % slots;
+    let last = (read * rest / blocks * FULL_PIPE.max(in_flight(rest))).checked_div(in_flight(rest)).unwrap_or(read);
     let exchange = if parts == 1 { 0 } else { 2_000_000 + (m * n * parts) as u64 * 3 / 2 };
-    compute.max(read) + exchange
+    compute.max(read * (blocks - rest) / blocks + last) + exchange
 }
 
 #[cfg(test)]
@@ -179,12 +196,12 @@ mod tests {
         // Projections of an 8B model, heads, the 0.5B model's, and shapes too small to cut.
         for (n, k, expected) in [
             (4096, 4096, 4),
-            (6144, 4096, 3),
+            (6144, 4096, 4),
             (4096, 14_336, 4),
             (28_672, 4096, 1),
             (128_256, 4096, 1),
-            (896, 896, 7),
-            (896, 4864, 16),
+            (896, 896, 8),
+            (896, 4864, 8),
             (64, 64, 1),
             (1, 8, 1),
         ] {

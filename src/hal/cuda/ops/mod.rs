@@ -16,7 +16,8 @@ pub(super) use rope::rope_write_kv;
 pub(super) use rowwise::{act_mul, copy_rows, embed, gather_rows, mask_logits, round, soft_cap};
 pub(super) use sample::{logprobs, sample};
 
-use super::driver::{Kernel, Modules};
+use super::driver::Modules;
+use super::launch::Kernel;
 use crate::base::{DType, Error, Result};
 use crate::hal::Tensor;
 

@@ -2,7 +2,8 @@
 
 use super::{FLOATS, Family, HalfFamily, VECTOR, assert_ints, index_of, shape, short_name, small, whole_vectors};
 use crate::base::{DType, Result};
-use crate::hal::cuda::driver::{Kernel, Modules};
+use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};

@@ -3,7 +3,8 @@
 use super::{assert_ints, shape, small};
 use crate::base::{DType, Result};
 use crate::hal::Tensor;
-use crate::hal::cuda::driver::{Kernel, Modules};
+use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::{Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord};
 
