@@ -4,7 +4,8 @@ use super::attention_hopper::{self, Hopper};
 use super::rope::KvMap;
 use super::{Family, HalfFamily, KvFamily, assert_ints, shape, short_name, small};
 use crate::base::{DType, Result};
-use crate::hal::cuda::driver::{Kernel, Modules};
+use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::PagedAttention;
 
@@ -33,6 +34,13 @@ const fn decode_shared(dim: usize) -> u32 {
     let stride = if dim.is_multiple_of(64) { dim } else { dim + 8 };
     ((128 * stages * stride + DECODE_ROWS * (dim + 8)) * 2 + 1408) as u32
 }
+
+/// Decodes in mode `fast`: head dimensions, blocks that a multiprocessor holds, shared memory of a block without its items.
+const STREAMS: [(usize, u32, u32); 2] = [(64, 3, 70_404), (128, 2, 100_868)];
+/// Shared memory of the items of a launch.
+const LINE_BYTES: u32 = 4 * (MAX_ITEMS as u32 + 1);
+/// Partial results that a block leaves.
+const SLOTS: u64 = 2;
 
 /// Shared memory of a prefill block.
 const fn prefill_shared(dim: usize, rows: usize, keys: usize) -> u32 {
@@ -65,6 +73,8 @@ struct Tensor {
     dtype: DType,
     dim: usize,
     decode: Kernel,
+    /// With the blocks that a multiprocessor holds, and their shared memory.
+    stream: Option<(Kernel, u32, u32)>,
     prefill: Kernel,
     prefill_rows: usize,
     prefill_shared: u32,
@@ -95,6 +105,10 @@ impl Kernels {
                 };
                 let prefill_shared = prefill_shared(dim, prefill_rows, keys);
                 let decode = load("decode", decode_shared(dim) + PLAN_BYTES)?;
+                let stream = STREAMS.iter().find(|s| s.0 == dim);
+                let stream = stream
+                    .map(|&(_, blocks, shared)| Ok((load("stream", shared + LINE_BYTES)?, blocks, shared)))
+                    .transpose()?;
                 let prefill = load("prefill", prefill_shared)?;
                 let merge = format!("yn_attention_prefill_merge_{}", short_name(dtype));
                 let prefill_merge = modules.kernel_with_shared("attention_prefill", &merge, 0)?;
@@ -103,6 +117,7 @@ impl Kernels {
                     dtype,
                     dim,
                     decode,
+                    stream,
                     prefill,
                     prefill_rows,
                     prefill_shared,
@@ -331,6 +346,11 @@ fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<
 /// Attention of items `from..to`, tokens or sequences as the parameters say, one query token each.
 fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, to): (usize, usize)) -> Result<()> {
     let kernels = &s.kernels().attention;
+    // Where each query head has keys of its own, rows are short and end often: the other kernel is faster there.
+    let shares = args.heads > args.kv.kv_heads && !s.invariant();
+    if let Some(stream) = kernels.tensor(args).filter(|_| shares).and_then(|tensor| tensor.stream.as_ref()) {
+        return streamed(s, params, (stream, from, to));
+    }
     let chosen = choose(kernels, args)?;
     let dim = args.kv.head_dim;
     let slices = args.kv.kv_heads * (args.heads / args.kv.kv_heads).div_ceil(chosen.rows);
@@ -360,6 +380,25 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
             let blocks = (count * args.heads * dim).div_ceil(BLOCK as usize);
             s.launch(kernels.merge.of(args.out.dtype()), [small(blocks), 1, 1], BLOCK, 0, &params)?;
         }
+    }
+    Ok(())
+}
+
+/// The same in mode `fast`, where blocks share all keys evenly.
+fn streamed(
+    s: &CudaStream,
+    mut params: Params,
+    (&(ref kernel, blocks, shared_bytes), from, to): (&(Kernel, u32, u32), usize, usize),
+) -> Result<()> {
+    let grid = s.sm_count() * blocks;
+    let (workspace, _) = s.workspace();
+    params.plan = s.counters();
+    params.limits = workspace;
+    params.sums = workspace + u64::from(grid) * SLOTS * (DECODE_ROWS * 8) as u64;
+    for first in (from..to).step_by(MAX_ITEMS) {
+        params.first_item = small(first);
+        params.items = small(MAX_ITEMS.min(to - first));
+        s.launch(kernel, [grid, 1, 1], BLOCK, shared_bytes + 4 * (params.items + 1), &params)?;
     }
     Ok(())
 }
