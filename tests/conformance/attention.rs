@@ -1,7 +1,7 @@
 //! `rope_write_kv` and `paged_attention` together: the order inside a block is the backend's own, so what was written is
 //! seen through what attention reads. The model keeps plain keys and values per sequence.
 
-use crate::kit::{Kit, Tally, WEIGHTS, bits, close, noise, rounded, some};
+use crate::kit::{Kit, Tally, WEIGHTS, bits, close, few, noise, rounded, some};
 use yinian::base::DType;
 use yinian::base::rng::SplitMix64;
 use yinian::hal::Tensor;
@@ -355,7 +355,8 @@ pub(crate) fn long_contexts(kit: &Kit) {
 pub(crate) fn few_tokens_over_long_contexts(kit: &Kit) {
     const STEPS: [&[(usize, usize)]; 4] =
         [&[(0, 899), (1, 5)], &[(1, 2), (0, 33), (2, 1)], &[(0, 70), (2, 1)], &[(2, 1), (1, 3), (0, 2)]];
-    for (i, heads) in [(8, 2, 128), (4, 4, 64), (7, 1, 80), (8, 1, 96), (4, 1, 256)].into_iter().enumerate() {
+    // What few leave out, long contexts run too.
+    for (i, heads) in few([(8, 2, 128), (4, 4, 64), (7, 1, 80), (8, 1, 96), (4, 1, 256)], 2).enumerate() {
         let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
         let plain = Shape::plain(heads, 16, dtype);
         long_batches(kit, plain, &STEPS);
@@ -401,7 +402,7 @@ pub(crate) fn invariant(kit: &Kit, shape: Shape) {
     let data = noise(77, N * cols);
     let other = noise(78, N * cols);
     let whole = Cache::new(kit, shape, 1).step(&[(0, &data)]);
-    for chunks in [&[1; N][..], &[7, 16, 1, 17, 9], &[49, 1], &[16, 33, 1]] {
+    for chunks in few([&[7, 16, 1, 17, 9][..], &[1; N], &[49, 1], &[16, 33, 1]], 2) {
         let mut cache = Cache::new(kit, shape, 3);
         let (mut got, mut at) = (Vec::new(), 0);
         for n in chunks {
@@ -429,7 +430,7 @@ pub(crate) fn long_invariant(kit: &Kit, shape: Shape) {
     let (data, other) = (noise(79, N * cols), noise(80, N * cols));
     let whole = bits(&Cache::for_tokens(kit, shape, 2, LONG_TOKENS).step(&[(0, &data)]));
     let singles: Vec<usize> = [500].into_iter().chain([1; 20]).chain([80]).collect();
-    for chunks in [&[255, 2, 256, 87][..], &[1, 130, 33, 300, 7, 129], &singles] {
+    for chunks in few([&[255, 2, 256, 87][..], &[1, 130, 33, 300, 7, 129], &singles], 2) {
         let mut cache = Cache::for_tokens(kit, shape, 2, LONG_TOKENS);
         let mut at = 0;
         for n in chunks {

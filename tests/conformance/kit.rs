@@ -141,11 +141,21 @@ pub(crate) fn rounded(x: f32, dtype: DType) -> f32 {
     }
 }
 
-/// All of `items`; with `YN_CONFORMANCE=small` every n-th from the first on, for memory checkers, under which all takes some
-/// hundred times longer. Lists are cut so that every kernel still runs.
+/// All of `items`; with `YN_CONFORMANCE` `small` or `smallest` every n-th from the first on, for memory checkers, under which
+/// all takes some hundred times longer. Lists are cut so that every kernel still runs.
 pub(crate) fn some<T>(items: impl IntoIterator<Item = T>, every: usize) -> impl Iterator<Item = T> {
-    let small = std::env::var_os("YN_CONFORMANCE").is_some_and(|v| v == "small");
-    items.into_iter().step_by(if small { every } else { 1 })
+    cut(items, every, &["small", "smallest"])
+}
+
+/// All of `items`; with `YN_CONFORMANCE=smallest` every n-th, for race checkers, which are slower still.
+pub(crate) fn few<T>(items: impl IntoIterator<Item = T>, every: usize) -> impl Iterator<Item = T> {
+    cut(items, every, &["smallest"])
+}
+
+fn cut<T>(items: impl IntoIterator<Item = T>, every: usize, settings: &[&str]) -> impl Iterator<Item = T> {
+    let setting = std::env::var("YN_CONFORMANCE").unwrap_or_default();
+    assert!(["", "small", "smallest"].contains(&setting.as_str()), "YN_CONFORMANCE={setting}: not small, not smallest");
+    items.into_iter().step_by(if settings.contains(&setting.as_str()) { every } else { 1 })
 }
 
 /// Uniform in -1..1.

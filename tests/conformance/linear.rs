@@ -1,6 +1,6 @@
 //! `linear` against a product in f64: with a bias where the number of rows is odd.
 
-use crate::kit::{Kit, WEIGHTS, close, noise, rounded, some};
+use crate::kit::{Kit, WEIGHTS, close, few, noise, rounded, some};
 use yinian::base::DType;
 
 const ROWS: [usize; 11] = [1, 2, 3, 5, 7, 8, 12, 13, 17, 25, 41];
@@ -8,8 +8,8 @@ const SHAPES: [(usize, usize); 9] =
     [(1, 1), (31, 7), (32, 1), (33, 16), (63, 33), (64, 64), (65, 7), (160, 128), (100, 576)];
 
 /// Rows at the borders of tiles, and shapes whose sums are cut into parts: many, uneven ones, ones that end inside a step, and
-/// rows that are no whole vectors.
-const EDGE_ROWS: [usize; 14] = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 513];
+/// rows that are no whole vectors. Every third of the rows are few and many of them.
+const EDGE_ROWS: [usize; 14] = [1, 2, 15, 513, 16, 17, 32, 31, 33, 64, 63, 65, 129, 127];
 const EDGE_SHAPES: [(usize, usize); 7] =
     [(64, 256), (129, 520), (130, 1096), (8, 2048), (257, 712), (66, 513), (1000, 192)];
 
@@ -36,7 +36,7 @@ pub(crate) fn edges(kit: &Kit) {
         for (n, k) in EDGE_SHAPES {
             let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
             let matrix = kit.matrix(&[n], k, &w, dtype);
-            for m in EDGE_ROWS {
+            for m in few(EDGE_ROWS, 3) {
                 edge(kit, &w, &matrix, (m, n, k, dtype));
             }
         }

@@ -1,18 +1,23 @@
 //! One table of ops and shapes against every device: each op is compared with a plain f64 model of its definition in
-//! `hal::ops`, on random inputs and poisoned outputs. A backend joins by standing in [`devices`].
+//! `hal::ops`, on random inputs and poisoned outputs. A backend joins by standing in [`devices`]. `YN_CONFORMANCE` (in
+//! [`kit::some`]) makes lists of shapes short, `YN_CONFORMANCE_ROWS` (in [`rows`]) chooses rows of the table.
 
 mod aligned;
 mod attention;
 mod invariance;
 mod kit;
 mod linear;
+mod rows;
 mod rowwise;
 mod sample;
 mod vocabulary;
 
 use kit::Kit;
+use rows::Rows;
+use std::sync::Arc;
 use yinian::base::config::NumericMode;
 use yinian::base::{DType, ErrorKind};
+use yinian::hal::Device;
 use yinian::hal::registry::{self, DeviceOptions};
 
 /// The repository: at run time's, as the tests also run on machines without a compiler.
@@ -62,9 +67,9 @@ const TABLE: &[Case] = &[
     ("mask_logits", rowwise::mask_logits),
     ("linear", linear::all),
     ("linear: edges", linear::edges),
-    ("rope_write_kv and paged_attention", attention::all),
-    ("long contexts", attention::long_contexts),
-    ("few tokens over long contexts", attention::few_tokens_over_long_contexts),
+    ("attention: rope_write_kv and paged_attention", attention::all),
+    ("attention: long contexts", attention::long_contexts),
+    ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),
@@ -81,17 +86,42 @@ const TABLE: &[Case] = &[
     ("row invariance of row ops", invariance::row_ops),
 ];
 
+/// Those that the environment chooses.
+fn chosen() -> Rows {
+    let known = TABLE.iter().chain(ALIGNED).map(|row| row.0);
+    Rows::from_env(&known.collect::<Vec<_>>()).unwrap_or_else(|e| panic!("YN_CONFORMANCE_ROWS: {e}"))
+}
+
 #[test]
 fn every_op_on_every_device() {
+    let chosen = chosen();
     for kit in devices() {
-        for (name, run) in TABLE {
+        for (name, run) in TABLE.iter().filter(|row| chosen.takes(row.0, kit.act)) {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&kit)));
             assert!(outcome.is_ok(), "{name} on {}", kit.device.caps().description);
         }
     }
 }
 
-/// All rows are run and told of, as a GPU is seldom at hand.
+/// Runs all chosen rows and tells of them, as a GPU is seldom at hand.
+fn run_all<'a>(device: &Arc<dyn Device>, rows: impl Iterator<Item = &'a Case>, acts: &[DType]) {
+    let (chosen, mut ran, mut failed) = (chosen(), 0, Vec::new());
+    for (name, run) in rows {
+        // Logits are F32 whatever the activations are.
+        let reads_logits = name.starts_with("sample") || name.starts_with("logprobs");
+        let acts = if reads_logits { &acts[..1] } else { acts };
+        for act in acts.iter().filter(|act| chosen.takes(name, **act)) {
+            let run = || run(&Kit::new(device.clone(), *act));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            println!("{name} in {act}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+            failed.extend(outcome.err().map(|_| (*name, *act)));
+            ran += 1;
+        }
+    }
+    println!("{ran} rows ran");
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
 #[test]
 fn every_op_on_a_gpu() {
     every_op_in(NumericMode::Fast);
@@ -109,18 +139,8 @@ fn every_op_in(numeric_mode: NumericMode) {
     };
     println!("{}, numeric mode {}", device.caps().description, numeric_mode.name());
     assert_eq!(device.caps().invariant, numeric_mode == NumericMode::Invariant);
-    let mut failed = Vec::new();
-    for (name, run) in TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance")) {
-        // Logits are F32 whatever the activations are.
-        let reads_logits = name.starts_with("sample") || name.starts_with("logprobs");
-        for act in Kit::acts_of(&*device).into_iter().take(if reads_logits { 1 } else { usize::MAX }) {
-            let run = || run(&Kit::new(device.clone(), act));
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-            println!("{name} in {act}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
-            failed.extend(outcome.err().map(|_| (*name, act)));
-        }
-    }
-    assert!(failed.is_empty(), "{failed:?}");
+    let rows = TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance"));
+    run_all(&device, rows, &Kit::acts_of(&*device));
 }
 
 /// Rows for a device that rounds as the reference does; those of the table that it shares are named.
@@ -137,8 +157,8 @@ const SHARED: [&str; 7] = [
     "add_rms_norm",
     "gather_rows",
     "linear",
-    "rope_write_kv and paged_attention",
-    "long contexts",
+    "attention: rope_write_kv and paged_attention",
+    "attention: long contexts",
 ];
 
 #[test]
@@ -149,16 +169,8 @@ fn every_op_on_an_aligned_gpu() {
         Err(e) => return eprintln!("left out: {e}"),
     };
     assert!(device.caps().aligned && !device.caps().invariant);
-    let mut failed = Vec::new();
-    for act in [DType::F16, DType::Bf16] {
-        for (name, run) in TABLE.iter().filter(|(name, _)| SHARED.contains(name)).chain(ALIGNED) {
-            let run = || run(&Kit::new(device.clone(), act));
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-            println!("{name} in {act}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
-            failed.extend(outcome.err().map(|_| (*name, act)));
-        }
-    }
-    assert!(failed.is_empty(), "{failed:?}");
+    let rows = TABLE.iter().filter(|(name, _)| SHARED.contains(name)).chain(ALIGNED);
+    run_all(&device, rows, &[DType::F16, DType::Bf16]);
 }
 
 #[test]
