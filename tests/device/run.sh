@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # On the machine with the GPU, in the folder that pack.sh made: tests and benches, one table last.
-# usage: run.sh [-l FOLDER FOR LOGS] [-t SECONDS] [all | tests | latency | load | workloads [NAME ...] | sanitize]
+# usage: run.sh [-l FOLDER FOR LOGS] [-t SECONDS] [all | tests | latency | load | workloads [NAME ...] | sanitize [PART ...]]
 # `all` (the default) is the first four and every workload. Everything ends within the seconds (570): a program gets what its
-# limit and the rest of them allow, and what comes after that is told and left out. `sanitize` needs compute-sanitizer.
+# limit and the rest of them allow, and what comes after that is told and left out. `sanitize` needs compute-sanitizer; its
+# parts, all of which run when none is named, are those of `sanitizers` below.
 set -uo pipefail
 cd "$(dirname "$0")"
 logs=logs budget=570
@@ -50,13 +51,36 @@ tests() {
   run faults 120 bin/faults
 }
 
-# Every kernel under the memory checkers, on few shapes.
+sanitizers=(memcheck race-fast race-aligned race-invariant race-invariance race-fast-attention race-invariant-attention)
+
+# sanitizer PART: conformance on few shapes under a checker. memcheck looks at everything. racecheck looks at our own kernels, of
+# each mode: rows with products of the vendor's library are left out, whose hazards are none of ours, and on which the tool fails.
+sanitizer() {
+  local tool=racecheck shapes=smallest test rows
+  case $1 in
+    memcheck) tool=memcheck shapes=small test=_gpu rows= ;;
+    race-fast) test=every_op_on_a_gpu rows=-linear,-attention ;;
+    race-fast-attention) test=every_op_on_a_gpu rows=attention ;;
+    race-aligned) test=every_op_on_an_aligned_gpu rows='-linear,-aligned logits,-aligned biases' ;;
+    race-invariant) test=every_op_on_an_invariant_gpu rows='-attention,-row invariance' ;;
+    race-invariant-attention) test=every_op_on_an_invariant_gpu rows=attention ;;
+    race-invariance) test=every_op_on_an_invariant_gpu rows='row invariance' ;;
+    *)
+      echo "run.sh: $1 is none of ${sanitizers[*]}" >&2
+      exit 2
+      ;;
+  esac
+  YN_CONFORMANCE=$shapes YN_CONFORMANCE_ROWS=${YN_CONFORMANCE_ROWS:-$rows} run "$1" 560 \
+    compute-sanitizer --tool "$tool" --error-exitcode 9 bin/conformance --nocapture --test-threads=1 "$test"
+  grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY|rows ran' "$logs/$1.log"
+  # The first hazards, or the row that it came to.
+  grep -hE '^=+ (Error|Warning): ' "$logs/$1.log" | cut -c-200 | sort | uniq -c | sort -rn | head -5
+  grep -hE ' in b?float(16|32): ' "$logs/$1.log" | tail -1
+}
+
 sanitize() {
-  for tool in memcheck racecheck; do
-    YN_CONFORMANCE=small run "$tool" 260 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      bin/conformance --nocapture --test-threads=1 _gpu
-    grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$logs/$tool.log"
-  done
+  local part
+  for part in "${@:-${sanitizers[@]}}"; do sanitizer "$part"; done
 }
 
 # Of logs of workloads: name, limit, the peer, ours, and both ratios; of latency and load what has a bar.
@@ -72,7 +96,7 @@ table() {
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 case $what in
   tests) tests ;;
-  sanitize) sanitize ;;
+  sanitize) sanitize "$@" ;;
   latency) run latency 120 bin/latency --device cuda "$@" ;;
   load) run load 240 bin/load --device cuda "$@" ;;
   workloads) run workloads 560 bin/workloads --device cuda "$@" ;;
