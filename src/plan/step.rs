@@ -16,7 +16,10 @@ pub struct StepEntry {
     /// Where the known inputs stand in [`StepPlan::tokens`]. One shorter than `len` when the last input is the token
     /// that an earlier step in flight samples into `row`.
     pub tokens: Range<u32>,
-    /// Where the block table stands in [`StepPlan::blocks`]; covers positions `0..start + len`.
+    /// Leading blocks of its table that earlier steps have told of this row; 0 when the row may hold another's.
+    pub known_blocks: u32,
+    /// Where the rest of the block table stands in [`StepPlan::blocks`]; the whole covers positions `0..start + len`. See
+    /// [`crate::plan::RowTables`].
     pub blocks: Range<u32>,
     /// Whether the last token's logits are sampled (the entry reaches the end of the sequence).
     pub samples: bool,
@@ -81,12 +84,19 @@ pub struct StepPlan {
     pub entries: Vec<StepEntry>,
     /// Known inputs of all entries, one after another.
     pub tokens: Vec<Token>,
-    /// Block tables of all entries, one after another.
+    /// What is new of the block tables of all entries, one after another.
     pub blocks: Vec<BlockId>,
     /// Prompt tokens that entries score, one entry's after another.
     pub targets: Vec<Token>,
     /// Rows to set before the forward pass.
     pub row_inits: Vec<RowInit>,
+}
+
+impl StepEntry {
+    /// Blocks of its whole table.
+    pub fn num_blocks(&self) -> usize {
+        self.known_blocks as usize + self.blocks.len()
+    }
 }
 
 impl StepPlan {
@@ -100,8 +110,8 @@ impl StepPlan {
         &self.tokens[entry.tokens.start as usize..entry.tokens.end as usize]
     }
 
-    /// Block table of `entry`.
-    pub fn table(&self, entry: &StepEntry) -> &[BlockId] {
+    /// What is new of the block table of `entry`.
+    pub fn new_blocks(&self, entry: &StepEntry) -> &[BlockId] {
         &self.blocks[entry.blocks.start as usize..entry.blocks.end as usize]
     }
 

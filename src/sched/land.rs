@@ -142,6 +142,7 @@ impl Scheduler {
                 s.forget_late();
             }
             s.row_init = true;
+            s.told = if self.planted == Some(Planted::TableHalfTold) { s.told } else { 0 };
             if s.computed > e.start && (rollback || e.samples) {
                 self.stats.lost_tokens += u64::from(s.computed - e.start);
                 s.computed = e.start;

@@ -167,6 +167,7 @@ impl Scheduler {
             limit: max_tokens.min((self.cfg.max_model_len as u32).saturating_sub(prompt_len)),
             prompt_len,
             blocks: Vec::new(),
+            told: 0,
             published: 0,
             serial: Some(ROOT),
             announced: 0,
@@ -278,7 +279,7 @@ impl Scheduler {
             id: StepId(self.next_step),
             entries: Vec::with_capacity(entries),
             tokens: Vec::with_capacity(tokens),
-            blocks: Vec::with_capacity(blocks + entries),
+            blocks: Vec::with_capacity(blocks),
             targets: Vec::new(),
             row_inits: Vec::new(),
         };
@@ -401,7 +402,10 @@ impl Scheduler {
         let samples = end == s.target();
         let known = (s.tokens.len() as u32).min(end);
         let tokens = push_all(&mut plan.tokens, &s.tokens[start.min(known) as usize..known as usize]);
-        let blocks = push_all(&mut plan.blocks, &s.blocks[..end.div_ceil(self.cfg.block_size) as usize]);
+        let covered = end.div_ceil(self.cfg.block_size);
+        let known_blocks = s.told.min(covered);
+        let blocks = push_all(&mut plan.blocks, &s.blocks[known_blocks as usize..covered as usize]);
+        s.told = covered;
         if s.row_init {
             s.row_init = false;
             let mut init = s.row_state();
@@ -429,6 +433,7 @@ impl Scheduler {
             start,
             len,
             tokens,
+            known_blocks,
             blocks,
             samples,
             logprobs: s.logprobs,

@@ -56,6 +56,8 @@ pub(super) struct Sequence {
     /// Prompt and generated tokens the host knows.
     pub(super) tokens: Vec<Token>,
     pub(super) blocks: Vec<BlockId>,
+    /// Leading blocks that plans have told its row of.
+    pub(super) told: u32,
     /// Leading blocks that are published or shared.
     pub(super) published: u32,
     /// Serial of the last of them; `None` once the chain is broken by a hash collision.
