@@ -177,6 +177,7 @@ impl Scheduler {
             awaits: None,
             misfit: None,
             finish: None,
+            ends: Sequence::classes(&request.stop),
             refusal: self.refusal(prompt_len),
             chain: Vec::new(),
             rank: self.policy.rank(&candidate),
