@@ -125,7 +125,7 @@ impl SimModel {
 }
 
 fn scoring(plan: &StepPlan) -> impl Iterator<Item = (&StepEntry, &Scores)> {
-    plan.entries.iter().filter_map(|e| Some((e, e.scores.as_ref()?)))
+    plan.entries.iter().filter_map(|e| Some((e, e.scores.as_deref()?)))
 }
 
 #[derive(Debug, Clone)]
@@ -181,7 +181,7 @@ impl SimDevice {
     }
 
     fn slot(&self, entry: &StepEntry, pos: u32) -> usize {
-        let block = self.tables.of(entry).1.get((pos / self.block_size) as usize).map_or(0, |b| b.0);
+        let block = self.tables.of(entry).block((pos / self.block_size) as usize).map_or(0, |b| b.0);
         (block * self.block_size + pos % self.block_size) as usize
     }
 

@@ -26,7 +26,7 @@ pub struct StepEntry {
     /// With `samples`: how many of the most probable tokens to report beside the sampled one. `None` reports nothing.
     pub logprobs: Option<u32>,
     /// Prompt tokens whose probability this entry's logits tell.
-    pub scores: Option<Scores>,
+    pub scores: Option<Box<Scores>>,
     /// With `samples`: the token is not drawn before a [`TokenMask`] is supplied, and lands in the step's late part. What
     /// else the step does waits for nothing.
     pub awaits_mask: bool,

@@ -10,11 +10,24 @@ pub struct RowTables {
     rows: Vec<RowTable>,
 }
 
+/// The block table of a row.
 #[derive(Debug, Clone, Default)]
-struct RowTable {
-    /// Counts the times that it started over or lost blocks.
-    version: u64,
-    blocks: Vec<BlockId>,
+pub struct RowTable {
+    /// Counts the times that it started over or lost blocks: of one version it has only grown.
+    pub version: u64,
+    pub blocks: Vec<BlockId>,
+    /// Of `blocks`; what a decode step needs of them, in one place with their number.
+    last: Option<BlockId>,
+}
+
+/// Of rows that no plan has named.
+static NO_TABLE: RowTable = RowTable { version: 0, blocks: Vec::new(), last: None };
+
+impl RowTable {
+    /// The block with this index.
+    pub fn block(&self, index: usize) -> Option<BlockId> {
+        if index + 1 == self.blocks.len() { self.last } else { self.blocks.get(index).copied() }
+    }
 }
 
 impl RowTables {
@@ -26,7 +39,7 @@ impl RowTables {
             if row >= self.rows.len() {
                 self.rows.resize_with(row + 1, RowTable::default);
             }
-            let RowTable { version, blocks: table } = &mut self.rows[row];
+            let RowTable { version, blocks: table, last } = &mut self.rows[row];
             if table.len() < known {
                 return Err(Error::internal(format!(
                     "step {} builds on {known} blocks of row {row}, which has {}",
@@ -34,16 +47,20 @@ impl RowTables {
                     table.len()
                 )));
             }
-            *version += u64::from(known == 0 || known < table.len());
-            table.truncate(known);
-            table.extend_from_slice(plan.new_blocks(entry));
+            let (new, starts_over) = (plan.new_blocks(entry), known == 0 || known < table.len());
+            if starts_over || !new.is_empty() {
+                *version += u64::from(starts_over);
+                table.truncate(known);
+                table.extend_from_slice(new);
+                *last = table.last().copied();
+            }
         }
         Ok(())
     }
 
-    /// The whole table of an entry whose plan was taken in last. A row's table of the same version has only grown.
-    pub fn of(&self, entry: &StepEntry) -> (u64, &[BlockId]) {
-        self.rows.get(entry.row.0 as usize).map_or((0, &[]), |table| (table.version, &table.blocks))
+    /// The whole table of an entry whose plan was taken in last.
+    pub fn of(&self, entry: &StepEntry) -> &RowTable {
+        self.rows.get(entry.row.0 as usize).unwrap_or(&NO_TABLE)
     }
 }
 
@@ -79,7 +96,9 @@ mod tests {
         {
             let plan = plan(known, new);
             tables.apply(&plan).unwrap();
-            assert_eq!(tables.of(&plan.entries[0]).1, whole.iter().copied().map(BlockId).collect::<Vec<_>>());
+            let table = tables.of(&plan.entries[0]);
+            assert_eq!(table.blocks, whole.iter().copied().map(BlockId).collect::<Vec<_>>());
+            assert!((0..4).all(|i| table.block(i) == table.blocks.get(i).copied()));
         }
     }
 

@@ -5,10 +5,11 @@ use super::graphs::Padding;
 use super::memory::WORD;
 use super::rows::pack_row;
 use super::tables::{HeldTables, TableLayout};
-use crate::base::{BlockId, DType, Error, Result};
+use crate::base::{DType, Error, Result};
 use crate::hal::ops::SAMPLER_WORDS;
 use crate::hal::{Allocation, HostBuffer, Tensor};
 use crate::model::decoder::Batch;
+use crate::plan::tables::RowTable;
 use crate::plan::{RowTables, Scores, StepEntry, StepPlan};
 use std::sync::Arc;
 
@@ -214,7 +215,7 @@ pub(super) fn pack(
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
-        pack_tokens((plan, entry, tables.of(entry).1), (&mut words, sections, token), (shape, vocab))?;
+        pack_tokens((plan, entry, tables.of(entry)), (&mut words, sections, token), (shape, vocab))?;
         if let Some(scores) = &entry.scores {
             pack_scores(plan, (entry, scores), (&mut words, sections), (token, score), vocab)?;
             score += scores.targets.len();
@@ -298,7 +299,7 @@ fn pack_scores(
 }
 
 fn pack_tokens(
-    (plan, entry, table): (&StepPlan, &StepEntry, &[BlockId]),
+    (plan, entry, table): (&StepPlan, &StepEntry, &RowTable),
     (words, sections, first): (&mut Words<'_>, Sections, usize),
     (InputShape { block_size, padding, .. }, vocab): (InputShape, usize),
 ) -> Result<()> {
@@ -316,7 +317,7 @@ fn pack_tokens(
             None => -(entry.row.0 as i32) - 1,
         };
         let block = table
-            .get(position / block_size)
+            .block(position / block_size)
             .ok_or_else(|| Error::internal(format!("no block for position {position} of a step")))?;
         words.set(sections.ids + first + i, id);
         words.set(sections.positions + first + i, position as i32);

@@ -1,6 +1,7 @@
 //! Block tables among a step's inputs: a buffer that is packed again mostly holds them from the last time.
 
 use super::inputs::Words;
+use crate::plan::tables::RowTable;
 use crate::plan::{RowTables, StepPlan};
 
 /// Where the tables of one step stand.
@@ -37,8 +38,8 @@ impl HeldTables {
         }
         self.entries.truncate(plan.entries.len());
         for (i, entry) in plan.entries.iter().enumerate() {
-            let (version, table) = tables.of(entry);
-            let now = Held { row: entry.row.0, version, blocks: table.len() };
+            let RowTable { version, blocks: table, .. } = tables.of(entry);
+            let now = Held { row: entry.row.0, version: *version, blocks: table.len() };
             let held = match self.entries.get_mut(i) {
                 Some(held) => std::mem::replace(held, now),
                 None => {
@@ -120,7 +121,7 @@ mod tests {
             let words: Vec<_> =
                 host.bytes().chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect();
             for (s, entry) in plan.entries.iter().enumerate() {
-                let whole: Vec<_> = tables.of(entry).1.iter().map(|id| id.0 + 1).collect();
+                let whole: Vec<_> = tables.of(entry).blocks.iter().map(|id| id.0 + 1).collect();
                 assert_eq!(words[layout.first + s * STRIDE..][..whole.len()], whole, "step {i}, entry {s}");
             }
             // What pads a step is written over tables that nobody has.

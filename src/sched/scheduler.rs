@@ -426,7 +426,7 @@ impl Scheduler {
         let scores = s.prompt_logprobs.filter(|_| !unscored.is_empty()).map(|alternatives| {
             let targets =
                 push_all(&mut plan.targets, &s.tokens[unscored.start as usize + 1..unscored.end as usize + 1]);
-            Scores { from: unscored.start, targets, alternatives }
+            Box::new(Scores { from: unscored.start, targets, alternatives })
         });
         plan.entries.push(StepEntry {
             seq: s.id,

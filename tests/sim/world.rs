@@ -235,7 +235,7 @@ impl<'a> World<'a> {
         self.computed.extend(plan.entries.iter().map(|e| (e.seq, e.start, e.start + e.len)));
         self.inflight.push_back((plan.id, StepPart::First));
         self.tables.apply(&plan).map_err(|e| e.message)?;
-        let blocks = plan.entries.iter().flat_map(|e| self.tables.of(e).1).copied().collect();
+        let blocks = plan.entries.iter().flat_map(|e| &self.tables.of(e).blocks).copied().collect();
         self.plans.push_back((plan.id, blocks));
         self.computed_in = plan.id;
         for e in plan.entries.iter().filter(|e| e.awaits_mask) {
