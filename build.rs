@@ -55,6 +55,9 @@ fn kernels() {
             Vec::new()
         }
     };
+    // What the library says of itself. The host's processor needs no images.
+    let devices = if images.is_empty() { r#"["cpu"]"# } else { r#"["cpu","cuda"]"# };
+    println!("cargo:rustc-env=YINIAN_DEVICES={devices}");
     let mut table = String::from("pub(super) static IMAGES: &[(&str, &[u8])] = &[\n");
     for (name, path) in images {
         writeln!(table, "    ({name:?}, include_bytes!({path:?})),").expect("a string");

@@ -489,7 +489,8 @@ extern "C" {
 uint32_t yn_version(void);
 
 /*
- Version and devices as a JSON object. Static, never freed. Also fine after fork.
+ What this build is, as a JSON object: its version, and as `devices` the kinds of devices that it has code for, whether or
+ not this machine has them. Static, never freed. Also fine after fork.
 
  # Safety
  Always safe to call.

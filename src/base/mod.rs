@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod hash;
 pub mod ids;
 pub mod json;
 pub mod metrics;

@@ -234,7 +234,8 @@ impl Core {
         for (batch, output) in self.batches.iter_mut().zip(&self.outputs) {
             if !batch.is_empty() {
                 // An output thread ends only after this one.
-                let _ = output.send(OutputMsg::Step { t_ns, items: std::mem::take(batch) });
+                let next = Vec::with_capacity(batch.len());
+                let _ = output.send(OutputMsg::Step { t_ns, items: std::mem::replace(batch, next) });
             }
         }
     }

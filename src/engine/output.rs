@@ -1,6 +1,7 @@
 //! Output threads: tokens to text, stop strings, events into the host's queues. A request is served by one of them.
 
 use crate::base::error::panic_text;
+use crate::base::hash::NumberMap;
 use crate::base::{Error, SeqId, Token};
 use crate::engine::place::Seat;
 use crate::engine::queue::Piece;
@@ -8,7 +9,6 @@ use crate::engine::shared::Shared;
 use crate::plan::{FinishReason, Logprob};
 use crate::text::{Detokenizer, StopMatcher};
 use crossbeam_channel::Receiver;
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Generated tokens by which a sequence with stop strings may be ahead of its detokenizer.
@@ -120,7 +120,7 @@ impl Writer {
 
 /// The body of an output thread; returns when all senders are gone.
 pub(crate) fn run(inbox: &Receiver<OutputMsg>, shared: &Shared) {
-    let mut writers: HashMap<SeqId, Box<Writer>> = HashMap::new();
+    let mut writers = NumberMap::default();
     while let Ok(message) = inbox.recv() {
         match message {
             OutputMsg::Open(seq, writer) => {
@@ -146,7 +146,7 @@ pub(crate) fn run(inbox: &Receiver<OutputMsg>, shared: &Shared) {
 
 /// Hands one item to its writer; true when the engine thread may be holding the sequence back. A panic ends this
 /// request alone.
-fn serve(writers: &mut HashMap<SeqId, Box<Writer>>, seq: SeqId, item: Item, t_ns: u64) -> bool {
+fn serve(writers: &mut NumberMap<SeqId, Box<Writer>>, seq: SeqId, item: Item, t_ns: u64) -> bool {
     let Some(writer) = writers.get_mut(&seq) else { return false };
     match item {
         Item::Started { cached_tokens } => writer.seat.started(cached_tokens, t_ns),

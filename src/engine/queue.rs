@@ -1,10 +1,11 @@
 //! Event queues: what hosts poll. Unread output of a request merges in place; Done always has its place.
 
+use crate::base::hash::NumberMap;
 use crate::base::{Error, ErrorKind, RequestId, Result};
 use crate::engine::State;
 use crate::engine::stream::Stream;
 pub use crate::engine::stream::{Done, Output, OutputStream, Overrun, Piece, PromptTokens, StreamInfo};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,7 @@ enum Entry {
 #[derive(Debug, Default)]
 pub(super) struct Inner {
     ready: VecDeque<Entry>,
-    streams: HashMap<u64, Stream>,
+    streams: NumberMap<u64, Stream>,
     /// Of `streams`, those that are done.
     ended: usize,
     next_key: u64,
@@ -78,6 +79,10 @@ pub(super) struct Inner {
     shut: bool,
     bell: Option<Box<dyn Bell>>,
     rung: bool,
+    /// Pollers that sleep, or were notified and have not got hold of the lock yet.
+    sleeping: usize,
+    /// At most as many of them as were notified. To notify is a call of the kernel, so nobody is notified twice.
+    notified: usize,
 }
 
 /// A queue of events for one or more pollers.
@@ -197,7 +202,7 @@ impl EventQueue {
                 let wrote = inner.drain(sink);
                 self.settle(&mut inner);
                 if !inner.ready.is_empty() {
-                    self.changed.notify_one();
+                    self.notify(&mut inner);
                 } else if inner.shut && inner.streams.is_empty() {
                     // Other pollers wait for something that will not come any more.
                     self.changed.notify_all();
@@ -213,16 +218,20 @@ impl EventQueue {
                 self.settle(&mut inner);
                 return Err(timed_out());
             }
+            inner.sleeping += 1;
             inner = match (timeout, deadline) {
                 (Some(_), Some(at)) => {
                     let left = at.saturating_duration_since(Instant::now());
                     if left.is_zero() {
+                        inner.sleeping -= 1;
                         return Err(timed_out());
                     }
                     self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
                 }
                 _ => self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
             };
+            inner.sleeping -= 1;
+            inner.notified = inner.notified.saturating_sub(1);
         }
     }
 
@@ -234,7 +243,15 @@ impl EventQueue {
     /// Something became ready.
     pub(super) fn announce(&self, inner: &mut Inner) {
         self.settle(inner);
-        self.changed.notify_one();
+        self.notify(inner);
+    }
+
+    /// Wakes a poller that nobody has woken.
+    fn notify(&self, inner: &mut Inner) {
+        if inner.notified < inner.sleeping {
+            inner.notified += 1;
+            self.changed.notify_one();
+        }
     }
 
     /// Brings the bell in line with the queue.

@@ -7,8 +7,8 @@ use crate::base::{Error, ErrorKind, Result, SeqId, StepId, Token};
 use crate::exec::Executor;
 use crate::exec::worker::Work;
 use crate::plan::{
-    Logprob, Request, RowInit, Sampled, Scored, Scores, StepEntry, StepOutcome, StepOutput, StepPlan, StepResults,
-    TokenMask,
+    Logprob, Request, RowInit, RowTables, Sampled, Scored, Scores, StepEntry, StepOutcome, StepOutput, StepPlan,
+    StepResults, TokenMask,
 };
 use std::collections::{HashMap, VecDeque};
 
@@ -125,7 +125,7 @@ impl SimModel {
 }
 
 fn scoring(plan: &StepPlan) -> impl Iterator<Item = (&StepEntry, &Scores)> {
-    plan.entries.iter().filter_map(|e| Some((e, e.scores.as_ref()?)))
+    plan.entries.iter().filter_map(|e| Some((e, e.scores.as_deref()?)))
 }
 
 #[derive(Debug, Clone)]
@@ -143,6 +143,7 @@ pub struct SimDevice {
     /// Position and content of every cell, by block and offset.
     kv: Vec<(u32, u64)>,
     rows: Vec<Option<RowState>>,
+    tables: RowTables,
     /// What was read for entries that wait for their masks, by sampler row.
     waiting: HashMap<usize, (StepId, StepEntry, u64)>,
     rng: SplitMix64,
@@ -160,6 +161,7 @@ impl SimDevice {
             block_size: cfg.block_size,
             kv: vec![UNWRITTEN; cfg.num_blocks as usize * cfg.block_size as usize],
             rows: vec![None; cfg.rows],
+            tables: RowTables::default(),
             waiting: HashMap::new(),
             rng: SplitMix64(cfg.seed),
             complaint: None,
@@ -178,8 +180,8 @@ impl SimDevice {
         }
     }
 
-    fn slot(&self, table: &[crate::base::BlockId], pos: u32) -> usize {
-        let block = table.get((pos / self.block_size) as usize).map_or(0, |b| b.0);
+    fn slot(&self, entry: &StepEntry, pos: u32) -> usize {
+        let block = self.tables.of(entry).block((pos / self.block_size) as usize).map_or(0, |b| b.0);
         (block * self.block_size + pos % self.block_size) as usize
     }
 
@@ -192,6 +194,13 @@ impl SimDevice {
 
     /// Sets rows and writes the cells of all entries.
     pub fn write_all(&mut self, plan: &StepPlan) {
+        let lost = plan.entries.iter().find(|e| e.known_blocks > 0 && self.rows[e.row.0 as usize].is_none());
+        if let Some(e) = lost {
+            self.complain(|| format!("{:?} builds on the table of a row that a failed step lost", e.seq));
+        }
+        if let Err(e) = self.tables.apply(plan) {
+            self.complain(|| e.message);
+        }
         for init in &plan.row_inits {
             self.rows[init.row.0 as usize] = Some(RowState { init: init.clone(), last: None });
             self.waiting.remove(&(init.row.0 as usize));
@@ -206,23 +215,19 @@ impl SimDevice {
         let (model, rank) = (self.model, self.rank);
         let mut reads = Vec::new();
         for (e, scores) in scoring(plan) {
-            let table = plan.table(e);
             let end = scores.from + scores.targets.len() as u32;
             if scores.from < e.start || end > e.start + e.len {
                 self.complain(|| format!("{:?} scores positions {}..{end} in {e:?}", e.seq, scores.from));
             }
             let mut read = 0;
             for pos in 0..end {
-                read = model.read(rank, read, self.load(table, pos, e.seq));
+                read = model.read(rank, read, self.load(e, pos));
                 if pos >= scores.from {
                     reads.push(read);
                 }
             }
         }
-        let one = |e: &StepEntry| {
-            let table = plan.table(e);
-            (0..e.start + e.len).fold(0, |read, pos| model.read(rank, read, self.load(table, pos, e.seq)))
-        };
+        let one = |e: &StepEntry| (0..e.start + e.len).fold(0, |read, pos| model.read(rank, read, self.load(e, pos)));
         reads.extend(plan.entries.iter().filter(|e| e.samples).map(one));
         reads
     }
@@ -266,9 +271,9 @@ impl SimDevice {
     /// A number for everything that `plan` mentions of this rank's memory: equal on all ranks after the step.
     pub fn digest(&self, plan: &StepPlan) -> u64 {
         plan.entries.iter().fold(plan.id.0, |sum, e| {
-            let (table, row) = (plan.table(e), &self.rows[e.row.0 as usize]);
+            let row = &self.rows[e.row.0 as usize];
             let cells = (0..e.start + e.len).fold(sum, |sum, pos| {
-                let (found, cell) = self.kv[self.slot(table, pos)];
+                let (found, cell) = self.kv[self.slot(e, pos)];
                 mix(sum, mix(cell, u64::from(found)))
             });
             format!("{row:?}").bytes().fold(cells, |sum, b| mix(sum, u64::from(b)))
@@ -277,7 +282,7 @@ impl SimDevice {
 
     /// Writes the cells of an entry's tokens, each on top of the one before it.
     fn write(&mut self, plan: &StepPlan, entry: &StepEntry) {
-        let (inputs, table) = (plan.inputs(entry), plan.table(entry));
+        let inputs = plan.inputs(entry);
         for i in 0..entry.len {
             let pos = entry.start + i;
             let known = inputs.get(i as usize).copied();
@@ -287,15 +292,15 @@ impl SimDevice {
             };
             let before = match pos {
                 0 => 0,
-                _ => self.load(table, pos - 1, entry.seq),
+                _ => self.load(entry, pos - 1),
             };
-            let slot = self.slot(table, pos);
+            let slot = self.slot(entry, pos);
             self.kv[slot] = (pos, self.model.cell(before, token));
         }
     }
 
-    fn load(&mut self, table: &[crate::base::BlockId], pos: u32, seq: SeqId) -> u64 {
-        let (found, cell) = self.kv[self.slot(table, pos)];
+    fn load(&mut self, entry: &StepEntry, pos: u32) -> u64 {
+        let (seq, (found, cell)) = (entry.seq, self.kv[self.slot(entry, pos)]);
         if found != pos {
             self.complain(|| format!("{seq:?} reads position {pos} and finds {found}"));
         }
@@ -328,11 +333,14 @@ impl SimDevice {
 
     /// A step that breaks off: some of its cells hold rubbish, and its rows are lost.
     pub fn ruin(&mut self, plan: &StepPlan) {
+        if let Err(e) = self.tables.apply(plan) {
+            self.complain(|| e.message);
+        }
         for entry in &plan.entries {
             self.rows[entry.row.0 as usize] = None;
             self.waiting.remove(&(entry.row.0 as usize));
             for pos in entry.start..entry.start + entry.len {
-                let slot = self.slot(plan.table(entry), pos);
+                let slot = self.slot(entry, pos);
                 self.kv[slot] = (pos, self.rng.next_u64());
             }
         }

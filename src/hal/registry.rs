@@ -109,6 +109,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_build_names_the_devices_that_can_be_asked_for() {
+        let named: Vec<String> = serde_json::from_str(env!("YINIAN_DEVICES")).unwrap();
+        for device in ["cpu", "cuda", "ascend"] {
+            assert_eq!(named.iter().any(|n| n == device), check(device).is_ok(), "{device}");
+        }
+    }
+
+    #[test]
     fn names_parse_and_others_are_refused() {
         assert_eq!(parse("cuda").unwrap(), Name::Cuda(0));
         assert_eq!(parse("cuda:12").unwrap(), Name::Cuda(12));

@@ -6,6 +6,7 @@ pub mod kv;
 pub mod params;
 pub mod request;
 pub mod step;
+pub mod tables;
 
 pub use cost::StepCost;
 pub use kv::{KvGroup, KvSpec};
@@ -15,3 +16,4 @@ pub use step::{
     Logprob, RowInit, Sampled, Scored, Scores, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, StepResults,
     TokenMask,
 };
+pub use tables::RowTables;

@@ -16,14 +16,17 @@ pub struct StepEntry {
     /// Where the known inputs stand in [`StepPlan::tokens`]. One shorter than `len` when the last input is the token
     /// that an earlier step in flight samples into `row`.
     pub tokens: Range<u32>,
-    /// Where the block table stands in [`StepPlan::blocks`]; covers positions `0..start + len`.
+    /// Leading blocks of its table that earlier steps have told of this row; 0 when the row may hold another's.
+    pub known_blocks: u32,
+    /// Where the rest of the block table stands in [`StepPlan::blocks`]; the whole covers positions `0..start + len`. See
+    /// [`crate::plan::RowTables`].
     pub blocks: Range<u32>,
     /// Whether the last token's logits are sampled (the entry reaches the end of the sequence).
     pub samples: bool,
     /// With `samples`: how many of the most probable tokens to report beside the sampled one. `None` reports nothing.
     pub logprobs: Option<u32>,
     /// Prompt tokens whose probability this entry's logits tell.
-    pub scores: Option<Scores>,
+    pub scores: Option<Box<Scores>>,
     /// With `samples`: the token is not drawn before a [`TokenMask`] is supplied, and lands in the step's late part. What
     /// else the step does waits for nothing.
     pub awaits_mask: bool,
@@ -81,12 +84,19 @@ pub struct StepPlan {
     pub entries: Vec<StepEntry>,
     /// Known inputs of all entries, one after another.
     pub tokens: Vec<Token>,
-    /// Block tables of all entries, one after another.
+    /// What is new of the block tables of all entries, one after another.
     pub blocks: Vec<BlockId>,
     /// Prompt tokens that entries score, one entry's after another.
     pub targets: Vec<Token>,
     /// Rows to set before the forward pass.
     pub row_inits: Vec<RowInit>,
+}
+
+impl StepEntry {
+    /// Blocks of its whole table.
+    pub fn num_blocks(&self) -> usize {
+        self.known_blocks as usize + self.blocks.len()
+    }
 }
 
 impl StepPlan {
@@ -100,8 +110,8 @@ impl StepPlan {
         &self.tokens[entry.tokens.start as usize..entry.tokens.end as usize]
     }
 
-    /// Block table of `entry`.
-    pub fn table(&self, entry: &StepEntry) -> &[BlockId] {
+    /// What is new of the block table of `entry`.
+    pub fn new_blocks(&self, entry: &StepEntry) -> &[BlockId] {
         &self.blocks[entry.blocks.start as usize..entry.blocks.end as usize]
     }
 

@@ -2,6 +2,7 @@
 
 use super::memory::WORD;
 use super::rows::RowBuffers;
+use super::tables::HeldTables;
 use crate::base::{Error, ErrorKind, Result, SeqId, StepId};
 use crate::hal::{Event, HostBuffer};
 use crate::plan::{Logprob, Sampled, Scored, StepEntry, StepOutcome, StepOutput, StepPart, StepPlan, StepResults};
@@ -11,6 +12,8 @@ use crossbeam_channel::Sender;
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) inputs: Box<dyn HostBuffer>,
+    /// What `inputs` holds of block tables.
+    pub(super) held: HeldTables,
     pub(super) rows: RowBuffers,
     pub(super) tokens: Box<dyn HostBuffer>,
     /// Logprobs that were asked for: of prompt tokens, then of sampled ones.
@@ -53,16 +56,14 @@ impl Wanted {
 
     /// What a step reports whose logprobs have room for so many alternatives.
     pub(super) fn of(plan: &StepPlan, alternatives: usize) -> Self {
+        let mut samplers = Vec::with_capacity(plan.entries.len());
         let scores = |e: &StepEntry| e.scores.as_ref().map(|s| (e.seq, s.targets.len(), s.alternatives));
         let sampler = |e: &StepEntry| {
             let logprobs = e.logprobs.filter(|_| !e.awaits_mask);
             Sampler { seq: e.seq, logprobs, waits: e.awaits_mask }
         };
-        Self {
-            scorers: plan.entries.iter().filter_map(scores).collect(),
-            samplers: plan.entries.iter().filter(|e| e.samples).map(sampler).collect(),
-            alternatives,
-        }
+        samplers.extend(plan.entries.iter().filter(|e| e.samples).map(sampler));
+        Self { scorers: plan.entries.iter().filter_map(scores).collect(), samplers, alternatives }
     }
 }
 
@@ -120,11 +121,12 @@ impl Flight {
                 format!("the logits of sequence {} contain NaN; the weights or the model's dtype may be broken", seq.0);
             return Err(Error::new(ErrorKind::Device, text));
         }
-        let sampled = drawn().map(|(&Sampler { seq, logprobs: wants, .. }, &token)| {
+        let mut sampled = Vec::with_capacity(samplers.len());
+        sampled.extend(drawn().map(|(&Sampler { seq, logprobs: wants, .. }, &token)| {
             let logprobs = wants.map(|k| logprobs(reports.next().unwrap_or_default(), k).collect());
             Sampled { seq, token, logprobs: logprobs.unwrap_or_default() }
-        });
-        Ok(StepResults { sampled: sampled.collect(), scored })
+        }));
+        Ok(StepResults { sampled, scored })
     }
 }
 

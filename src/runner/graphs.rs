@@ -3,7 +3,7 @@
 
 use crate::base::Row;
 use crate::hal::Graph;
-use crate::plan::StepPlan;
+use crate::plan::{StepEntry, StepPlan};
 use std::collections::HashMap;
 
 /// Steps of more sequences are not recorded: the host's part of them is small beside the device's.
@@ -51,7 +51,7 @@ impl Graphs {
         if !plain {
             return None;
         }
-        let widest = plan.entries.iter().map(|e| e.blocks.len()).max().unwrap_or(0);
+        let widest = plan.entries.iter().map(StepEntry::num_blocks).max().unwrap_or(0);
         let at_least = |sizes: &[usize], n: usize| sizes.iter().copied().find(|size| *size >= n);
         let bucket =
             Bucket { seqs: at_least(&self.seqs, plan.entries.len())?, blocks: at_least(&self.blocks, widest)? };

@@ -4,11 +4,13 @@ use super::RunnerOptions;
 use super::graphs::Padding;
 use super::memory::WORD;
 use super::rows::pack_row;
+use super::tables::{HeldTables, TableLayout};
 use crate::base::{DType, Error, Result};
 use crate::hal::ops::SAMPLER_WORDS;
 use crate::hal::{Allocation, HostBuffer, Tensor};
 use crate::model::decoder::Batch;
-use crate::plan::{Scores, StepEntry, StepPlan};
+use crate::plan::tables::RowTable;
+use crate::plan::{RowTables, Scores, StepEntry, StepPlan};
 use std::sync::Arc;
 
 /// Sections start at multiples of this many words.
@@ -179,36 +181,41 @@ pub(super) struct Packed {
 }
 
 /// Writes words into a host buffer.
-pub(super) struct Words<'a>(pub(super) &'a mut [u8]);
+pub(super) struct Words<'a>(&'a mut [[u8; WORD]]);
 
-impl Words<'_> {
+impl<'a> Words<'a> {
+    pub(super) fn of(buffer: &'a mut dyn HostBuffer) -> Self {
+        Self(buffer.bytes_mut().as_chunks_mut().0)
+    }
+
     pub(super) fn set(&mut self, index: usize, value: i32) {
-        self.0[index * WORD..(index + 1) * WORD].copy_from_slice(&value.to_ne_bytes());
+        self.0[index] = value.to_ne_bytes();
     }
 
     pub(super) fn set_all(&mut self, first: usize, values: impl ExactSizeIterator<Item = i32>) {
-        let words = self.0[first * WORD..][..values.len() * WORD].chunks_exact_mut(WORD);
-        words.zip(values).for_each(|(word, value)| word.copy_from_slice(&value.to_ne_bytes()));
+        let words = &mut self.0[first..first + values.len()];
+        words.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_ne_bytes());
     }
 }
 
-/// Packs `plan`, padded where `padding` says so. A plan beyond the runner's sizes is a bug of the scheduler: `Internal`.
+/// Packs `plan`, which `tables` has taken in, padded where `padding` says so. A plan beyond the runner's sizes is a bug of
+/// the scheduler: `Internal`.
 pub(super) fn pack(
-    plan: &StepPlan,
+    (plan, tables): (&StepPlan, &RowTables),
     (shape, vocab): (InputShape, usize),
     padding: Option<Padding>,
-    host: &mut dyn HostBuffer,
+    (host, held): (&mut dyn HostBuffer, &mut HeldTables),
 ) -> Result<Packed> {
     let mut packed = Packed::of(plan, shape, padding)?;
     let sections = packed.sections;
-    let mut words = Words(host.bytes_mut());
+    let mut words = Words::of(host);
+    let layout = TableLayout { first: sections.tables, stride: packed.blocks, shift: shape.padding };
+    held.pack((plan, tables), layout, &mut words);
     let (mut token, mut sample, mut score, mut wait) = (0, 0, 0, 0);
     for (s, entry) in plan.entries.iter().enumerate() {
         words.set(sections.starts + s, token as i32);
         words.set(sections.context_lens + s, (entry.start + entry.len) as i32);
-        let table = plan.table(entry).iter().map(|id| (shape.padding + id.0 as usize) as i32);
-        words.set_all(sections.tables + s * packed.blocks, table);
-        pack_tokens(plan, entry, (&mut words, sections, token), (shape, vocab))?;
+        pack_tokens((plan, entry, tables.of(entry)), (&mut words, sections, token), (shape, vocab))?;
         if let Some(scores) = &entry.scores {
             pack_scores(plan, (entry, scores), (&mut words, sections), (token, score), vocab)?;
             score += scores.targets.len();
@@ -292,12 +299,11 @@ fn pack_scores(
 }
 
 fn pack_tokens(
-    plan: &StepPlan,
-    entry: &StepEntry,
+    (plan, entry, table): (&StepPlan, &StepEntry, &RowTable),
     (words, sections, first): (&mut Words<'_>, Sections, usize),
     (InputShape { block_size, padding, .. }, vocab): (InputShape, usize),
 ) -> Result<()> {
-    let (inputs, table) = (plan.inputs(entry), plan.table(entry));
+    let inputs = plan.inputs(entry);
     if inputs.len() != entry.len as usize && inputs.len() + 1 != entry.len as usize {
         return Err(Error::internal(format!("{} inputs for {} tokens of a step", inputs.len(), entry.len)));
     }
@@ -311,7 +317,7 @@ fn pack_tokens(
             None => -(entry.row.0 as i32) - 1,
         };
         let block = table
-            .get(position / block_size)
+            .block(position / block_size)
             .ok_or_else(|| Error::internal(format!("no block for position {position} of a step")))?;
         words.set(sections.ids + first + i, id);
         words.set(sections.positions + first + i, position as i32);
@@ -328,7 +334,7 @@ impl Packed {
     fn of(plan: &StepPlan, shape: InputShape, padding: Option<Padding>) -> Result<Self> {
         let tokens = plan.num_tokens();
         let seqs = plan.entries.len();
-        let blocks = plan.entries.iter().map(|e| e.blocks.len()).max().unwrap_or(0);
+        let blocks = plan.entries.iter().map(StepEntry::num_blocks).max().unwrap_or(0);
         let samples = plan.entries.iter().filter(|e| e.samples).count();
         if tokens == 0 && padding.is_none() || tokens > shape.tokens || seqs > shape.seqs || blocks > shape.blocks {
             return Err(Error::internal(format!(

@@ -7,6 +7,7 @@ use super::flight::{Sampler, Slot};
 use super::inputs::Words;
 use super::memory::{REPORT_WORDS, WORD};
 use super::rows::RowBuffers;
+use super::tables::HeldTables;
 use crate::base::{DType, Error, Result, SeqId, StepId};
 use crate::hal::{Allocation, Device, Tensor};
 use crate::plan::{StepPlan, TokenMask};
@@ -79,6 +80,7 @@ impl LateRows {
         for _ in 0..ring(options) {
             let slot = Slot {
                 inputs: device.host_buffer(n * SECTIONS * WORD)?,
+                held: HeldTables::default(),
                 rows: RowBuffers::none(),
                 tokens: device.host_buffer(n * WORD)?,
                 reports: device.host_buffer(n * REPORT_WORDS * WORD)?,
@@ -129,7 +131,7 @@ impl LateRows {
                 step.0
             )));
         }
-        let mut words = Words(slot.inputs.bytes_mut());
+        let mut words = Words::of(slot.inputs.as_mut());
         let (mut samplers, mut reports) = (Vec::with_capacity(n), 0);
         for (i, mask) in masks.iter().enumerate() {
             let is_it = |w: &Option<Waiting>| w.is_some_and(|w| (w.step, w.seq) == (step, mask.seq));
@@ -148,7 +150,7 @@ impl LateRows {
             samplers.push(Sampler { seq: mask.seq, logprobs: waiting.logprobs, waits: false });
         }
         if let Some(host) = &mut slot.masks {
-            let mut words = Words(host.bytes_mut());
+            let mut words = Words::of(host.as_mut());
             let all = masks.iter().enumerate();
             all.for_each(|(i, mask)| words.set_all(i * width, mask.words.iter().map(|w| *w as i32)));
         }

@@ -11,6 +11,7 @@ mod memory;
 mod model_runner;
 mod pool;
 mod rows;
+mod tables;
 mod warm;
 
 pub use budget::{Demand, num_blocks, rooms, settle};

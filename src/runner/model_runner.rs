@@ -7,6 +7,7 @@ use super::late::{LateRows, LateTensors};
 use super::memory::{RunnerOptions, WORD, arena_plan, kv_spec, sampler_rows};
 use super::pool::KvRoom;
 use super::rows::{RowBuffers, SamplerRows};
+use super::tables::HeldTables;
 use super::warm::{Sampling, largest, nothing, single};
 use crate::base::{BlockId, DType, Error, Result, Row, StepId, Token};
 use crate::hal::arena::Arena;
@@ -15,7 +16,7 @@ use crate::hal::ops::{KvLayer, Logprobs, Sample};
 use crate::hal::{Allocation, Device, Event, Stream, Tensor};
 use crate::model::Model;
 use crate::model::decoder::{Buffers, Pass};
-use crate::plan::{KvSpec, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
+use crate::plan::{KvSpec, RowTables, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -34,6 +35,7 @@ pub struct ModelRunner {
     /// U8 `[blocks, block_bytes]`, with the blocks that no sequence has first.
     pool: Tensor,
     rows: SamplerRows,
+    tables: RowTables,
     /// Where entries may wait for masks.
     late: Option<LateRows>,
     /// Where the device records work.
@@ -96,6 +98,7 @@ impl ModelRunner {
             let slot = || -> Result<Slot> {
                 Ok(Slot {
                     inputs: device.host_buffer(shape.words() * WORD)?,
+                    held: HeldTables::default(),
                     rows: RowBuffers::new(device.as_ref(), vocab_size)?,
                     tokens: device.host_buffer(samples * WORD)?,
                     reports: device.host_buffer(options.report_words() * WORD)?,
@@ -113,6 +116,7 @@ impl ModelRunner {
             pool: room.tensor(),
             rows: SamplerRows::new(device.as_ref(), sampler_rows(&options, caps), vocab_size)
                 .map_err(|e| e.within("sampler rows"))?,
+            tables: RowTables::default(),
             late: None,
             graphs,
             inputs: alloc(shape.words() * WORD, "step inputs")?,
@@ -166,7 +170,7 @@ impl ModelRunner {
         let mut ran = 0;
         for bucket in buckets {
             let Some(padding) = self.graphs.as_ref().map(|g| g.padded_to(bucket)) else { break };
-            let step = self.upload(&nothing(), Some(padding), &mut slot)?;
+            let step = self.upload((&nothing(), &self.tables), Some(padding), &mut slot)?;
             // What depends on the number of rows is prepared where it is first run.
             if std::mem::replace(&mut ran, bucket.seqs) != bucket.seqs {
                 self.compute(&step)?;
@@ -201,6 +205,7 @@ impl ModelRunner {
 
     /// Enqueues a step. On an error nothing of it counts and nothing of it runs any more.
     pub fn launch_step(&mut self, plan: &StepPlan) -> Result<Flight> {
+        self.tables.apply(plan)?;
         let mut slot = self.slot()?;
         match self.enqueue(plan, &mut slot) {
             Ok((event, alternatives)) => {
@@ -229,7 +234,7 @@ impl ModelRunner {
     /// The event behind the step, and the alternatives of each of its reports.
     fn enqueue(&self, plan: &StepPlan, slot: &mut Slot) -> Result<(Box<dyn Event>, usize)> {
         let padding = self.graphs.as_ref().and_then(|g| g.padding(plan));
-        let step = self.upload(plan, padding, slot)?;
+        let step = self.upload((plan, &self.tables), padding, slot)?;
         self.rows.set((&plan.row_inits, step.inits.as_ref()), self.stream.as_ref(), &mut slot.rows)?;
         self.comm.as_ref().map_or(Ok(()), |comm| comm.begin())?;
         let recorded = padding.and_then(|p| self.graphs.as_ref()?.get(p.bucket));
@@ -346,8 +351,9 @@ impl ModelRunner {
         Ok(())
     }
 
-    fn upload(&self, plan: &StepPlan, padding: Option<Padding>, slot: &mut Slot) -> Result<StepTensors> {
-        let packed = pack(plan, (self.shape, self.model.info.vocab_size), padding, slot.inputs.as_mut())?;
+    fn upload(&self, step: (&StepPlan, &RowTables), padding: Option<Padding>, slot: &mut Slot) -> Result<StepTensors> {
+        let packed =
+            pack(step, (self.shape, self.model.info.vocab_size), padding, (slot.inputs.as_mut(), &mut slot.held))?;
         self.stream.upload(&packed.whole(&self.inputs), slot.inputs.as_ref())?;
         Ok(packed.tensors(&self.inputs))
     }
@@ -399,7 +405,11 @@ impl ModelRunner {
             for (i, part) in tokens.chunks(chunk).enumerate() {
                 let end = i * chunk + part.len();
                 let table = (0..self.kv.blocks_for(end)).map(|b| BlockId(b as u32)).collect();
-                let step = self.upload(&single(part, i * chunk, table, Sampling::Skips), None, &mut slot)?;
+                let plan = single(part, i * chunk, table, Sampling::Skips);
+                let mut tables = RowTables::default();
+                tables.apply(&plan)?;
+                slot.held.forget();
+                let step = self.upload((&plan, &tables), None, &mut slot)?;
                 let hidden = self.pass().forward(&step.batch)?;
                 let most = self.options.max_samples();
                 for first in (0..part.len()).step_by(most) {
@@ -409,6 +419,7 @@ impl ModelRunner {
             Ok(())
         };
         let done = run();
+        slot.held.forget();
         self.put_back(slot);
         done.map(|()| out)
     }

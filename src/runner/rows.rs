@@ -147,7 +147,7 @@ fn pack_counts(init: &RowInit, bytes: usize, host: &mut dyn HostBuffer) -> Resul
 }
 
 fn pack_biases(init: &RowInit, host: &mut dyn HostBuffer) {
-    let mut words = Words(host.bytes_mut());
+    let mut words = Words::of(host);
     for (i, (token, bias)) in init.sampling.logit_bias().iter().take(SAMPLER_BIASES).enumerate() {
         words.set(2 * i, *token as i32);
         words.set(2 * i + 1, bias.to_bits() as i32);

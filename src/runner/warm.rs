@@ -52,6 +52,7 @@ fn append(plan: &mut StepPlan, tokens: Vec<Token>, start: usize, table: Vec<Bloc
         start: start as u32,
         len: tokens.len() as u32,
         tokens: token..token + tokens.len() as u32,
+        known_blocks: 0,
         blocks: block..block + table.len() as u32,
         samples: false,
         logprobs: None,
@@ -80,7 +81,7 @@ mod tests {
             let plan = largest(&options, 50);
             assert_eq!(plan.num_tokens(), tokens.min(seqs * len), "{options:?}");
             assert!(plan.entries.len() <= seqs && plan.entries.iter().all(|e| e.len as usize <= len), "{options:?}");
-            assert!(plan.entries.iter().all(|e| plan.table(e).len() == (e.len as usize).div_ceil(16)));
+            assert!(plan.entries.iter().all(|e| e.num_blocks() == (e.len as usize).div_ceil(16)));
         }
     }
 }

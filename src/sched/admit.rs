@@ -172,6 +172,7 @@ impl Scheduler {
         s.computed = cached;
         s.done = cached;
         s.published = self.hits.len() as u32;
+        s.told = 0;
         s.serial = Some(serial);
         s.announced = s.chain.len() as u32;
         s.awaits = None;

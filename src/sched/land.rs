@@ -8,7 +8,7 @@ use crate::sched::sequence::Place;
 use crate::sched::{Event, Planted};
 
 /// Failed steps in a row that end a sequence.
-const MAX_FAILURES: u32 = 3;
+const MAX_FAILURES: u8 = 3;
 
 impl Scheduler {
     /// Folds the oldest step in flight back in. An output that does not answer that step counts as its failure.
@@ -49,7 +49,14 @@ impl Scheduler {
             && results.scored.iter().map(|s| s.seq).eq(scoring)
     }
 
+    /// Reads what landing needs of all sequences. These reads wait for memory side by side; the work of landing a sequence is
+    /// too long for the processor to see the next one's reads from it.
+    fn warm(&self, flight: &Flight) {
+        std::hint::black_box(flight.entries.iter().fold(0, |all, e| all ^ self.seqs[e.slot].glimpse()));
+    }
+
     fn land(&mut self, flight: &Flight, results: &StepResults, events: &mut Vec<Event>) {
+        self.warm(flight);
         let (mut sampled, mut scored) = (results.sampled.iter(), results.scored.iter());
         for e in &flight.entries {
             let s = &mut self.seqs[e.slot];
@@ -107,7 +114,7 @@ impl Scheduler {
         s.tokens.push(token);
         let generated = s.tokens.len() as u32 - s.prompt_len;
         // The sampler holds ends back before `min_tokens`.
-        let may_end = generated > s.stop.min_tokens();
+        let may_end = s.may_end(token) && generated > s.stop.min_tokens();
         let reason = if may_end && s.stop.eos_tokens().contains(&token) {
             FinishReason::Eos
         } else if may_end && s.stop.stop_tokens().contains(&token) {
@@ -142,6 +149,7 @@ impl Scheduler {
                 s.forget_late();
             }
             s.row_init = true;
+            s.told = if self.planted == Some(Planted::TableHalfTold) { s.told } else { 0 };
             if s.computed > e.start && (rollback || e.samples) {
                 self.stats.lost_tokens += u64::from(s.computed - e.start);
                 s.computed = e.start;

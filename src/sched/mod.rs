@@ -72,6 +72,8 @@ pub enum Planted {
     LastTokenSkipped,
     /// A sequence that leaves does not withdraw the blocks it announced, so sharers wait for ever.
     AnnouncedForEver,
+    /// After a failed step a row's table is taken for known.
+    TableHalfTold,
     /// Chunks ignore the step's budget.
     BudgetIgnored,
     /// Chunks ignore what the step may cost.

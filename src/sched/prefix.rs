@@ -5,9 +5,9 @@
 //! are the ones asked for. Parents are named by a serial number that is never reused, so a match proves the whole
 //! prefix by induction, whatever the hash does.
 
+use crate::base::hash::NumberMap;
 use crate::base::rng::mix;
 use crate::base::{BlockId, Token};
-use std::collections::HashMap;
 
 /// Parent of a first block.
 pub const ROOT: u64 = 0;
@@ -41,10 +41,10 @@ pub struct PrefixCache {
     nodes: Vec<Node>,
     /// Tokens of all blocks, flat; meaningful for published ones.
     tokens: Vec<Token>,
-    index: HashMap<u64, BlockId>,
+    index: NumberMap<u64, BlockId>,
     last_serial: u64,
     /// Hash of a block that a running sequence is computing, and the sequence's slot.
-    announced: HashMap<u64, u32>,
+    announced: NumberMap<u64, u32>,
     /// Whether a hit compares what it found. Always, but for a planted bug.
     pub(super) verify: bool,
 }
@@ -57,9 +57,9 @@ impl PrefixCache {
             mask: if hash_bits >= 64 { u64::MAX } else { (1 << hash_bits) - 1 },
             nodes: vec![Node::default(); num_blocks as usize],
             tokens: vec![0; num_blocks as usize * block_size as usize],
-            index: HashMap::new(),
+            index: NumberMap::default(),
             last_serial: ROOT,
-            announced: HashMap::new(),
+            announced: NumberMap::default(),
             verify: true,
         }
     }

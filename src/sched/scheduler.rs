@@ -167,6 +167,7 @@ impl Scheduler {
             limit: max_tokens.min((self.cfg.max_model_len as u32).saturating_sub(prompt_len)),
             prompt_len,
             blocks: Vec::new(),
+            told: 0,
             published: 0,
             serial: Some(ROOT),
             announced: 0,
@@ -176,6 +177,7 @@ impl Scheduler {
             awaits: None,
             misfit: None,
             finish: None,
+            ends: Sequence::classes(&request.stop),
             refusal: self.refusal(prompt_len),
             chain: Vec::new(),
             rank: self.policy.rank(&candidate),
@@ -278,7 +280,7 @@ impl Scheduler {
             id: StepId(self.next_step),
             entries: Vec::with_capacity(entries),
             tokens: Vec::with_capacity(tokens),
-            blocks: Vec::with_capacity(blocks + entries),
+            blocks: Vec::with_capacity(blocks),
             targets: Vec::new(),
             row_inits: Vec::new(),
         };
@@ -401,7 +403,10 @@ impl Scheduler {
         let samples = end == s.target();
         let known = (s.tokens.len() as u32).min(end);
         let tokens = push_all(&mut plan.tokens, &s.tokens[start.min(known) as usize..known as usize]);
-        let blocks = push_all(&mut plan.blocks, &s.blocks[..end.div_ceil(self.cfg.block_size) as usize]);
+        let covered = end.div_ceil(self.cfg.block_size);
+        let known_blocks = s.told.min(covered);
+        let blocks = push_all(&mut plan.blocks, &s.blocks[known_blocks as usize..covered as usize]);
+        s.told = covered;
         if s.row_init {
             s.row_init = false;
             let mut init = s.row_state();
@@ -421,7 +426,7 @@ impl Scheduler {
         let scores = s.prompt_logprobs.filter(|_| !unscored.is_empty()).map(|alternatives| {
             let targets =
                 push_all(&mut plan.targets, &s.tokens[unscored.start as usize + 1..unscored.end as usize + 1]);
-            Scores { from: unscored.start, targets, alternatives }
+            Box::new(Scores { from: unscored.start, targets, alternatives })
         });
         plan.entries.push(StepEntry {
             seq: s.id,
@@ -429,6 +434,7 @@ impl Scheduler {
             start,
             len,
             tokens,
+            known_blocks,
             blocks,
             samples,
             logprobs: s.logprobs,

@@ -26,12 +26,19 @@ pub(super) struct Misfit {
     pub(super) retry: u64,
 }
 
+/// What every step reads and writes stands first, in as few cache lines as it takes: while a device runs a step, the host's
+/// caches grow cold, and a step walks over all sequences.
 #[derive(Debug)]
+#[repr(C, align(128))]
 pub(super) struct Sequence {
-    pub(super) place: Place,
-    /// The device's row state must be written before the next step.
-    pub(super) row_init: bool,
-    pub(super) row: Row,
+    /// Prompt and generated tokens the host knows.
+    pub(super) tokens: Vec<Token>,
+    pub(super) blocks: Vec<BlockId>,
+    pub(super) id: SeqId,
+    /// The step that last took it, plus one.
+    pub(super) planned_in: u64,
+    /// The step whose late part will draw its pending token. Until that lands it sits out.
+    pub(super) late: Option<StepId>,
     /// Tokens whose KV is written or will be by a step in flight.
     pub(super) computed: u32,
     /// Tokens whose KV is known to be written.
@@ -40,51 +47,51 @@ pub(super) struct Sequence {
     pub(super) pending: u32,
     /// Steps and late parts in flight that mention this sequence.
     pub(super) inflight: u32,
-    /// Each of its tokens waits for a mask.
-    pub(super) masked: bool,
-    /// The step whose late part will draw its pending token. Until that lands it sits out.
-    pub(super) late: Option<StepId>,
-    /// Whether that part is in flight.
-    pub(super) supplied: bool,
-    /// The step that last took it, plus one.
-    pub(super) planned_in: u64,
     /// Generated tokens it may reach now.
     pub(super) lead: u32,
     /// Generated tokens it may reach ever.
     pub(super) limit: u32,
     pub(super) prompt_len: u32,
-    /// Prompt and generated tokens the host knows.
-    pub(super) tokens: Vec<Token>,
-    pub(super) blocks: Vec<BlockId>,
     /// Leading blocks that are published or shared.
     pub(super) published: u32,
-    /// Serial of the last of them; `None` once the chain is broken by a hash collision.
-    pub(super) serial: Option<u64>,
-    /// Leading blocks announced at admission.
-    pub(super) announced: u32,
+    /// Leading blocks that plans have told its row of.
+    pub(super) told: u32,
+    pub(super) row: Row,
+    pub(super) place: Place,
+    /// The device's row state must be written before the next step.
+    pub(super) row_init: bool,
+    /// Each of its tokens waits for a mask.
+    pub(super) masked: bool,
+    /// Whether the part that draws its late token is in flight.
+    pub(super) supplied: bool,
     /// Failed steps in a row.
-    pub(super) failures: u32,
-    /// Admissions that passed it over because it did not fit.
-    pub(super) passed: u32,
-    /// Whether it was ever admitted.
-    pub(super) started: bool,
-    /// A block somebody computes and that it waits for.
-    pub(super) awaits: Option<u64>,
-    /// What it lacked when it last did not fit.
-    pub(super) misfit: Option<Misfit>,
+    pub(super) failures: u8,
     pub(super) finish: Option<FinishReason>,
-    /// Why it can never run.
-    pub(super) refusal: Option<Error>,
-    /// Hashes of the full blocks of `tokens`.
-    pub(super) chain: Vec<u64>,
-    pub(super) rank: Rank,
-    pub(super) id: SeqId,
-    pub(super) salt: u64,
-    pub(super) choice: u32,
+    /// Which classes of tokens may end it; see [`Sequence::may_end`].
+    pub(super) ends: u16,
     pub(super) logprobs: Option<u32>,
     pub(super) prompt_logprobs: Option<u32>,
     /// Leading positions whose logits are no longer needed to report prompt tokens. Survives what takes the KV away.
     pub(super) scored: u32,
+    pub(super) choice: u32,
+    /// Whether it was ever admitted.
+    pub(super) started: bool,
+    /// Leading blocks announced at admission.
+    pub(super) announced: u32,
+    /// Admissions that passed it over because it did not fit.
+    pub(super) passed: u32,
+    /// Serial of the last published block; `None` once the chain is broken by a hash collision.
+    pub(super) serial: Option<u64>,
+    pub(super) salt: u64,
+    /// Hashes of the full blocks of `tokens`.
+    pub(super) chain: Vec<u64>,
+    pub(super) rank: Rank,
+    /// A block somebody computes and that it waits for.
+    pub(super) awaits: Option<u64>,
+    /// What it lacked when it last did not fit.
+    pub(super) misfit: Option<Misfit>,
+    /// Why it can never run.
+    pub(super) refusal: Option<Error>,
     pub(super) sampling: SamplingParams,
     pub(super) stop: StopCriteria,
 }
@@ -109,6 +116,16 @@ impl Sequence {
     /// Whether only its lead keeps it from running.
     pub(super) fn is_held(&self) -> bool {
         self.generated() >= self.lead
+    }
+
+    /// False of most tokens that do not end it, without a look at the lists of those that do.
+    pub(super) fn may_end(&self, token: Token) -> bool {
+        self.ends >> (token % u16::BITS) & 1 == 1
+    }
+
+    /// The classes of a sequence's last tokens.
+    pub(super) fn classes(stop: &StopCriteria) -> u16 {
+        stop.end_tokens().fold(0, |classes, token| classes | 1 << (token % u16::BITS))
     }
 
     /// Two failed steps in a row: its next step runs without others.
@@ -140,6 +157,11 @@ impl Sequence {
     /// Positions among `start..end` whose logits tell of a prompt token that is not reported yet.
     pub(super) fn unscored(&self, start: u32, end: u32) -> std::ops::Range<u32> {
         start.max(self.scored)..end.min(self.prompt_len - 1)
+    }
+
+    /// Something of each cache line that landing a step touches.
+    pub(super) fn glimpse(&self) -> u32 {
+        self.done ^ self.tokens.last().copied().unwrap_or(0)
     }
 
     pub(super) fn row_state(&self) -> RowInit {

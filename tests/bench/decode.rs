@@ -64,6 +64,7 @@ fn plan(seqs: u32, start: u32, len: u32) -> StepPlan {
         start,
         len,
         tokens: s * len..(s + 1) * len,
+        known_blocks: 0,
         blocks: s * table..(s + 1) * table,
         samples: true,
         logprobs: None,

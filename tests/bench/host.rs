@@ -123,18 +123,7 @@ impl Host {
 
     /// What the host has done for steps since the engine's start.
     pub(crate) fn times(&self) -> HostTimes {
-        let text = self.engine.metrics();
-        let value = |line: &str| line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0);
-        let of = |part: &str| {
-            let lines = |end: &str| {
-                let name = format!("yinian:step_{part}_seconds_{end}");
-                text.lines().filter(move |line| line.split(['{', ' ']).next() == Some(name.as_str()))
-            };
-            let bound = |line: &str| line.split("le=\"").nth(1)?.split('"').next()?.parse().ok();
-            let counts = lines("bucket").map(|line| (bound(line).unwrap_or(f64::INFINITY), value(line) as u64));
-            Times { sum: lines("sum").map(value).sum(), counts: counts.collect() }
-        };
-        HostTimes(PARTS.map(of))
+        HostTimes::of(&self.engine)
     }
 }
 
@@ -151,6 +140,22 @@ struct Times {
 pub(crate) struct HostTimes([Times; 3]);
 
 impl HostTimes {
+    /// Since the engine's start.
+    pub(crate) fn of(engine: &Engine) -> Self {
+        let text = engine.metrics();
+        let value = |line: &str| line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0);
+        let of = |part: &str| {
+            let lines = |end: &str| {
+                let name = format!("yinian:step_{part}_seconds_{end}");
+                text.lines().filter(move |line| line.split(['{', ' ']).next() == Some(name.as_str()))
+            };
+            let bound = |line: &str| line.split("le=\"").nth(1)?.split('"').next()?.parse().ok();
+            let counts = lines("bucket").map(|line| (bound(line).unwrap_or(f64::INFINITY), value(line) as u64));
+            Times { sum: lines("sum").map(value).sum(), counts: counts.collect() }
+        };
+        Self(PARTS.map(of))
+    }
+
     /// Tells what has come since `before`, where the engine's metrics tell it.
     pub(crate) fn print_since(&self, before: &Self) {
         let parts = PARTS.iter().zip(before.0.iter().zip(&self.0)).filter_map(|(part, (before, after))| {

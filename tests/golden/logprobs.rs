@@ -54,7 +54,7 @@ fn score(plan: &mut StepPlan, entry: usize, seq: &Alone, alternatives: u32) {
     let end = (e.start + e.len).min(seq.prompt_len as u32 - 1);
     let at = plan.targets.len() as u32;
     plan.targets.extend(&seq.tokens[e.start as usize + 1..end as usize + 1]);
-    e.scores = Some(Scores { from: e.start, targets: at..plan.targets.len() as u32, alternatives });
+    e.scores = Some(Box::new(Scores { from: e.start, targets: at..plan.targets.len() as u32, alternatives }));
 }
 
 /// More prompt tokens than rows of logits, beside sampled tokens with and without logprobs, in whatever chunks.

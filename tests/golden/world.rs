@@ -148,6 +148,7 @@ pub(crate) fn step_of(seqs: &[(&Alone, usize)]) -> StepPlan {
             start: s.computed as u32,
             len: len as u32,
             tokens: token..plan.tokens.len() as u32,
+            known_blocks: 0,
             blocks: block..plan.blocks.len() as u32,
             samples: end == s.tokens.len(),
             logprobs: None,

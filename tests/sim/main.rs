@@ -128,6 +128,7 @@ fn planted_bugs_are_caught() {
         Planted::ScoresFromCache,
         Planted::ScoredAgain,
         Planted::ScoredEarly,
+        Planted::TableHalfTold,
         Planted::ChoiceLost,
         Planted::LateForgotten,
         Planted::LateStepIgnored,

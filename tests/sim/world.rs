@@ -3,10 +3,10 @@
 use crate::case::{Arrival, Case, allows};
 use std::collections::VecDeque;
 use yinian::base::rng::{SplitMix64, mix};
-use yinian::base::{Error, ErrorKind, SeqId, StepId, Token};
+use yinian::base::{BlockId, Error, ErrorKind, SeqId, StepId, Token};
 use yinian::exec::Executor;
 use yinian::exec::sim::{SimConfig, SimExecutor, SimModel};
-use yinian::plan::{FinishReason, Logprob, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
+use yinian::plan::{FinishReason, Logprob, RowTables, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use yinian::sched::{Event, Planted, SchedStats, Scheduler, invariants, policy};
 
 /// Ticks after which a run counts as stuck.
@@ -68,7 +68,9 @@ pub(crate) struct World<'a> {
     /// Steps and late parts in flight.
     inflight: VecDeque<(StepId, StepPart)>,
     /// Plans of the steps among them.
-    plans: VecDeque<StepPlan>,
+    /// Steps in flight with all blocks that their entries' tables name.
+    plans: VecDeque<(StepId, Vec<BlockId>)>,
+    tables: RowTables,
     /// Masks on their way: when they are supplied, for which step.
     masks: Vec<(u64, StepId, TokenMask)>,
     delays: SplitMix64,
@@ -99,6 +101,7 @@ impl<'a> World<'a> {
             lost: false,
             inflight: VecDeque::new(),
             plans: VecDeque::new(),
+            tables: RowTables::default(),
             masks: Vec::new(),
             delays: SplitMix64(mix(seed, 4)),
             late: [0; 3],
@@ -231,7 +234,9 @@ impl<'a> World<'a> {
         self.plans_hash = text.bytes().fold(self.plans_hash, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
         self.computed.extend(plan.entries.iter().map(|e| (e.seq, e.start, e.start + e.len)));
         self.inflight.push_back((plan.id, StepPart::First));
-        self.plans.push_back(plan.clone());
+        self.tables.apply(&plan).map_err(|e| e.message)?;
+        let blocks = plan.entries.iter().flat_map(|e| &self.tables.of(e).blocks).copied().collect();
+        self.plans.push_back((plan.id, blocks));
         self.computed_in = plan.id;
         for e in plan.entries.iter().filter(|e| e.awaits_mask) {
             let mask = self.mask(e.seq);
@@ -274,9 +279,9 @@ impl<'a> World<'a> {
 
     /// No block of a step in flight is free.
     fn check_blocks(&self) -> Result<(), String> {
-        for plan in &self.plans {
-            if let Some(b) = plan.blocks.iter().find(|b| self.sched.pool().refs(**b) == 0) {
-                return Err(format!("{b:?} is free under {:?}", plan.id));
+        for (id, blocks) in &self.plans {
+            if let Some(b) = blocks.iter().find(|b| self.sched.pool().refs(**b) == 0) {
+                return Err(format!("{b:?} is free under {id:?}"));
             }
         }
         Ok(())
@@ -351,8 +356,8 @@ fn check_plan(plan: &StepPlan, case: &Case) -> Result<(), String> {
         if !(known == e.len || known + 1 == e.len && e.samples) {
             return Err(format!("{known} inputs for {e:?}"));
         }
-        if e.blocks.len() as u32 != (e.start + e.len).div_ceil(case.cfg.block_size) {
-            return Err(format!("table of {} blocks for {e:?}", e.blocks.len()));
+        if e.num_blocks() as u32 != (e.start + e.len).div_ceil(case.cfg.block_size) {
+            return Err(format!("table of {} blocks for {e:?}", e.num_blocks()));
         }
         if rows & 1 << e.row.0 != 0 {
             return Err(format!("{:?} twice in {:?}", e.row, plan.id));
