@@ -3,7 +3,7 @@
 // out, x, residual: act [rows, cols]; weight: f32 [cols]; sums in f32. Bound by memory: each number is read and written once.
 //
 // A block has a row, a thread up to 4 vectors of 8 numbers in registers. The order of a sum depends on `cols` alone, so a
-// row's bits do not depend on the rows beside it. Rows that are not whole vectors, or longer than 32768, are read twice.
+// row's bits do not depend on the rows beside it. Weights are loaded before the launch in front has ended. Rows that are not whole vectors, or longer than 32768, are read twice.
 // Instances: 3 act dtypes x with and without a residual.
 // `_aligned`: roundings and sums as in the reference implementation; the weight is f32 or act. 2 act dtypes x with and without.
 #include "aligned.cuh"
@@ -29,6 +29,9 @@ __device__ __forceinline__ void norm_vectors(const NormParams& p, float* scratch
   const T* x = at<T>(p.x) + row;
   T* residual = ADD ? at<T>(p.residual) + row : nullptr;
   const float* weight = at<float>(p.weight);
+  float first[8];
+  if (threadIdx.x < p.vectors) load8(weight + 8 * threadIdx.x, first);
+  wait_for_prior();
   float v[VECTORS][8];
   float sum = 0;
 #pragma unroll
@@ -52,10 +55,9 @@ __device__ __forceinline__ void norm_vectors(const NormParams& p, float* scratch
   for (int i = 0; i < VECTORS; i++) {
     const uint32_t n = threadIdx.x + i * blockDim.x;
     if (n >= p.vectors) break;
-    float w[8];
-    load8(weight + 8 * n, w);
+    if (i > 0) load8(weight + 8 * n, first);
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[i][j] = v[i][j] * scale * w[j];
+    for (int j = 0; j < 8; j++) v[i][j] = v[i][j] * scale * first[j];
     store8(out + 8 * n, v[i]);
   }
 }
@@ -67,6 +69,7 @@ __device__ __forceinline__ void norm_plain(const NormParams& p, float* scratch) 
   const T* x = at<T>(p.x) + row;
   T* residual = ADD ? at<T>(p.residual) + row : nullptr;
   const float* weight = at<float>(p.weight);
+  wait_for_prior();
   float sum = 0;
   for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
     float v = widen(x[i]);
@@ -130,12 +133,12 @@ __device__ __forceinline__ void norm_aligned(const NormParams& p) {
 #define YN_NORM(NAME, T)                                                                          \
   extern "C" __global__ void __launch_bounds__(1024)                                              \
       yn_rms_norm_##NAME(const __grid_constant__ NormParams p) {                                  \
-    after_prior();                                                                                \
+    let_next_start();                                                                             \
     norm<T, false>(p);                                                                            \
   }                                                                                               \
   extern "C" __global__ void __launch_bounds__(1024)                                              \
       yn_add_rms_norm_##NAME(const __grid_constant__ NormParams p) {                              \
-    after_prior();                                                                                \
+    let_next_start();                                                                             \
     norm<T, true>(p);                                                                             \
   }
 

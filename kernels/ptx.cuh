@@ -46,7 +46,9 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 
 // Launches overlap (programmatic dependent launch, from sm_90 on): a kernel's blocks come to the device as soon as all blocks of
-// the one before it have called `let_next_start`. Until `wait_for_prior` returns they may touch nothing but weights.
+// the one before it have called `let_next_start`. Until `wait_for_prior` returns they may look at nothing but what no launch
+// of this step writes: weights, what was uploaded for the step, and the cache of earlier steps (uploads and downloads stand
+// between steps, and they do wait for every launch).
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -4,7 +4,7 @@
 // nothing: padding rows of a captured step have it. Bound by memory, and by launch at decode sizes.
 //
 // `rope_vectors`: D / 2 is whole vectors of 8; a thread has eight pairs (i, i + D/2) of one head, and with norms a head is a
-// power of two of threads, so that a warp holds it whole. `rope_plain`: a warp has a head, any even D up to 256.
+// power of two of threads, so that a warp holds it whole; all but qkv is loaded before the launch in front has ended. `rope_plain`: a warp has a head, any even D up to 256.
 // Instances of both: the pairs of activation and KV dtype that paged_attention takes.
 // `rope_aligned`: as `rope_plain`, with roundings and sums as in the reference implementation; norms are f32 or act. Instances:
 // f16 and bf16, activations and cache alike.
@@ -64,10 +64,15 @@ __device__ __forceinline__ void rope_vectors(const RopeParams& p) {
   const int slot = at<int>(p.slots)[token];
   const uint32_t position = checked_position(p, token, slot);
   T* low = at<T>(p.qkv) + (uint64_t(token) * all + head) * p.head_dim + 8 * lane;
+  const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv_heads;
+  float c[8], s[8];
+  const float* row = at<float>(p.rope) + uint64_t(position) * p.head_dim + 8 * lane;
+  load8(row, c);
+  load8(row + half, s);
+  wait_for_prior();
   float a[8], b[8];
   load8(low, a);
   load8(low + half, b);
-  const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv_heads;
   if (p.query_norm != 0) {
     float sum = 0;
 #pragma unroll
@@ -87,10 +92,6 @@ __device__ __forceinline__ void rope_vectors(const RopeParams& p) {
   }
   if (!active) return;
   if (!is_value) {
-    const float* row = at<float>(p.rope) + uint64_t(position) * p.head_dim + 8 * lane;
-    float c[8], s[8];
-    load8(row, c);
-    load8(row + half, s);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
       const float x = a[j], y = b[j];
@@ -187,7 +188,7 @@ __device__ __forceinline__ void rope_aligned(const RopeParams& p) {
 #define YN_ROPE(A, TA, K, TK)                                                                                 \
   extern "C" __global__ void __launch_bounds__(BLOCK)                                                         \
       yn_rope_write_kv_vectors_##A##_##K(const __grid_constant__ RopeParams p) {                              \
-    after_prior();                                                                                            \
+    let_next_start();                                                                                         \
     rope_vectors<TA, TK>(p);                                                                                  \
   }                                                                                                           \
   extern "C" __global__ void __launch_bounds__(BLOCK)                                                         \

@@ -426,6 +426,10 @@ impl Modules {
         // SAFETY: a live module and a NUL-terminated name.
         let result = unsafe { sys::cuModuleGetFunction(&raw mut raw, module, symbol.as_ptr()) };
         check(result, &format!("kernel {name} of image {image:?}"))?;
+        // A multiprocessor that has to share its memory out anew between two kernels runs dry first.
+        let (which, most) = (sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
+        // SAFETY: a live kernel.
+        check(unsafe { sys::cuFuncSetAttribute(raw, which, most) }, &format!("kernel {name}: shared memory"))?;
         // Else its code would take device memory when it first runs.
         // SAFETY: a live kernel.
         check(unsafe { sys::cuFuncLoad(raw) }, &format!("loading kernel {name}"))?;
