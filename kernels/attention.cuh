@@ -53,6 +53,7 @@ struct ItemPlan {
 struct Item {
   uint32_t sequence, token;
   uint32_t position, first_key;
+  uint32_t fresh;  // the sequence's first position whose keys this step brought
   bool active;
 
   __device__ uint32_t first_chunk() const { return first_key / CHUNK; }
@@ -86,7 +87,8 @@ __device__ __forceinline__ Item item_at(const AttentionParams& p, uint32_t index
   const uint32_t context = uint32_t(at<int>(p.context_lens)[item.sequence]);
   item.active = item.active && context >= to - from;
   if (!item.active) return item;
-  item.position = context - (to - from) + (item.token - from);
+  item.fresh = context - (to - from);
+  item.position = item.fresh + (item.token - from);
   item.first_key = item.position >= p.window ? item.position - p.window + 1 : 0;
   return item;
 }

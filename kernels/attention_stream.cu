@@ -7,6 +7,7 @@
 // of it, whatever the lengths of the sequences. A warp streams its keys and values through its own ring of asynchronous
 // copies, from one row into the next, and so do the queries, so that memory is busy while a row ends. A row that lies in
 // several blocks is put together by the one of them that ends last, in the order of keys.
+// Blocks of the cache have 2^n tokens, 16 at least.
 // The grid is fixed and each block finds its piece from starts and context_lens, so a captured launch replays for any lengths.
 // Instances: f16 and bf16 (activations and cache alike) x head dimensions 64 and 128.
 #include "attention.cuh"
@@ -112,6 +113,11 @@ struct Cursor {
   __device__ uint32_t row_to(const Line& line) const { return row_from(line) + steps; }
 };
 
+// So many of sixteen bytes from global to shared memory, and zeros behind them.
+__device__ __forceinline__ void copy16_sized(uint32_t to, uint64_t from, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
 // Brings keys, values and queries, a few steps ahead of those who compute.
 template <typename T, uint32_t DIM>
 struct Loader {
@@ -122,24 +128,36 @@ struct Loader {
   Shared& sh;
   const uint32_t lane, warp;
   Cursor cursor;
+  const uint32_t shift;  // a block has 2^shift tokens
   uint32_t at, query;
-  uint64_t row;  // key address of token lane % 16 of the warp's group
+  bool waited;    // for the launch in front
+  uint64_t keys;  // where this lane's first piece of the warp's group stands, or 0 where nobody sees the group
 
   __device__ Loader(const AttentionParams& p, const Line& line, Shared& sh, const Cursor& cursor)
-      : p(p), line(line), sh(sh), lane(threadIdx.x % 32), warp(threadIdx.x / 32), cursor(cursor), at(line.from), query(0) {
-    load_query();
+      : p(p), line(line), sh(sh), lane(threadIdx.x % 32), warp(threadIdx.x / 32), cursor(cursor),
+        shift(31 - __clz(int(p.block_size))), at(line.from), query(0), waited(false) {
     locate();
   }
+  __device__ void wait() {
+    if (!waited) wait_for_prior();
+    waited = true;
+  }
+  // A group lies in one block.
   __device__ void locate() {
-    const uint32_t position = cursor.start() + warp * GROUP + lane % GROUP;
-    row = 0;
-    if (position < cursor.item.first_key || position > cursor.item.position) return;
-    const KvRows<T> kv(p, cursor.item.sequence, cursor.kv_head(line));
-    row = kv.key(position);
-    if (row == 0) fault(p.fault, KV_BLOCK, cursor.item.sequence, uint32_t(kv.table[position / kv.block_size]));
+    const uint32_t start = cursor.start() + warp * GROUP;
+    keys = 0;
+    if (start > cursor.item.position || start + GROUP <= cursor.item.first_key) return;
+    const uint32_t block = uint32_t(::at<int>(p.tables)[uint64_t(cursor.item.sequence) * p.table_cols + (start >> shift)]);
+    if (block >= p.blocks) {
+      fault(p.fault, KV_BLOCK, cursor.item.sequence, block);
+      return;
+    }
+    const uint32_t token = (cursor.kv_head(line) << shift) + (start & (p.block_size - 1));
+    keys = p.pool + p.layer_bytes + block * p.block_bytes + uint64_t(token) * (DIM * sizeof(T)) + lane * 16;
   }
   // This warp's share of the row's queries. Rows behind the last are zeros.
   __device__ void load_query() {
+    wait();
     const uint32_t head = cursor.head(p, line), rows = cursor.rows(p, line);
     const T* from = at_query(head);
 #pragma unroll
@@ -149,25 +167,42 @@ struct Loader {
       copy16_async(&sh.queries[query][r][column], valid ? from + r * DIM + column : from, valid);
     }
   }
+  // Behind the first steps of the block, which may be on their way while the launch in front writes it.
+  __device__ void load_first_query(const Cursor& first) {
+    const Cursor now = cursor;
+    const uint32_t to = query;
+    cursor = first, query = 0;
+    load_query();
+    cursor = now, query = to;
+    copy_commit();
+  }
   __device__ const T* at_query(uint32_t head) const {
     return ::at<T>(p.qkv) + (uint64_t(cursor.item.token) * (p.heads + 2 * p.kv_heads) + head) * DIM;
   }
-  // The next step into `stage`, as one group of copies; an empty one behind the last.
+  // Tokens `from..to` of the group; zeros for the others, as a block can hold anything there.
+  template <bool WHOLE>
+  __device__ void copy_group(uint32_t stage, uint32_t from, uint32_t to) {
+    const uint64_t value_bytes = uint64_t(p.kv_heads << shift) * (DIM * sizeof(T));
+    const uint32_t first_keys = shared_address(&sh.keys[warp][stage][0][0]);
+    const uint32_t first_values = shared_address(&sh.values[warp][stage][0][0]);
+#pragma unroll
+    for (uint32_t i = 0; i < GROUP * PIECES / 32; i++) {
+      const uint32_t token = lane / PIECES + i * (32 / PIECES);
+      const uint32_t place = 2 * (token * DIM + Shared::place(token, lane % PIECES * 8));
+      const uint32_t bytes = WHOLE || (token >= from && token < to) ? 16 : 0;
+      copy16_sized(first_keys + place, keys + i * 512, bytes);
+      copy16_sized(first_values + place, keys + value_bytes + i * 512, bytes);
+    }
+  }
+  // The next step into `stage`, as one group of copies; an empty one behind the last. What this step
+  // of the model brought is written by the launch in front, all before it by earlier ones.
   __device__ void load(uint32_t stage) {
     if (at < line.to) {
-      const uint64_t value_bytes = uint64_t(p.block_size) * DIM * sizeof(T) * p.kv_heads;
-      if (__any_sync(ALL, row != 0)) {
-#pragma unroll
-        for (uint32_t i = 0; i < GROUP * PIECES / 32; i++) {
-          const uint32_t piece = lane + 32 * i, token = piece / PIECES, column = piece % PIECES * 8;
-          const uint64_t key = __shfl_sync(ALL, row, int(token));
-          const bool valid = key != 0;
-          const T* keys = ::at<T>(valid ? key : p.pool) + (valid ? column : 0);
-          const T* values = ::at<T>(valid ? key + value_bytes : p.pool) + (valid ? column : 0);
-          const uint32_t place = Shared::place(token, column);
-          copy16_async(&sh.keys[warp][stage][token][place], keys, valid);
-          copy16_async(&sh.values[warp][stage][token][place], values, valid);
-        }
+      if (cursor.start() + STEP > cursor.item.fresh) wait();
+      if (keys != 0) {
+        const uint32_t start = cursor.start() + warp * GROUP, first = cursor.item.first_key, last = cursor.item.position;
+        if (start >= first && start + GROUP - 1 <= last) copy_group<true>(stage, 0, GROUP);
+        else copy_group<false>(stage, max(first, start) - start, min(last - start + 1, GROUP));
       }
       if (++at < line.to) {
         if (cursor.advance(p, line)) {
@@ -199,6 +234,56 @@ struct Streamed {
     run.begin();
   }
 
+  __device__ void hide(uint32_t start, uint32_t first, uint32_t last, float (&s)[2][4]) const {
+#pragma unroll
+    for (uint32_t n = 0; n < 2; n++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t key = start + lane % 4 * 2 + 8 * n + i % 2;
+        if (key < first || key > last) s[n][i] = -INFINITY;
+      }
+    }
+  }
+
+  // Scores of a group, of which one at least is seen, become weights for an mma; what was summed before shrinks.
+  __device__ void weigh(float (&s)[2][4], uint32_t (&a)[4]) {
+    const float factor = p.soft_cap != 0.0f ? 1.0f : p.scale * LOG2E;
+    if (p.soft_cap != 0.0f) {
+#pragma unroll
+      for (uint32_t i = 0; i < 8; i++) {
+        float& x = s[i / 4][i % 4];
+        x = x == -INFINITY ? x : capped_fast(x * p.scale, p.soft_cap) * LOG2E;
+      }
+    }
+    float keep[2];
+#pragma unroll
+    for (uint32_t h = 0; h < 2; h++) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) s[i / 2][2 * h + i % 2] *= factor;
+      float top = fmaxf(fmaxf(s[0][2 * h], s[0][2 * h + 1]), fmaxf(s[1][2 * h], s[1][2 * h + 1]));
+      top = fmaxf(top, __shfl_xor_sync(ALL, top, 1));
+      top = fmaxf(run.max[h], fmaxf(top, __shfl_xor_sync(ALL, top, 2)));
+      keep[h] = weight_of(run.max[h] - top);
+      run.max[h] = top;
+      run.sum[h] *= keep[h];
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i++) {
+        float& x = s[i / 2][2 * h + i % 2];
+        x = weight_of(x - top);
+        run.sum[h] += x;
+      }
+    }
+#pragma unroll
+    for (uint32_t n = 0; n < 2; n++) a[2 * n] = pack<T>(s[n][0], s[n][1]), a[2 * n + 1] = pack<T>(s[n][2], s[n][3]);
+    if (__any_sync(ALL, keep[0] != 1.0f || keep[1] != 1.0f)) {
+#pragma unroll
+      for (uint32_t d = 0; d < DIM / 8; d++) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) run.sums[d][i] *= keep[i / 2];
+      }
+    }
+  }
+
   // The warp's keys of a step.
   __device__ void attend(const Cursor& cursor, uint32_t stage) {
     const uint32_t start = cursor.start() + warp * GROUP, first = cursor.item.first_key, last = cursor.item.position;
@@ -213,8 +298,8 @@ struct Streamed {
       mma<T>(s[1], queries[k], b[2], b[3]);
     }
     uint32_t a[4];
-    const bool whole = start >= first && start + GROUP - 1 <= last;
-    weigh_group<T, DIM>(p, start, Seen{{first, first}, {last, last}}, !whole, s, run, a);
+    if (start < first || start + GROUP - 1 > last) hide(start, first, last, s);
+    weigh(s, a);
 #pragma unroll
     for (uint32_t d = 0; d < DIM / 16; d++) {
       uint32_t b[4];
@@ -313,23 +398,36 @@ struct Streamed {
   // Partial results of a block: of the row that ends in it, and of the one that goes on behind it.
   __device__ static uint32_t slot_of(uint32_t block, uint32_t last) { return 2 * block + (block == last ? 0 : 1); }
 
+  // Partial results are folded a few at a time, whose loads run side by side.
   __device__ void merge(const Cursor& cursor, uint32_t first, uint32_t last) {
+    constexpr uint32_t AT_ONCE = 8;
     __threadfence();
     T* out = out_of(cursor);
-    const float2* limits = at<float2>(p.limits);
     for (uint32_t i = threadIdx.x; i < cursor.rows(p, line) * (DIM / 2); i += THREADS) {
       const uint32_t row = i / (DIM / 2);
       float top = -INFINITY, sum = 0;
-      for (uint32_t b = first; b <= last; b++) top = fmaxf(top, __ldcg(&limits[slot_of(b, last) * ROWS + row]).x);
       float2 x = make_float2(0, 0);
-      for (uint32_t b = first; b <= last; b++) {
-        const uint32_t slot = slot_of(b, last);
-        const float2 limit = __ldcg(&limits[slot * ROWS + row]);
-        const float2 y = __ldcg(at<float2>(p.sums) + uint64_t(slot) * ROWS * (DIM / 2) + i);
-        const float weight = weight_of(limit.x - top);
-        sum = fmaf(limit.y, weight, sum);
-        x.x = fmaf(y.x, weight, x.x);
-        x.y = fmaf(y.y, weight, x.y);
+      for (uint32_t from = first; from <= last; from += AT_ONCE) {
+        float2 limits[AT_ONCE], sums[AT_ONCE];
+        float now = top;
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+          const uint64_t slot = slot_of(min(from + j, last), last);
+          limits[j] = __ldcg(at<float2>(p.limits) + slot * ROWS + row);
+          sums[j] = __ldcg(at<float2>(p.sums) + slot * ROWS * (DIM / 2) + i);
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) now = fmaxf(now, limits[j].x);
+        const float keep = weight_of(top - now);
+        sum *= keep, x.x *= keep, x.y *= keep;
+        top = now;
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+          const float weight = from + j <= last ? weight_of(limits[j].x - top) : 0.0f;
+          sum = fmaf(limits[j].y, weight, sum);
+          x.x = fmaf(sums[j].x, weight, x.x);
+          x.y = fmaf(sums[j].y, weight, x.y);
+        }
       }
       reinterpret_cast<uint32_t*>(out)[i] = pack<T>(finished(x.x, sum), finished(x.y, sum));
     }
@@ -343,14 +441,16 @@ __device__ __forceinline__ void attention_stream(const AttentionParams& p) {
   YN_DYNAMIC_SHARED(dynamic);
   Shared& sh = *reinterpret_cast<Shared*>(dynamic);
   const Line line(p, reinterpret_cast<uint32_t*>(dynamic + sizeof(Shared)));
-  if (line.from >= line.to) return;
+  if (line.from >= line.to) return wait_for_prior();
   Cursor cursor(p, line, line.from);
   Loader<T, DIM> loader(p, line, sh, cursor);
 #pragma unroll
   for (uint32_t stage = 0; stage < Shared::STAGES; stage++) loader.load(stage);
+  loader.load_first_query(cursor);
   Streamed<T, DIM> streamed{p, line, sh, threadIdx.x % 32, threadIdx.x / 32};
   uint32_t stage = 0, query = 0;
   bool fresh = true;
+  copy_wait<0>();
 #pragma unroll 1
   for (uint32_t at = line.from; at < line.to; at++) {
     copy_wait<Shared::STAGES - 1>();
@@ -375,12 +475,12 @@ __device__ __forceinline__ void attention_stream(const AttentionParams& p) {
   static_assert(sizeof(StreamShared<f16, DIM>) == SHARED, "mirrored in src/hal/cuda/ops/attention.rs");   \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                           \
       yn_attention_stream_##DIM##_f16(const __grid_constant__ AttentionParams p) {                        \
-    after_prior();                                                                                        \
+    let_next_start();                                                                                     \
     attention_stream<f16, DIM>(p);                                                                        \
   }                                                                                                       \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                           \
       yn_attention_stream_##DIM##_bf16(const __grid_constant__ AttentionParams p) {                       \
-    after_prior();                                                                                        \
+    let_next_start();                                                                                     \
     attention_stream<bf16, DIM>(p);                                                                       \
   }
 

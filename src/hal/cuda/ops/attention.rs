@@ -37,6 +37,8 @@ const fn decode_shared(dim: usize) -> u32 {
 
 /// Decodes in mode `fast`: head dimensions, blocks that a multiprocessor holds, shared memory of a block without its items.
 const STREAMS: [(usize, u32, u32); 2] = [(64, 3, 70_404), (128, 2, 100_868)];
+/// Fewest tokens of their KV blocks.
+const STREAM_BLOCK: usize = 16;
 /// Shared memory of the items of a launch.
 const LINE_BYTES: u32 = 4 * (MAX_ITEMS as u32 + 1);
 /// Partial results that a block leaves.
@@ -347,7 +349,8 @@ fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<
 fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, to): (usize, usize)) -> Result<()> {
     let kernels = &s.kernels().attention;
     // Where each query head has keys of its own, rows are short and end often: the other kernel is faster there.
-    let shares = args.heads > args.kv.kv_heads && !s.invariant();
+    let size = args.kv.block_size;
+    let shares = args.heads > args.kv.kv_heads && !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
     if let Some(stream) = kernels.tensor(args).filter(|_| shares).and_then(|tensor| tensor.stream.as_ref()) {
         return streamed(s, params, (stream, from, to));
     }
