@@ -65,6 +65,11 @@ __device__ __forceinline__ void copy_box(void* to, const void* map, int column, 
       : "memory");
 }
 
+// Has a map at hand when it is first used.
+__device__ __forceinline__ void prefetch_map(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 template <uint32_t N>
 __device__ __forceinline__ void registers_down() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));

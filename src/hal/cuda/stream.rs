@@ -42,6 +42,18 @@ pub(super) struct CudaStream {
 // SAFETY: the driver takes calls on a stream from any thread; this one has one user at a time.
 unsafe impl Send for CudaStream {}
 
+/// The matrix of a product whose shapes, dtypes and places fit.
+fn checked<'a>(out: &Tensor, x: &Tensor, w: &'a Matrix, bias: Option<&Tensor>) -> &'a CudaMatrix {
+    let matrix = CudaMatrix::of(w);
+    assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
+    assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
+    assert_eq!(matrix.placement(), Placement::Device, "where the matrix of linear lies");
+    if let Some(bias) = bias {
+        assert_eq!((bias.rows(), bias.cols(), bias.dtype()), (1, matrix.rows(), DType::F32), "bias of linear");
+    }
+    matrix
+}
+
 /// Columns of the widest product with a bias.
 pub(super) const MAX_BIAS: usize = 1 << 20;
 
@@ -179,8 +191,12 @@ impl Ops for CudaStream {
     }
 
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
+        let matrix = checked(out, x, w, bias);
         if self.invariant() {
-            return ops::linear::linear(self, (out, x), CudaMatrix::of(w), bias);
+            return ops::linear::linear(self, (out, x), matrix, bias);
+        }
+        if self.takes_few(x, matrix) {
+            return ops::linear_few::linear(self, (out, x), matrix, bias);
         }
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
@@ -242,18 +258,17 @@ impl Ops for CudaStream {
 }
 
 impl CudaStream {
+    /// Whether our own kernel for few rows takes a product.
+    fn takes_few(&self, x: &Tensor, w: &CudaMatrix) -> bool {
+        self.device.mode == NumericMode::Fast && ops::linear_few::takes(self, x, w)
+    }
+
     /// Checked operands of a product.
     fn product(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Product> {
-        let matrix = CudaMatrix::of(w);
-        assert_eq!((out.rows(), out.cols()), (x.rows(), matrix.rows()), "output of linear");
-        assert_eq!((x.cols(), x.dtype()), (matrix.cols(), matrix.dtype()), "input of linear");
-        assert_eq!(matrix.placement(), Placement::Device, "where the matrix of linear lies");
+        let matrix = checked(out, x, w, bias);
         let bias = match bias {
             None => None,
-            Some(bias) => {
-                assert_eq!((bias.rows(), bias.cols(), bias.dtype()), (1, matrix.rows(), DType::F32), "bias of linear");
-                Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? })
-            }
+            Some(bias) => Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? }),
         };
         Ok(Product {
             shape: (x.rows(), matrix.rows(), x.cols()),

@@ -2,13 +2,12 @@
 
 use super::attention::Params;
 use super::short_name;
+use super::tensor_map::{self, TensorMap};
 use crate::base::{DType, Result};
-use crate::hal::cuda::driver::{Modules, check};
+use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::PagedAttention;
-use cudarc::driver::sys;
-use std::ffi::c_void;
 
 /// What the kernels are compiled for; others have empty bodies.
 pub(super) const CAPABILITY: u32 = 90;
@@ -16,8 +15,8 @@ pub(super) const CAPABILITY: u32 = 90;
 const BLOCK: u32 = 384;
 /// Rows of a block's tile.
 pub(super) const ROWS: usize = 128;
-/// Tokens and columns of a box that the hardware copies.
-const BOX: [u32; 2] = [64, 16];
+/// Tokens of a box that the hardware copies.
+const BOX: u32 = 16;
 const DIMS: [usize; 2] = [64, 128];
 
 /// Shared memory of a block, with what aligns it.
@@ -37,7 +36,7 @@ pub(super) struct Hopper {
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 struct HopperParams {
-    map: [u64; 16],
+    map: TensorMap,
     attention: Params,
 }
 const _: () = assert!(size_of::<HopperParams>() == 320);
@@ -64,7 +63,7 @@ impl Hopper {
         let kv = &args.kv;
         (self.dtype, self.dtype, self.dim) == (args.qkv.dtype(), kv.dtype, kv.head_dim)
             && args.soft_cap.is_none()
-            && kv.block_size.is_multiple_of(BOX[1] as usize)
+            && kv.block_size.is_multiple_of(BOX as usize)
     }
 
     /// A block for each tile, key head and part of the keys.
@@ -80,35 +79,8 @@ impl Hopper {
     }
 
     /// The whole pool as rows of one head of one token, for copies of boxes.
-    fn map(&self, args: &PagedAttention<'_>) -> Result<[u64; 16]> {
-        let row_bytes = self.dim * self.dtype.size();
-        let rows = args.kv.pool.bytes() / row_bytes;
-        let dtype = match self.dtype {
-            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        };
-        let (sizes, strides, steps) = ([self.dim as u64, rows as u64], [row_bytes as u64], [1u32; 2]);
-        // SAFETY: plain bytes, whose zero is a value; replaced below.
-        let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
-        // SAFETY: `map` is writable and every array has an element for each of two dimensions (one for strides); the
-        // address is only described, the pool outlives the launch.
-        let result = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &raw mut map,
-                dtype,
-                2,
-                args.kv.pool.addr() as *mut c_void,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                BOX.as_ptr(),
-                steps.as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        check(result, "describing the KV pool")?;
-        Ok(map.opaque)
+    fn map(&self, args: &PagedAttention<'_>) -> Result<TensorMap> {
+        let rows = args.kv.pool.bytes() / (self.dim * self.dtype.size());
+        tensor_map::new(args.kv.pool.addr(), self.dtype, (rows, self.dim), BOX)
     }
 }

@@ -1,14 +1,16 @@
-//! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`]; the one of `linear` is for the
-//! numeric mode that cuBLASLt cannot serve. Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
+//! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`]; those of `linear` are for the
+//! numeric mode that cuBLASLt cannot serve, and for few rows. Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
 
 mod attention;
 mod attention_hopper;
 pub(super) mod fault;
 pub(super) mod linear;
+pub(super) mod linear_few;
 mod norm;
 mod rope;
 mod rowwise;
 mod sample;
+mod tensor_map;
 
 pub(super) use attention::paged_attention;
 pub(super) use norm::{add_rms_norm, rms_norm};
@@ -33,6 +35,7 @@ pub(super) struct Kernels {
     sample: sample::Kernels,
     attention: attention::Kernels,
     linear: linear::Kernels,
+    few: linear_few::Few,
 }
 
 impl Kernels {
@@ -44,6 +47,7 @@ impl Kernels {
             sample: sample::Kernels::load(modules)?,
             attention: attention::Kernels::load(modules, capability)?,
             linear: linear::Kernels::load(modules)?,
+            few: linear_few::Few::load(modules, capability)?,
         })
     }
 }

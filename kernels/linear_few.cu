@@ -1,0 +1,216 @@
+// linear of few rows in mode `fast`: out = x * w^T + bias. out: act or f32 [M, N]; x: act [M, K]; w: act [N, K]; bias: f32 [N].
+// Bound by reading w once.
+//
+// There is one block for each multiprocessor at most, and each has an equal number of units: 8 to 64 neighbouring columns over
+// the whole of k. One warp has tiles of 128 numbers of k copied into a ring, w's first ones while the launch in front is still
+// under way; two such blocks fit on a multiprocessor, so the next product's ring fills while this one ends. Eight warps multiply,
+// each one of a tile's eight steps of 16, and add up what they have at the end of a unit, in the order of warps.
+// Tiles are copied by the hardware (tensor maps) and swizzled by 128 bytes, so that ldmatrix meets no bank twice.
+// Instances: f16 and bf16 x up to 8 and up to 16 rows. Other architectures have empty bodies, which are never launched.
+#include "common.cuh"
+#include "hopper.cuh"
+
+struct FewParams {
+  alignas(64) unsigned char w_map[128];  // CUtensorMap of w: boxes of 8 * strips rows by 64 columns
+  alignas(64) unsigned char x_map[128];  // of x: boxes of 8 or 16 rows by 64 columns
+  uint64_t out;
+  uint64_t bias;  // 0: none
+  uint32_t m;
+  uint32_t n;
+  uint32_t k;
+  uint32_t strips;  // of 8 columns, in a unit
+  uint32_t units;
+  uint32_t wide;   // out is f32
+  uint32_t pairs;  // rows of out are whole aligned pairs
+  uint32_t stages;  // of the ring
+};
+static_assert(sizeof(FewParams) == 320, "mirrored in src/hal/cuda/ops/linear_few.rs");
+
+constexpr uint32_t WARPS = 8, THREADS = 32 * (WARPS + 1), STEP = 128, STRIPS = 8, MAX_STAGES = 16;
+constexpr uint32_t ROW_BYTES = 128, RING_BYTES = 80 * 1024;
+constexpr uint32_t REDUCED = 4608;  // numbers of a round of adding up
+
+struct FewShared {
+  // Of each stage w's and x's columns 0..64, then columns 64..128; rows of 128 bytes.
+  unsigned char ring[RING_BYTES];
+  float reduced[REDUCED];
+  uint64_t full[MAX_STAGES], free[MAX_STAGES];
+};
+
+#ifdef YN_SM90A
+
+template <typename T, uint32_t ROWS>
+struct Few {
+  const FewParams& p;
+  FewShared& sh;
+  const uint32_t warp, lane;
+  uint32_t first, last, steps;  // units of this block, tiles of a unit
+  uint32_t w_bytes;             // of half a tile
+  float acc[STRIPS][4];
+
+  __device__ Few(const FewParams& p, FewShared& sh) : p(p), sh(sh), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+    first = uint32_t(uint64_t(p.units) * blockIdx.x / gridDim.x);
+    last = uint32_t(uint64_t(p.units) * (blockIdx.x + 1) / gridDim.x);
+    steps = (p.k + STEP - 1) / STEP;
+    w_bytes = 8 * p.strips * ROW_BYTES;
+  }
+  __device__ unsigned char* half_of(uint32_t stage, uint32_t half) const {
+    return sh.ring + (2 * stage + half) * (w_bytes + ROWS * ROW_BYTES);
+  }
+
+  __device__ void copy_w(uint32_t unit, uint32_t step, uint32_t stage) {
+    barrier_expect(&sh.full[stage], 2 * (w_bytes + ROWS * ROW_BYTES));
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+      copy_box(half_of(stage, half), p.w_map, int(step * STEP + half * 64), int(unit * p.strips * 8), &sh.full[stage]);
+    }
+  }
+  __device__ void copy_x(uint32_t step, uint32_t stage) {
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+      copy_box(half_of(stage, half) + w_bytes, p.x_map, int(step * STEP + half * 64), 0, &sh.full[stage]);
+    }
+  }
+  // One thread: all tiles of the block, in order.
+  __device__ void copy() {
+    const uint32_t total = (last - first) * steps, ahead = min(total, p.stages);
+    uint32_t unit = first, step = 0;
+    for (uint32_t i = 0; i < ahead; i++) {
+      copy_w(unit, step, i);
+      if (++step == steps) step = 0, unit++;
+    }
+    wait_for_prior();
+    for (uint32_t i = 0; i < ahead; i++) copy_x(i % steps, i);
+    uint32_t stage = 0, parity = 0;
+    for (uint32_t i = ahead; i < total; i++) {
+      barrier_wait(&sh.free[stage], parity);
+      copy_w(unit, step, stage);
+      copy_x(step, stage);
+      if (++step == steps) step = 0, unit++;
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    }
+  }
+
+  // This warp's 16 numbers of k of a tile.
+  __device__ void multiply(uint32_t stage) {
+    const unsigned char* ws = half_of(stage, warp / 4);
+    const unsigned char* xs = ws + w_bytes;
+    const uint32_t k = warp % 4, x_row = lane % ROWS, w_row = lane / 16 * 8 + lane % 8;
+    uint32_t a[4];
+    load_tiles(a, xs + x_row * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
+#pragma unroll
+    for (uint32_t j = 0; j < STRIPS; j += 2) {
+      if (j >= p.strips) break;
+      uint32_t b[4];
+      load_tiles(b, ws + (8 * j + w_row) * ROW_BYTES + (2 * k + lane / 8 % 2 ^ w_row % 8) * 16);
+      mma<T>(acc[j], a, b[0], b[1]);
+      mma<T>(acc[j + 1], a, b[2], b[3]);  // of other numbers behind the last strip, which nobody looks at
+    }
+  }
+
+  // Adds up the warps' results of a unit, some strips at a time, and stores them.
+  __device__ void finish(uint32_t unit) {
+    constexpr uint32_t strip_floats = 8 * ROWS + 8, per = 64 / ROWS;
+    for (uint32_t from = 0; from < p.strips; from += per) {
+      const uint32_t count = min(per, p.strips - from);
+#pragma unroll
+      for (uint32_t j = 0; j < STRIPS; j++) {
+        if (j < from || j >= from + count) continue;
+#pragma unroll
+        for (uint32_t h = 0; h < ROWS / 8; h++) {
+          const uint32_t row = 8 * h + lane / 4;
+          if (row >= p.m) continue;
+          float* to = sh.reduced + (warp * per + j - from) * strip_floats + row * 8 + lane % 4 * 2;
+          *reinterpret_cast<float2*>(to) = make_float2(acc[j][2 * h], acc[j][2 * h + 1]);
+        }
+      }
+      meet(1, 32 * WARPS);
+      for (uint32_t i = threadIdx.x; i < p.m * count * 4; i += 32 * WARPS) {
+        const uint32_t row = i / (count * 4), strip = i / 4 % count, column = i % 4 * 2;
+        const float* of = sh.reduced + strip * strip_floats + row * 8 + column;
+        float2 sum = make_float2(0, 0);
+#pragma unroll
+        for (uint32_t w = 0; w < WARPS; w++) {
+          const float2 part = *reinterpret_cast<const float2*>(of + w * per * strip_floats);
+          sum.x += part.x;
+          sum.y += part.y;
+        }
+        store(row, (unit * p.strips + from + strip) * 8 + column, sum);
+      }
+      meet(1, 32 * WARPS);
+    }
+  }
+  __device__ void store(uint32_t row, uint32_t column, float2 x) const {
+    if (column >= p.n) return;
+    const bool both = column + 1 < p.n;
+    if (p.bias != 0) {
+      x.x += at<float>(p.bias)[column];
+      if (both) x.y += at<float>(p.bias)[column + 1];
+    }
+    const uint64_t to = uint64_t(row) * p.n + column;
+    if (p.pairs && p.wide) {
+      *reinterpret_cast<float2*>(at<float>(p.out) + to) = x;
+    } else if (p.pairs) {
+      *reinterpret_cast<uint32_t*>(at<T>(p.out) + to) = pack<T>(x.x, x.y);
+    } else if (p.wide) {
+      at<float>(p.out)[to] = x.x;
+      if (both) at<float>(p.out)[to + 1] = x.y;
+    } else {
+      at<T>(p.out)[to] = narrowed<T>(x.x);
+      if (both) at<T>(p.out)[to + 1] = narrowed<T>(x.y);
+    }
+  }
+
+  __device__ void compute() {
+    wait_for_prior();
+    uint32_t stage = 0, parity = 0;
+    for (uint32_t unit = first; unit < last; unit++) {
+#pragma unroll
+      for (uint32_t j = 0; j < STRIPS; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0;
+      for (uint32_t step = 0; step < steps; step++) {
+        barrier_wait(&sh.full[stage], parity);
+        multiply(stage);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&sh.free[stage]);
+        if (++stage == p.stages) stage = 0, parity ^= 1;
+      }
+      finish(unit);
+    }
+  }
+
+  __device__ void run() {
+    if (threadIdx.x == 0) {
+      prefetch_map(p.w_map);
+      prefetch_map(p.x_map);
+      for (uint32_t i = 0; i < p.stages; i++) {
+        barrier_init(&sh.full[i], 1);
+        barrier_init(&sh.free[i], WARPS);
+      }
+      barrier_publish();
+    }
+    __syncthreads();
+    if (warp < WARPS) compute();
+    else if (lane == 0) copy();
+  }
+};
+
+#define YN_FEW_BODY(ROWS, T)                                                                       \
+  YN_DYNAMIC_SHARED(dynamic);                                                                      \
+  Few<T, ROWS> few(p, *reinterpret_cast<FewShared*>(dynamic + (-shared_address(dynamic) & 1023))); \
+  few.run()
+
+#else
+#define YN_FEW_BODY(ROWS, T) wait_for_prior()
+#endif
+
+static_assert(sizeof(FewShared) + 1024 == 101632, "mirrored in src/hal/cuda/ops/linear_few.rs");
+#define YN_FEW(ROWS, NAME, T)                                              \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                 \
+      yn_linear_few_##ROWS##_##NAME(const __grid_constant__ FewParams p) { \
+    let_next_start();                                                      \
+    YN_FEW_BODY(ROWS, T);                                                  \
+  }
+YN_FEW(8, f16, f16)
+YN_FEW(8, bf16, bf16)
+YN_FEW(16, f16, f16)
+YN_FEW(16, bf16, bf16)

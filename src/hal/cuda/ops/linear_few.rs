@@ -1,0 +1,139 @@
+//! `linear` of few rows in mode `fast`: one block for each multiprocessor, which has its weights on the way early.
+
+use super::attention_hopper::CAPABILITY;
+use super::tensor_map::{self, TensorMap};
+use super::{FLOATS, VECTOR, short_name, small};
+use crate::base::{DType, Result};
+use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::launch::Kernel;
+use crate::hal::cuda::memory::CudaMatrix;
+use crate::hal::cuda::stream::CudaStream;
+use crate::hal::{MatrixStorage, Tensor};
+
+/// Most rows of each kernel.
+const KERNELS: [usize; 2] = [8, 16];
+/// Shared memory of a block, that of its ring, and most stages in it.
+const SHARED: u32 = 101_632;
+const RING_BYTES: usize = 80 << 10;
+const MAX_STAGES: usize = 16;
+/// Bytes of a row of a stage: 128 numbers of k.
+const STAGE_ROW: usize = 256;
+/// Threads of a block.
+const BLOCK: u32 = 288;
+/// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, whose blocks share the device better with what
+/// stands between two products (layers of an 8B model: 137 us against 151).
+const MOST_WEIGHTS: usize = 1 << 24;
+const MOST_K: usize = 2048;
+/// Columns of a strip, and most strips of a unit.
+const STRIP: usize = 8;
+const STRIPS: usize = 8;
+
+/// Mirrors kernels/linear_few.cu.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy)]
+struct Params {
+    w_map: TensorMap,
+    x_map: TensorMap,
+    out: u64,
+    bias: u64,
+    m: u32,
+    n: u32,
+    k: u32,
+    strips: u32,
+    units: u32,
+    wide: u32,
+    pairs: u32,
+    stages: u32,
+}
+const _: () = assert!(size_of::<Params>() == 320);
+
+/// Kernels of F16 and of BF16, by [`KERNELS`]; none where the capability is another than theirs.
+#[derive(Debug)]
+pub(super) struct Few(Vec<[Kernel; 2]>);
+
+impl Few {
+    pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
+        let mut all = Vec::new();
+        if capability != CAPABILITY {
+            return Ok(Self(all));
+        }
+        for rows in KERNELS {
+            let kernel = |dtype| {
+                let name = format!("yn_linear_few_{rows}_{}", short_name(dtype));
+                modules.kernel_with_shared("linear_few", &name, SHARED)
+            };
+            all.push([kernel(FLOATS[1])?, kernel(FLOATS[2])?]);
+        }
+        Ok(Self(all))
+    }
+}
+
+/// Whether the kernels take products of `x` on this stream's device, in mode `fast`.
+pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
+    !s.kernels().few.0.is_empty()
+        && (1..=KERNELS[KERNELS.len() - 1]).contains(&x.rows())
+        && w.rows() * w.cols() <= MOST_WEIGHTS
+        && x.cols() <= MOST_K
+        && x.dtype() != DType::F32
+        && x.cols().is_multiple_of(VECTOR)
+        && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
+}
+
+/// `out = x * w^T + bias`, checked by the caller, for products that [`takes`] says.
+pub(in crate::hal::cuda) fn linear(
+    s: &CudaStream,
+    (out, x): (&Tensor, &Tensor),
+    w: &CudaMatrix,
+    bias: Option<&Tensor>,
+) -> Result<()> {
+    let (m, n, k) = (x.rows(), w.rows(), x.cols());
+    let Some(index) = KERNELS.iter().position(|rows| m <= *rows).filter(|_| n > 0) else { return Ok(()) };
+    let rows = KERNELS[index];
+    let blocks = s.sm_count() as usize;
+    let strips = strips(n, blocks);
+    let units = n.div_ceil(STRIP * strips);
+    let params = Params {
+        w_map: tensor_map::new(w.addr(), x.dtype(), (n, k), small(STRIP * strips))?,
+        x_map: tensor_map::new(x.addr(), x.dtype(), (m, k), small(rows))?,
+        out: out.addr(),
+        bias: bias.map_or(0, Tensor::addr),
+        m: small(m),
+        n: small(n),
+        k: small(k),
+        strips: small(strips),
+        units: small(units),
+        wide: u32::from(out.dtype() == DType::F32),
+        pairs: u32::from(n.is_multiple_of(2) && out.addr().is_multiple_of(8)),
+        stages: small((RING_BYTES / (STAGE_ROW * (STRIP * strips + rows))).min(MAX_STAGES)),
+    };
+    let kernel = &s.kernels().few.0[index][usize::from(x.dtype() == DType::Bf16)];
+    s.launch(kernel, [small(units.min(blocks)), 1, 1], BLOCK, SHARED, &params)
+}
+
+/// Strips of a unit: all that a block has, or so many that no block has many more than another, and the more the better.
+fn strips(n: usize, blocks: usize) -> usize {
+    let each = n.div_ceil(STRIP).div_ceil(blocks);
+    if each <= STRIPS {
+        return each;
+    }
+    let most_of_a_block = |strips: usize| n.div_ceil(STRIP * strips).div_ceil(blocks) * strips;
+    (STRIPS / 2 + 1..=STRIPS).rev().min_by_key(|strips| most_of_a_block(*strips)).unwrap_or(STRIPS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_spread_columns_evenly() {
+        // Projections of an 8B model, of a 0.5B one, and columns that few blocks take.
+        for (n, expected) in [(4096, 4), (6144, 6), (28_672, 7), (9728, 5), (1152, 2), (896, 1), (128_256, 5), (1, 1)] {
+            assert_eq!(strips(n, 132), expected, "{n}");
+        }
+        for n in (1..200_000).step_by(997) {
+            let strips = strips(n, 132);
+            let most = n.div_ceil(8 * strips).div_ceil(132) * 8 * strips;
+            assert!(most <= n.div_ceil(132) + 64 && (1..=8).contains(&strips), "{n}: {strips}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Matrices as the copy hardware of compute capability 9.0 sees them.
+
+use crate::base::{DType, Result};
+use crate::hal::cuda::driver::check;
+use cudarc::driver::sys;
+use std::ffi::c_void;
+
+/// A `CUtensorMap`, by value in the parameters of a kernel.
+pub(super) type TensorMap = [u64; 16];
+
+/// Columns of a box: its rows are 128 bytes, which copies swizzle.
+const COLS: u32 = 64;
+
+/// A matrix of `rows` times `cols` numbers of 16 bits, in boxes of 64 columns and `box_rows` (at most 256) rows. What a box has
+/// beyond the matrix becomes zeros. Rows are whole multiples of 16 bytes, and the matrix stands at one.
+pub(super) fn new(addr: u64, dtype: DType, (rows, cols): (usize, usize), box_rows: u32) -> Result<TensorMap> {
+    let kind = match dtype {
+        DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+    };
+    let (sizes, strides) = ([cols as u64, rows as u64], [(cols * dtype.size()) as u64]);
+    let (sides, steps) = ([COLS, box_rows], [1u32; 2]);
+    // SAFETY: plain bytes, whose zero is a value; replaced below.
+    let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
+    // SAFETY: `map` is writable and every array has an element for each of two dimensions (one for strides); the address is
+    // only described, what it points to outlives the launch.
+    let result = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            kind,
+            2,
+            addr as *mut c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            sides.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    check(result, "describing a matrix to the copy hardware")?;
+    Ok(map.opaque)
+}
