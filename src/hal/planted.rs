@@ -120,6 +120,9 @@ impl MatrixLoader for PlantedLoader {
     fn finish(&mut self, at_most: Duration) -> Result<bool> {
         self.loader.finish(at_most)
     }
+    fn times(&self) -> String {
+        self.loader.times()
+    }
 }
 
 #[derive(Debug)]
