@@ -27,6 +27,8 @@ pub mod rope;
 mod shard;
 #[forbid(unsafe_code)]
 pub mod spec;
+#[forbid(unsafe_code)]
+mod watch;
 pub mod weights;
 
 pub use config::{ModelInfo, SamplingDefaults, inspect};
