@@ -121,7 +121,7 @@ fn sizes(config: &EngineConfig, loads: bool) -> Result<Sizes> {
     let weight_bytes: usize = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
     let weight_bytes = weight_bytes - host_embedding_bytes;
     let meeting_bytes = group.as_ref().map_or(0, |group| ranks * group.rank_bytes());
-    let overhead = runner::overhead(&local, &options, device.as_ref());
+    let overhead = runner::overhead(&local, &options, device.as_ref(), config);
     let overhead_bytes = ranks * (overhead.stream_bytes + overhead.driver_bytes);
     let buffers = runner::memory_plan(&local, &options, device.caps()).bytes_on(device.caps());
     let fixed_bytes = weight_bytes + meeting_bytes + ranks * buffers + overhead_bytes;

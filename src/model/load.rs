@@ -122,7 +122,10 @@ pub fn load_shard(
     watch.mark("files opened");
     let (source, local) = (source.as_ref(), shard.info(info));
     // What a source makes up is made on the device.
-    let matrices = if format == LoadFormat::Dummy { None } else { device.loader(local.weight_bytes)? };
+    let matrices = match format {
+        LoadFormat::Dummy => None,
+        _ => device.loader(local.weight_bytes, area(source, (info, &local), names.embed, (device, embedding)))?,
+    };
     watch.mark("readers started");
     let report = Report::new(progress);
     let (stream, staging) = (None, None);
@@ -134,6 +137,20 @@ pub fn load_shard(
     watch.mark("tidied up");
     log::debug!(target: "yinian::load", "weights: {watch}; {times}");
     Ok(model)
+}
+
+/// What the rank's matrices take together; nothing where files have another dtype than the config says.
+fn area(
+    source: &dyn WeightSource,
+    (info, local): (&ModelInfo, &ModelInfo),
+    embed: &str,
+    (device, embedding): (&dyn Device, Placement),
+) -> usize {
+    let found = source.tensor(embed, &[info.spec.vocab_size, info.spec.hidden_size]);
+    match found {
+        Ok(table) if table.dtype == info.dtype => device.area(&placement::device_matrices(local, embedding)),
+        _ => 0,
+    }
 }
 
 /// Every tensor of the files must be one the model has, or one of the known leftovers.

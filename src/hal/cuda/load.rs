@@ -1,6 +1,7 @@
 //! Matrices of weights from host memory and from files. An embedding table that stays in host memory is read into place.
 
 use super::driver::{Context, check};
+use super::ledger::rounded;
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::random::Random;
 use super::sender::{Sender, Spent};
@@ -15,6 +16,8 @@ use std::ptr::{null_mut, with_exposed_provenance_mut};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// As the driver aligns at least.
+const WINDOW_ALIGN: usize = 256;
 /// Device memory that random rows for the host are made in.
 const RANDOM_BYTES: usize = 64 << 20;
 
@@ -157,6 +160,38 @@ pub(super) fn random_on_host(
     Ok(Arc::new(CudaMatrix::new(tensor, parts.iter().map(|p| p.rows).collect(), Placement::Host)))
 }
 
+/// Device memory that matrices of files share: the driver gives 16 GB at once in 1 ms, and in a piece for each matrix in 20 ms
+/// while copies run.
+#[derive(Debug)]
+struct Area {
+    memory: Option<Arc<dyn Allocation>>,
+    taken: usize,
+}
+
+impl Area {
+    fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let allocate = || -> Result<Arc<dyn Allocation>> { Ok(Arc::new(DeviceMemory::unfilled(context, bytes)?)) };
+        Ok(Self { memory: (bytes > 0).then(allocate).transpose()?, taken: 0 })
+    }
+
+    /// Room for `bytes` in it, while there is enough.
+    fn window(&mut self, bytes: usize) -> Option<(Arc<dyn Allocation>, usize)> {
+        let (memory, at) = (self.memory.as_ref()?, self.taken);
+        let end = at + bytes;
+        if end > memory.bytes() {
+            return None;
+        }
+        self.taken = end.next_multiple_of(WINDOW_ALIGN);
+        Some((Arc::clone(memory), at))
+    }
+}
+
+/// What matrices take in an area, given as numbers of them and bytes of each.
+pub(super) fn area(matrices: &[(usize, usize)]) -> usize {
+    let windows: usize = matrices.iter().map(|(times, bytes)| times * bytes.next_multiple_of(WINDOW_ALIGN)).sum();
+    rounded(windows)
+}
+
 /// Has its slots freed.
 #[derive(Debug)]
 struct Closing(Arc<Slots>);
@@ -173,19 +208,26 @@ pub(super) struct CudaLoader {
     readers: Readers,
     /// Behind the readers, which have given all back then.
     slots: Closing,
+    area: Area,
     spent: Arc<Spent>,
     context: Arc<Context>,
 }
 
 impl CudaLoader {
-    /// For `bytes` in all.
-    pub(super) fn new(context: &Arc<Context>, slots: &Arc<Slots>, bytes: usize) -> Result<Self> {
+    /// For `bytes` in all and an area of so many on the device.
+    pub(super) fn new(context: &Arc<Context>, slots: &Arc<Slots>, (bytes, area): (usize, usize)) -> Result<Self> {
         let threads = Readers::threads_for(bytes);
         let spent = Arc::new(Spent::new(threads));
         let (own, home, theirs) = (Arc::clone(context), Arc::clone(slots), Arc::clone(&spent));
         let make = move || -> Result<Box<dyn Reader>> { Ok(Box::new(Sender::new(&own, &home, &theirs)?)) };
         let (slots, readers) = (Closing(Arc::clone(slots)), Readers::start(threads, make)?);
-        Ok(Self { readers, slots, spent, context: Arc::clone(context) })
+        let area = Area::new(context, area).map_err(|e| e.within("weights"))?;
+        Ok(Self { readers, slots, area, spent, context: Arc::clone(context) })
+    }
+
+    fn room(&mut self, bytes: usize, placement: Placement) -> Result<(Arc<dyn Allocation>, usize)> {
+        let window = if placement == Placement::Device { self.area.window(bytes) } else { None };
+        window.map_or_else(|| Ok((room(&self.context, bytes, placement)?, 0)), Ok)
     }
 }
 
@@ -193,8 +235,8 @@ impl MatrixLoader for CudaLoader {
     fn load(&mut self, parts: &[MatrixPart<'_>], placement: Placement) -> Result<Matrix> {
         let matrices: Vec<_> = parts.iter().map(|part| part.matrix).collect();
         let (rows, cols, dtype) = shape(&matrices)?;
-        let memory = room(&self.context, rows * cols * dtype.size(), placement)?;
-        let mut at = 0;
+        let (memory, from) = self.room(rows * cols * dtype.size(), placement)?;
+        let mut at = from;
         for MatrixPart { matrix, file } in parts {
             match file {
                 Some(file) => self.readers.read(file, matrix.data.len(), (&memory, at), placement),
@@ -202,7 +244,7 @@ impl MatrixLoader for CudaLoader {
             }
             at += matrix.data.len();
         }
-        Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, 0, rows, cols, dtype), rows_of(&matrices), placement)))
+        Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, from, rows, cols, dtype), rows_of(&matrices), placement)))
     }
 
     fn pending_bytes(&self) -> usize {
@@ -215,5 +257,42 @@ impl MatrixLoader for CudaLoader {
 
     fn times(&self) -> String {
         format!("{}; {}", self.slots.0.times(), self.spent.times())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Space(usize);
+
+    impl Allocation for Space {
+        fn addr(&self) -> u64 {
+            1 << 21
+        }
+        fn bytes(&self) -> usize {
+            self.0
+        }
+    }
+
+    #[test]
+    fn an_area_holds_what_it_was_made_for_and_what_is_too_much_goes_elsewhere() {
+        for matrices in [vec![(1, 1)], vec![(3, 1000), (2, 256)], vec![(33, 70_001), (2, 3 << 20), (1, 2)]] {
+            let bytes = area(&matrices);
+            let asked: usize = matrices.iter().map(|(times, bytes)| times * bytes).sum();
+            assert!(bytes < asked + 256 * 40 + (2 << 20), "{bytes} bytes for {asked}");
+            let mut area = Area { memory: Some(Arc::new(Space(bytes))), taken: 0 };
+            let mut end = 0;
+            for (times, bytes) in matrices {
+                for _ in 0..times {
+                    let (_, at) = area.window(bytes).expect("room");
+                    assert!(at >= end && at.is_multiple_of(WINDOW_ALIGN), "{bytes} bytes at {at}, after {end}");
+                    end = at + bytes;
+                }
+            }
+            assert!(area.window(bytes).is_none(), "room for more than there is");
+        }
+        assert!(Area { memory: None, taken: 0 }.window(1).is_none());
     }
 }

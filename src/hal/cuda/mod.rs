@@ -227,8 +227,11 @@ impl Device for CudaDevice {
     fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
         load::random_on_host(&self.context, &self.random, parts, (cols, dtype))
     }
-    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
-        Ok(Some(Box::new(CudaLoader::new(&self.context, &self.slots, bytes)?)))
+    fn area(&self, matrices: &[(usize, usize)]) -> usize {
+        load::area(matrices)
+    }
+    fn loader(&self, bytes: usize, area: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        Ok(Some(Box::new(CudaLoader::new(&self.context, &self.slots, (bytes, area))?)))
     }
     fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
         let matrix = CudaMatrix::unfilled(&self.context, parts.iter().map(|p| p.rows).collect(), cols, dtype)?;
