@@ -84,7 +84,8 @@ struct Sizes {
     demand: Demand,
 }
 
-fn sizes(config: &EngineConfig) -> Result<Sizes> {
+/// `loads` says that the weights will be loaded.
+fn sizes(config: &EngineConfig, loads: bool) -> Result<Sizes> {
     // Before the model is loaded, which can take minutes.
     policy(config)?;
     let dir = PathBuf::from(&config.model);
@@ -98,7 +99,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let ranks = config.tensor_parallel_size;
     Shard::check(&info.spec, ranks)?;
     let local = Shard { rank: 0, ranks }.info(&info);
-    let devices = devices(config, ranks)?;
+    let devices = devices(config, ranks, if loads { local.weight_bytes } else { 0 })?;
     let device = &devices[0];
     let meets = || device.group(ranks, config.max_num_batched_tokens * info.spec.hidden_size);
     let group = (ranks > 1).then(meets).transpose()?;
@@ -120,7 +121,7 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     let weight_bytes: usize = (0..ranks).map(|rank| Shard { rank, ranks }.info(&info).weight_bytes).sum();
     let weight_bytes = weight_bytes - host_embedding_bytes;
     let meeting_bytes = group.as_ref().map_or(0, |group| ranks * group.rank_bytes());
-    let overhead = runner::overhead(&local, &options, device.as_ref());
+    let overhead = runner::overhead(&local, &options, device.as_ref(), config);
     let overhead_bytes = ranks * (overhead.stream_bytes + overhead.driver_bytes);
     let buffers = runner::memory_plan(&local, &options, device.caps()).bytes_on(device.caps());
     let fixed_bytes = weight_bytes + meeting_bytes + ranks * buffers + overhead_bytes;
@@ -154,8 +155,8 @@ fn sizes(config: &EngineConfig) -> Result<Sizes> {
     })
 }
 
-/// A device for each rank, with its share of the compute threads.
-fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> {
+/// A device for each rank, with its share of the compute threads. They get ready for `load_bytes` of weights each.
+fn devices(config: &EngineConfig, ranks: usize, load_bytes: usize) -> Result<Vec<Arc<dyn Device>>> {
     let all = || config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let threads = if ranks > 1 { Some((all() / ranks).max(1)) } else { config.threads };
     let options = DeviceOptions {
@@ -163,6 +164,7 @@ fn devices(config: &EngineConfig, ranks: usize) -> Result<Vec<Arc<dyn Device>>> 
         cpu_features: config.cpu_features.clone(),
         library_dir: config.device_library_dir.as_deref().map(PathBuf::from),
         tuning_cache: config.tuning_cache.as_deref().map(PathBuf::from),
+        load_bytes: if config.load_format == LoadFormat::Dummy { 0 } else { load_bytes },
         numeric_mode: config.numeric_mode,
         planted: config.planted.clone(),
     };
@@ -182,7 +184,7 @@ fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
 
 fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     progress(0.0)?;
-    let mut sizes = sizes(config)?;
+    let mut sizes = sizes(config, true)?;
     let free = sizes.free_bytes()?;
     let tokenizer = config.tokenizer.as_deref().map(Path::new);
     let text = Arc::new(TextModel::open(&sizes.dir, tokenizer, config.chat_template.as_deref())?);
@@ -482,7 +484,7 @@ pub(crate) fn plan_memory(config: &EngineConfig) -> Result<Value> {
     if config.model.starts_with("mock:") {
         return Err(Error::invalid("a mock model has no memory to plan; expected a model directory"));
     }
-    let sizes = sizes(config)?;
+    let sizes = sizes(config, false)?;
     Ok(json!({
         "model": model_json(config, &sizes.info.architecture, sizes.info.dtype.name()),
         "device": device_json(sizes.devices[0].caps()),

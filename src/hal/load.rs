@@ -49,4 +49,8 @@ pub trait MatrixLoader: Debug {
     /// Waits up to `at_most` for everything that was handed over; nothing is handed over after it. True when all of it is
     /// where it belongs. Errors are those of any matrix, and name the file.
     fn finish(&mut self, at_most: Duration) -> Result<bool>;
+    /// Where the time went so far, for logs.
+    fn times(&self) -> String {
+        String::new()
+    }
 }

@@ -169,9 +169,14 @@ pub trait Device: Any + Send + Sync + Debug {
     fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
         self.random_matrix(parts, cols, dtype)
     }
-    /// Loads many matrices of `bytes` in all at once; `None` where one after the other is as fast.
-    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
-        let _ = bytes;
+    /// What matrices take on the device that a loader loads, given as numbers of them and bytes of each.
+    fn area(&self, matrices: &[(usize, usize)]) -> usize {
+        matrices.iter().map(|(times, bytes)| times * self.rounded(*bytes)).sum()
+    }
+    /// Loads many matrices of `bytes` in all at once; `None` where one after the other is as fast. Those on the device share
+    /// `area` bytes of memory, which live as long as any of them; one that finds no room there has its own.
+    fn loader(&self, bytes: usize, area: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        let _ = (bytes, area);
         Ok(None)
     }
     fn stream(&self) -> Result<Box<dyn Stream>>;

@@ -84,12 +84,15 @@ impl Device for PlantedDevice {
         self.allocates("making a matrix in host memory")?;
         self.device.random_host_matrix(parts, cols, dtype)
     }
-    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+    fn area(&self, matrices: &[(usize, usize)]) -> usize {
+        self.device.area(matrices)
+    }
+    fn loader(&self, bytes: usize, area: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
         self.allocates("the readers of weights")?;
         let planted = Arc::clone(&self.planted);
         Ok(self
             .device
-            .loader(bytes)?
+            .loader(bytes, area)?
             .map(|loader| Box::new(PlantedLoader { loader, planted }) as Box<dyn MatrixLoader>))
     }
     fn driver_calls(&self) -> Option<DriverCalls> {
@@ -119,6 +122,9 @@ impl MatrixLoader for PlantedLoader {
     }
     fn finish(&mut self, at_most: Duration) -> Result<bool> {
         self.loader.finish(at_most)
+    }
+    fn times(&self) -> String {
+        self.loader.times()
     }
 }
 

@@ -95,16 +95,17 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// Threads for reading `bytes` in all.
-    pub(super) fn start(
-        bytes: usize,
-        make: impl Fn() -> Result<Box<dyn Reader>> + Send + Sync + 'static,
-    ) -> Result<Self> {
+    /// How many threads reading `bytes` is worth.
+    pub(super) fn threads_for(bytes: usize) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::start_threads(bytes.div_ceil(READER_BYTES).clamp(1, MOST_READERS).min(cores), make)
+        bytes.div_ceil(READER_BYTES).clamp(1, MOST_READERS).min(cores)
     }
 
-    fn start_threads(count: usize, make: impl Fn() -> Result<Box<dyn Reader>> + Send + Sync + 'static) -> Result<Self> {
+    /// So many threads, each with a reader that it makes.
+    pub(super) fn start(
+        count: usize,
+        make: impl Fn() -> Result<Box<dyn Reader>> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let (sender, pieces) = unbounded::<Piece>();
         let shared = Arc::new(Shared {
             state: Mutex::new(State { live: 0, error: None }),

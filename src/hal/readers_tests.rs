@@ -65,7 +65,7 @@ fn read(n: usize, threads: usize, bad: Option<Bad>) -> Result<()> {
     let make = move || -> Result<Box<dyn Reader>> {
         Ok(Box::new(Keep { log: Arc::clone(&made.0), bad, unfinished: Arc::clone(&made.1) }))
     };
-    let mut readers = Readers::start_threads(threads, make)?;
+    let mut readers = Readers::start(threads, make)?;
     let to: Arc<dyn Allocation> = Arc::new(Space(n));
     // The second half before the first.
     let half = n / 2 + 1;
@@ -99,7 +99,7 @@ fn errors_and_panics_come_out_and_threads_end() {
         let e = read(n, threads, Some((5, || panic!("at last")))).unwrap_err();
         assert!(e.kind == ErrorKind::Internal && e.message.contains("at last"), "{e}");
     }
-    let mut readers = Readers::start_threads(2, || Err(Error::no_memory("no room"))).unwrap();
+    let mut readers = Readers::start(2, || Err(Error::no_memory("no room"))).unwrap();
     assert_eq!(waited(&mut readers).unwrap_err().kind, ErrorKind::NoMemory);
 }
 
@@ -110,10 +110,10 @@ fn a_short_file_fails_and_a_dropped_loader_stops() {
     let make = || -> Result<Box<dyn Reader>> {
         Ok(Box::new(Keep { log: Log::default(), bad: None, unfinished: Arc::new(AtomicUsize::new(9)) }))
     };
-    let mut readers = Readers::start_threads(2, make).unwrap();
+    let mut readers = Readers::start(2, make).unwrap();
     readers.read(&from, 1001, (&to, 0), Placement::Device);
     assert_eq!(waited(&mut readers).unwrap_err().kind, ErrorKind::Io);
-    let readers = Readers::start_threads(2, make).unwrap();
+    let readers = Readers::start(2, make).unwrap();
     readers.read(&from, 4000, (&to, 0), Placement::Device);
     drop(readers);
     assert_eq!(Arc::strong_count(&to), 1, "a thread still has pieces");

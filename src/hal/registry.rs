@@ -20,6 +20,8 @@ pub struct DeviceOptions {
     pub tuning_cache: Option<PathBuf>,
     /// How numbers are to be computed. A device that cannot says so in its caps.
     pub numeric_mode: NumericMode,
+    /// Bytes of weights that will be loaded from files, where that is known: the device gets ready for it while it opens.
+    pub load_bytes: usize,
     /// Set by tests only.
     #[doc(hidden)]
     pub planted: Option<Arc<Planted>>,

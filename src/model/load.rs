@@ -9,6 +9,7 @@ use crate::model::registry;
 use crate::model::rope;
 use crate::model::shard::{Part, Shard, cut};
 use crate::model::spec::{WeightNames, bias_name};
+use crate::model::watch::{Report, Watch};
 use crate::model::weights::{DummyWeights, SafetensorsWeights, WeightData, WeightSource};
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -108,6 +109,7 @@ pub fn load_shard(
     (max_len, progress): (usize, &mut dyn FnMut(LoadProgress) -> Result<()>),
 ) -> Result<Model> {
     let LoadOptions { format, shard, embedding } = options.into();
+    let mut watch = Watch::start();
     check_length(max_len)?;
     Shard::check(&info.spec, shard.ranks)?;
     placement::check(info, embedding)?;
@@ -117,15 +119,38 @@ pub fn load_shard(
         LoadFormat::Auto | LoadFormat::Safetensors => Box::new(SafetensorsWeights::open(dir)?),
     };
     check_names(source.as_ref(), info, names)?;
-    let stream = device.stream().map_err(|e| e.within("the stream that loads weights"))?;
-    let (source, stream, local) = (source.as_ref(), stream.as_ref(), shard.info(info));
+    watch.mark("files opened");
+    let (source, local) = (source.as_ref(), shard.info(info));
     // What a source makes up is made on the device.
-    let matrices = if format == LoadFormat::Dummy { None } else { device.loader(local.weight_bytes)? };
-    let report = Report { progress, bytes_done: 0, bytes_told: 0 };
-    let mut loader = Loader { info, shard, local, embedding, source, device, stream, matrices, staging: None, report };
+    let matrices = match format {
+        LoadFormat::Dummy => None,
+        _ => device.loader(local.weight_bytes, area(source, (info, &local), names.embed, (device, embedding)))?,
+    };
+    watch.mark("readers started");
+    let report = Report::new(progress);
+    let (stream, staging) = (None, None);
+    let mut loader =
+        Loader { info, shard, local, embedding, source, device, stream, matrices, staging, report, watch: &mut watch };
     let model = loader.model(names, max_len)?;
-    loader.finish()?;
+    let times = loader.finish()?;
+    drop(loader);
+    watch.mark("tidied up");
+    log::debug!(target: "yinian::load", "weights: {watch}; {times}");
     Ok(model)
+}
+
+/// What the rank's matrices take together; nothing where files have another dtype than the config says.
+fn area(
+    source: &dyn WeightSource,
+    (info, local): (&ModelInfo, &ModelInfo),
+    embed: &str,
+    (device, embedding): (&dyn Device, Placement),
+) -> usize {
+    let found = source.tensor(embed, &[info.spec.vocab_size, info.spec.hidden_size]);
+    match found {
+        Ok(table) if table.dtype == info.dtype => device.area(&placement::device_matrices(local, embedding)),
+        _ => 0,
+    }
 }
 
 /// Every tensor of the files must be one the model has, or one of the known leftovers.
@@ -167,23 +192,6 @@ impl Cols {
     }
 }
 
-/// Tells how far loading is.
-struct Report<'a> {
-    progress: &'a mut dyn FnMut(LoadProgress) -> Result<()>,
-    /// Handed over to the device, which may be behind.
-    bytes_done: usize,
-    bytes_told: usize,
-}
-
-impl Report<'_> {
-    /// `pending_bytes` of what was handed over is still to be read.
-    fn tell(&mut self, pending_bytes: usize, bytes_total: usize) -> Result<()> {
-        let landed = self.bytes_done.saturating_sub(pending_bytes).min(bytes_total);
-        self.bytes_told = self.bytes_told.max(landed);
-        (self.progress)(LoadProgress { bytes_done: self.bytes_told, bytes_total })
-    }
-}
-
 /// Hands all values of a tensor, in order, to the function it is given.
 type Fill<'a> = &'a mut dyn FnMut(&mut dyn FnMut(f32));
 
@@ -196,12 +204,14 @@ struct Loader<'a> {
     embedding: Placement,
     source: &'a dyn WeightSource,
     device: &'a dyn Device,
-    stream: &'a dyn Stream,
+    /// For vectors. Opened once a matrix is under way: that takes its time, in which the device can copy.
+    stream: Option<Box<dyn Stream>>,
     /// Where the device loads matrices side by side.
     matrices: Option<Box<dyn MatrixLoader>>,
     /// What vectors were uploaded from last.
     staging: Option<Box<dyn HostBuffer>>,
     report: Report<'a>,
+    watch: &'a mut Watch,
 }
 
 impl Loader<'_> {
@@ -387,10 +397,24 @@ impl Loader<'_> {
             }
         });
         let tensor = Tensor::new(self.device.alloc(bytes)?, 0, rows, cols, dtype);
-        self.stream.upload(&tensor, host.as_ref())?;
-        self.stream.record()?.wait()?;
+        let stream = self.stream()?;
+        stream.upload(&tensor, host.as_ref())?;
+        stream.record()?.wait()?;
         self.staging = Some(host);
         Ok(tensor)
+    }
+
+    fn stream(&mut self) -> Result<&dyn Stream> {
+        let stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => {
+                self.watch.mark("first matrix handed over");
+                let stream = self.device.stream().map_err(|e| e.within("the stream that loads weights"))?;
+                self.watch.mark("stream opened");
+                stream
+            }
+        };
+        Ok(&**self.stream.insert(stream))
     }
 
     fn advance(&mut self, bytes: usize) -> Result<()> {
@@ -399,13 +423,16 @@ impl Loader<'_> {
         self.report.tell(pending_bytes, self.local.weight_bytes)
     }
 
-    /// Waits for what the device still loads.
-    fn finish(&mut self) -> Result<()> {
-        let Some(mut matrices) = self.matrices.take() else { return Ok(()) };
+    /// Waits for what the device still loads, and tells where its time went.
+    fn finish(&mut self) -> Result<String> {
+        self.watch.mark("all handed over");
+        let Some(mut matrices) = self.matrices.take() else { return Ok(String::new()) };
         while !matrices.finish(REPORT)? {
             self.report.tell(matrices.pending_bytes(), self.local.weight_bytes)?;
         }
-        self.report.tell(0, self.local.weight_bytes)
+        self.watch.mark("all landed");
+        self.report.tell(0, self.local.weight_bytes)?;
+        Ok(matrices.times())
     }
 }
 

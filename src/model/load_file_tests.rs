@@ -71,7 +71,7 @@ impl Device for Reading {
     fn load_matrix(&self, _: &[HostMatrix<'_>]) -> Result<Matrix> {
         panic!("the loader is passed by");
     }
-    fn loader(&self, _: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+    fn loader(&self, _: usize, _: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
         let (cpu, loads, finished) = (Arc::clone(&self.cpu), Arc::clone(&self.loads), Arc::clone(&self.finished));
         Ok(Some(Box::new(Behind { cpu, loads, last: 0, late: self.late, finished })))
     }

@@ -27,11 +27,13 @@ pub mod rope;
 mod shard;
 #[forbid(unsafe_code)]
 pub mod spec;
+#[forbid(unsafe_code)]
+mod watch;
 pub mod weights;
 
 pub use config::{ModelInfo, SamplingDefaults, inspect};
 pub use load::{LoadOptions, LoadProgress, Model, load, load_shard};
 pub use load_ranks::load_ranks;
-pub use placement::host_embedding_bytes;
+pub use placement::{device_matrices, host_embedding_bytes};
 pub use shard::Shard;
 pub use spec::DecoderSpec;

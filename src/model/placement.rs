@@ -27,6 +27,20 @@ pub fn host_embedding_bytes(info: &ModelInfo, placement: Placement, caps: &Caps)
     })
 }
 
+/// Matrices on the device of a rank that holds `local`: numbers of them, and bytes of each.
+pub fn device_matrices(local: &ModelInfo, embedding: Placement) -> Vec<(usize, usize)> {
+    let spec = &local.spec;
+    let (layers, hidden, inner) = (spec.layers.len(), spec.hidden_size * local.dtype.size(), spec.intermediate_size);
+    let tables = if spec.tied || embedding == Placement::Host { 1 } else { 2 };
+    vec![
+        (layers, spec.qkv_size() * hidden),
+        (layers, spec.attention_size() * hidden),
+        (layers, 2 * inner * hidden),
+        (layers, inner * hidden),
+        (tables, spec.vocab_size * hidden),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +64,12 @@ mod tests {
         let same = device.caps().clone();
         let own = Caps { own_memory: true, ..same.clone() };
         let (untied, tied) = (info(false), info(true));
+        let on_device =
+            |info, placement| device_matrices(info, placement).iter().map(|(n, bytes)| n * bytes).sum::<usize>();
+        for info in [&untied, &tied] {
+            assert_eq!(on_device(info, Placement::Device), 2 * info.spec.weight_elements().0);
+        }
+        assert_eq!(on_device(&untied, Placement::Device) - on_device(&untied, Placement::Host), 500 * 24 * 2);
         assert_eq!(host_embedding_bytes(&untied, Placement::Host, &own).unwrap(), 500 * 24 * 2);
         assert_eq!(host_embedding_bytes(&untied, Placement::Host, &same).unwrap(), 0);
         assert_eq!(host_embedding_bytes(&untied, Placement::Device, &own).unwrap(), 0);

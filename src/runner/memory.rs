@@ -1,11 +1,12 @@
 //! What a runner allocates, before it does.
 
+use crate::base::config::{EngineConfig, LoadFormat};
 use crate::base::{DType, Row};
 use crate::hal::arena::ArenaPlan;
 use crate::hal::ops::{SAMPLER_BIASES, SAMPLER_WORDS};
 use crate::hal::{Caps, Device, Overhead, Recorded};
-use crate::model::ModelInfo;
 use crate::model::decoder::Buffers;
+use crate::model::{self, ModelInfo};
 use crate::plan::params::MAX_LOGPROBS;
 use crate::plan::{KvGroup, KvSpec};
 use crate::runner::graphs::Graphs;
@@ -134,22 +135,16 @@ pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, caps: &Caps) -> Ru
 }
 
 /// What the device takes beside what model, runner and blocks ask for. What allocations are rounded up by counts with the
-/// stream.
-pub fn overhead(info: &ModelInfo, options: &RunnerOptions, device: &dyn Device) -> Overhead {
+/// stream. Of the config it depends on where weights come from, and where the embedding table goes.
+pub fn overhead(info: &ModelInfo, options: &RunnerOptions, device: &dyn Device, config: &EngineConfig) -> Overhead {
     let (caps, spec) = (device.caps(), &info.spec);
     let layers = spec.layers.len();
     let graphs = if caps.graphs { Graphs::new(InputShape::of(options).most(), Row(0)).buckets().len() } else { 0 };
     let beside = device.overhead(Recorded { graphs, launches: LAYER_LAUNCHES * layers + STEP_LAUNCHES });
-    let (dtype, plan) = (info.dtype.size(), memory_plan(info, options, caps));
+    let plan = memory_plan(info, options, caps);
     let rows = sampler_rows(options, caps);
     let (counts, biases) = row_extra_bytes(spec.vocab_size);
-    let table = spec.vocab_size * spec.hidden_size * dtype;
     let asked = [
-        (layers, spec.qkv_size() * spec.hidden_size * dtype),
-        (layers, spec.attention_size() * spec.hidden_size * dtype),
-        (layers, 2 * spec.intermediate_size * spec.hidden_size * dtype),
-        (layers, spec.intermediate_size * spec.hidden_size * dtype),
-        (if spec.tied { 1 } else { 2 }, table),
         (spec.ropes.len(), plan.rope_bytes / spec.ropes.len().max(1)),
         (1, plan.arena_bytes),
         (1, InputShape::of(options).words() * WORD),
@@ -158,7 +153,12 @@ pub fn overhead(info: &ModelInfo, options: &RunnerOptions, device: &dyn Device) 
         (1, rows * biases),
         (1, rows * SAMPLER_WORDS * WORD),
     ];
-    let lost: usize = asked.iter().map(|(times, bytes)| times * (device.rounded(*bytes) - bytes)).sum();
+    let each = |asked: &[(usize, usize)]| asked.iter().map(|(times, b)| times * device.rounded(*b)).sum::<usize>();
+    let bytes = |asked: &[(usize, usize)]| asked.iter().map(|(times, b)| times * b).sum::<usize>();
+    let matrices = model::device_matrices(info, config.embedding_placement);
+    // What is made up is allocated one by one.
+    let taken = if config.load_format == LoadFormat::Dummy { each(&matrices) } else { device.area(&matrices) };
+    let lost = taken - bytes(&matrices) + each(&asked) - bytes(&asked);
     Overhead { stream_bytes: beside.stream_bytes + lost, ..beside }
 }
 
@@ -171,7 +171,6 @@ pub fn late_mask_bytes(info: &ModelInfo, options: &RunnerOptions) -> usize {
 mod tests {
     use super::*;
     use crate::base::Result;
-    use crate::base::config::LoadFormat;
     use crate::hal::registry::{DeviceOptions, open};
     use crate::hal::{Allocation, HostBuffer, HostMatrix, Matrix, MemoryInfo, Stream, Tensor};
     use crate::model::{inspect, load};

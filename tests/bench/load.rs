@@ -180,10 +180,30 @@ fn mb(bytes: usize) -> f64 {
     bytes as f64 / 1e6
 }
 
+/// Prints where loading says its time went.
+struct Phases;
+
+impl log::Log for Phases {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "yinian::load"
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            println!("phases: {}", record.args());
+        }
+    }
+    fn flush(&self) {}
+}
+
 /// Loads all weights once. Prints the rate and the host memory it took.
 fn child_load(dir: &Path, device: &str, limit: f64) {
-    let device = open(device, &DeviceOptions::default()).expect("a device");
     let info = inspect(dir).expect("a model");
+    let from = Instant::now();
+    let options = DeviceOptions { load_bytes: info.weight_bytes, ..DeviceOptions::default() };
+    let device = open(device, &options).expect("a device");
+    println!("phases: device opened in {:.1} ms", from.elapsed().as_secs_f64() * 1e3);
+    log::set_logger(&Phases).expect("no logger yet");
+    log::set_max_level(log::LevelFilter::Debug);
     let (before, from) = (status("VmHWM"), Instant::now());
     let mut reports = 0;
     let mut progress = |_| {
@@ -191,7 +211,8 @@ fn child_load(dir: &Path, device: &str, limit: f64) {
         Ok(())
     };
     let model = load(&info, dir, LoadFormat::Auto, device.as_ref(), (MAX_LEN, &mut progress)).expect("weights");
-    let rate = info.weight_bytes as f64 / from.elapsed().as_secs_f64();
+    let seconds = from.elapsed().as_secs_f64();
+    let rate = info.weight_bytes as f64 / seconds;
     let taken = status("VmHWM").saturating_sub(before);
     let own = device.caps().own_memory;
     let bar = |good: bool| {
@@ -204,9 +225,8 @@ fn child_load(dir: &Path, device: &str, limit: f64) {
         }
     };
     println!(
-        "load: {:.2} GB in {:.3} s: {:.1} GB/s, {:.0}% of {:.1} GB/s ({}), {reports} reports",
+        "load: {:.2} GB in {seconds:.3} s: {:.1} GB/s, {:.0}% of {:.1} GB/s ({}), {reports} reports",
         info.weight_bytes as f64 / 1e9,
-        from.elapsed().as_secs_f64(),
         rate / 1e9,
         100.0 * rate / limit,
         limit / 1e9,

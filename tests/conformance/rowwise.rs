@@ -57,7 +57,7 @@ pub(crate) fn loaded_from_files(kit: &Kit) {
     // Two numbers of 0.5 to 1.
     const MANTISSAS: u64 = 0x007f_ffff_007f_ffff;
     const HALVES: u64 = 0x3f00_0000_3f00_0000;
-    let Some(mut loader) = kit.device.loader(1 << 30).unwrap() else { return };
+    let Some(mut loader) = kit.device.loader(1 << 30, 64 << 20).unwrap() else { return };
     let mut rng = SplitMix64(5);
     let bytes: Vec<u8> = (0..BYTES / 8).flat_map(|_| (rng.next_u64() & MANTISSAS | HALVES).to_le_bytes()).collect();
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -1,22 +1,23 @@
-//! Weights on their way to the device: threads read pieces of files into page-locked slots, from which the device copies them
-//! while the next ones are read. An embedding table that stays in host memory is read into place.
+//! Matrices of weights from host memory and from files. An embedding table that stays in host memory is read into place.
 
 use super::driver::{Context, check};
-use super::memory::{CudaMatrix, DeviceMemory, PinnedMemory};
+use super::ledger::rounded;
+use super::memory::{CudaMatrix, DeviceMemory};
 use super::random::Random;
+use super::sender::{Sender, Spent};
+use super::slots::Slots;
 use crate::base::config::Placement;
 use crate::base::{DType, Error, Result};
-use crate::hal::readers::{PIECE_BYTES, Piece, Reader, Readers};
-use crate::hal::{Allocation, HostBuffer, HostMatrix, Matrix, MatrixLoader, MatrixPart, RandomRows, Tensor};
+use crate::hal::readers::{Reader, Readers};
+use crate::hal::{Allocation, HostMatrix, Matrix, MatrixLoader, MatrixPart, RandomRows, Tensor};
 use cudarc::driver::sys;
 use std::ffi::c_void;
-use std::os::unix::fs::FileExt;
 use std::ptr::{null_mut, with_exposed_provenance_mut};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Slots of a reader: one is read into while the device copies from the other.
-const SLOTS: usize = 2;
+/// As the driver aligns at least.
+const WINDOW_ALIGN: usize = 256;
 /// Device memory that random rows for the host are made in.
 const RANDOM_BYTES: usize = 64 << 20;
 
@@ -87,7 +88,7 @@ fn room(context: &Arc<Context>, bytes: usize, placement: Placement) -> Result<Ar
 }
 
 /// Bytes `at..at + bytes` of `memory`, which is of host memory.
-fn host_bytes(memory: &dyn Allocation, at: usize, bytes: usize) -> *mut u8 {
+pub(super) fn host_bytes(memory: &dyn Allocation, at: usize, bytes: usize) -> *mut u8 {
     assert!(at + bytes <= memory.bytes(), "{bytes} bytes at {at} of {}", memory.bytes());
     with_exposed_provenance_mut(memory.addr() as usize + at)
 }
@@ -159,112 +160,45 @@ pub(super) fn random_on_host(
     Ok(Arc::new(CudaMatrix::new(tensor, parts.iter().map(|p| p.rows).collect(), Placement::Host)))
 }
 
-/// A stream for copies, of the thread that made it.
-struct CopyStream {
-    raw: sys::CUstream,
-    context: Arc<Context>,
+/// Device memory that matrices of files share: the driver gives 16 GB at once in 1 ms, and in a piece for each matrix in 20 ms
+/// while copies run.
+#[derive(Debug)]
+struct Area {
+    memory: Option<Arc<dyn Allocation>>,
+    taken: usize,
 }
 
-impl CopyStream {
-    fn new(context: &Arc<Context>) -> Result<Self> {
-        let mut raw = null_mut();
-        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: `raw` is writable, and the thread has entered the context.
-        check(unsafe { sys::cuStreamCreate(&raw mut raw, flags) }, "cuStreamCreate")?;
-        Ok(Self { raw, context: Arc::clone(context) })
+impl Area {
+    fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let allocate = || -> Result<Arc<dyn Allocation>> { Ok(Arc::new(DeviceMemory::unfilled(context, bytes)?)) };
+        Ok(Self { memory: (bytes > 0).then(allocate).transpose()?, taken: 0 })
     }
 
-    fn finish(&self) -> Result<()> {
-        // SAFETY: a live stream.
-        check(unsafe { sys::cuStreamSynchronize(self.raw) }, "copying weights to the device")
+    /// Room for `bytes` in it, while there is enough.
+    fn window(&mut self, bytes: usize) -> Option<(Arc<dyn Allocation>, usize)> {
+        let (memory, at) = (self.memory.as_ref()?, self.taken);
+        let end = at + bytes;
+        if end > memory.bytes() {
+            return None;
+        }
+        self.taken = end.next_multiple_of(WINDOW_ALIGN);
+        Some((Arc::clone(memory), at))
     }
 }
 
-impl Drop for CopyStream {
+/// What matrices take in an area, given as numbers of them and bytes of each.
+pub(super) fn area(matrices: &[(usize, usize)]) -> usize {
+    let windows: usize = matrices.iter().map(|(times, bytes)| times * bytes.next_multiple_of(WINDOW_ALIGN)).sum();
+    rounded(windows)
+}
+
+/// Has its slots freed.
+#[derive(Debug)]
+struct Closing(Arc<Slots>);
+
+impl Drop for Closing {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.context.enter() {
-            // SAFETY: created in `new`, destroyed once; the slots behind its copies are freed after it.
-            let _ = unsafe { (sys::cuStreamSynchronize(self.raw), sys::cuStreamDestroy_v2(self.raw)) };
-        }
-    }
-}
-
-/// Page-locked memory, and when the device has copied what was in it.
-struct Slot {
-    memory: PinnedMemory,
-    copied: sys::CUevent,
-    context: Arc<Context>,
-}
-
-impl Slot {
-    fn new(context: &Arc<Context>) -> Result<Self> {
-        use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
-        let memory = PinnedMemory::new(context, PIECE_BYTES)?;
-        let mut copied = null_mut();
-        let flags = CU_EVENT_BLOCKING_SYNC as u32 | CU_EVENT_DISABLE_TIMING as u32;
-        // SAFETY: `copied` is writable, and the thread has entered the context.
-        check(unsafe { sys::cuEventCreate(&raw mut copied, flags) }, "cuEventCreate")?;
-        Ok(Self { memory, copied, context: Arc::clone(context) })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Ok(_entered) = self.context.enter() {
-            // SAFETY: created in `new`, destroyed once.
-            let _ = unsafe { sys::cuEventDestroy_v2(self.copied) };
-        }
-    }
-}
-
-/// Reads pieces and sends them to where they belong.
-struct SlotReader {
-    /// Before the slots: dropped first, it waits for the copies from them.
-    stream: CopyStream,
-    slots: [Slot; SLOTS],
-    /// The slot that was used longest ago.
-    next: usize,
-}
-
-impl SlotReader {
-    /// On the thread that will read, one of ours.
-    fn new(context: &Arc<Context>) -> Result<Self> {
-        context.bind()?;
-        Ok(Self { stream: CopyStream::new(context)?, slots: [Slot::new(context)?, Slot::new(context)?], next: 0 })
-    }
-}
-
-fn read_exact(piece: &Piece, into: &mut [u8]) -> Result<()> {
-    let (file, from) = (&piece.from.file, piece.from.offset);
-    file.file
-        .read_exact_at(into, from)
-        .map_err(|e| Error::io(format!("cannot read {} bytes at {from} of {}: {e}", into.len(), file.path.display())))
-}
-
-impl Reader for SlotReader {
-    fn read(&mut self, piece: &Piece) -> Result<()> {
-        if piece.placement == Placement::Host {
-            let to = host_bytes(piece.to.as_ref(), piece.at, piece.bytes);
-            // SAFETY: of `room(Host)`, checked to hold them; pieces do not overlap, and nobody else looks before all are read.
-            return read_exact(piece, unsafe { std::slice::from_raw_parts_mut(to, piece.bytes) });
-        }
-        let slot = &mut self.slots[self.next];
-        self.next = (self.next + 1) % SLOTS;
-        // SAFETY: a live event; one that was never recorded has passed.
-        check(unsafe { sys::cuEventSynchronize(slot.copied) }, "copying weights to the device")?;
-        let bytes = &mut slot.memory.bytes_mut()[..piece.bytes];
-        read_exact(piece, bytes)?;
-        let to = piece.to.addr() + piece.at as u64;
-        // SAFETY: `Readers::read` checked that the piece ends in its memory, which a freeing waits for; the slot stays as it
-        // is until the event recorded behind the copy has passed.
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream.raw) };
-        check(result, "copying weights to the device")?;
-        // SAFETY: a live event and a live stream of one context.
-        check(unsafe { sys::cuEventRecord(slot.copied, self.stream.raw) }, "cuEventRecord")
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.stream.finish()
+        self.0.close();
     }
 }
 
@@ -272,15 +206,28 @@ impl Reader for SlotReader {
 #[derive(Debug)]
 pub(super) struct CudaLoader {
     readers: Readers,
+    /// Behind the readers, which have given all back then.
+    slots: Closing,
+    area: Area,
+    spent: Arc<Spent>,
     context: Arc<Context>,
 }
 
 impl CudaLoader {
-    /// For `bytes` in all.
-    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
-        let own = Arc::clone(context);
-        let make = move || -> Result<Box<dyn Reader>> { Ok(Box::new(SlotReader::new(&own)?)) };
-        Ok(Self { readers: Readers::start(bytes, make)?, context: Arc::clone(context) })
+    /// For `bytes` in all and an area of so many on the device.
+    pub(super) fn new(context: &Arc<Context>, slots: &Arc<Slots>, (bytes, area): (usize, usize)) -> Result<Self> {
+        let threads = Readers::threads_for(bytes);
+        let spent = Arc::new(Spent::new(threads));
+        let (own, home, theirs) = (Arc::clone(context), Arc::clone(slots), Arc::clone(&spent));
+        let make = move || -> Result<Box<dyn Reader>> { Ok(Box::new(Sender::new(&own, &home, &theirs)?)) };
+        let (slots, readers) = (Closing(Arc::clone(slots)), Readers::start(threads, make)?);
+        let area = Area::new(context, area).map_err(|e| e.within("weights"))?;
+        Ok(Self { readers, slots, area, spent, context: Arc::clone(context) })
+    }
+
+    fn room(&mut self, bytes: usize, placement: Placement) -> Result<(Arc<dyn Allocation>, usize)> {
+        let window = if placement == Placement::Device { self.area.window(bytes) } else { None };
+        window.map_or_else(|| Ok((room(&self.context, bytes, placement)?, 0)), Ok)
     }
 }
 
@@ -288,8 +235,8 @@ impl MatrixLoader for CudaLoader {
     fn load(&mut self, parts: &[MatrixPart<'_>], placement: Placement) -> Result<Matrix> {
         let matrices: Vec<_> = parts.iter().map(|part| part.matrix).collect();
         let (rows, cols, dtype) = shape(&matrices)?;
-        let memory = room(&self.context, rows * cols * dtype.size(), placement)?;
-        let mut at = 0;
+        let (memory, from) = self.room(rows * cols * dtype.size(), placement)?;
+        let mut at = from;
         for MatrixPart { matrix, file } in parts {
             match file {
                 Some(file) => self.readers.read(file, matrix.data.len(), (&memory, at), placement),
@@ -297,7 +244,7 @@ impl MatrixLoader for CudaLoader {
             }
             at += matrix.data.len();
         }
-        Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, 0, rows, cols, dtype), rows_of(&matrices), placement)))
+        Ok(Arc::new(CudaMatrix::new(Tensor::new(memory, from, rows, cols, dtype), rows_of(&matrices), placement)))
     }
 
     fn pending_bytes(&self) -> usize {
@@ -306,5 +253,46 @@ impl MatrixLoader for CudaLoader {
 
     fn finish(&mut self, at_most: Duration) -> Result<bool> {
         self.readers.finish(at_most)
+    }
+
+    fn times(&self) -> String {
+        format!("{}; {}", self.slots.0.times(), self.spent.times())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Space(usize);
+
+    impl Allocation for Space {
+        fn addr(&self) -> u64 {
+            1 << 21
+        }
+        fn bytes(&self) -> usize {
+            self.0
+        }
+    }
+
+    #[test]
+    fn an_area_holds_what_it_was_made_for_and_what_is_too_much_goes_elsewhere() {
+        for matrices in [vec![(1, 1)], vec![(3, 1000), (2, 256)], vec![(33, 70_001), (2, 3 << 20), (1, 2)]] {
+            let bytes = area(&matrices);
+            let asked: usize = matrices.iter().map(|(times, bytes)| times * bytes).sum();
+            assert!(bytes < asked + 256 * 40 + (2 << 20), "{bytes} bytes for {asked}");
+            let mut area = Area { memory: Some(Arc::new(Space(bytes))), taken: 0 };
+            let mut end = 0;
+            for (times, bytes) in matrices {
+                for _ in 0..times {
+                    let (_, at) = area.window(bytes).expect("room");
+                    assert!(at >= end && at.is_multiple_of(WINDOW_ALIGN), "{bytes} bytes at {at}, after {end}");
+                    end = at + bytes;
+                }
+            }
+            assert!(area.window(bytes).is_none(), "room for more than there is");
+        }
+        assert!(Area { memory: None, taken: 0 }.window(1).is_none());
     }
 }

@@ -76,16 +76,21 @@ unsafe impl Send for PinnedMemory {}
 
 impl PinnedMemory {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let memory = Self::unfilled(context, bytes)?;
+        // SAFETY: `bytes` fresh bytes.
+        unsafe { memory.ptr.write_bytes(0, bytes) };
+        Ok(memory)
+    }
+
+    /// The same without clearing, for what is written before it is read.
+    pub(super) fn unfilled(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         let _entered = context.enter()?;
         context.calls.allocations.add(1);
         let mut ptr: *mut c_void = null_mut();
         // SAFETY: `ptr` is writable. No flags: write-combined memory would be slow to read.
         let result = unsafe { sys::cuMemHostAlloc(&raw mut ptr, bytes.max(1), 0) };
         check(result, &format!("allocating {bytes} bytes of page-locked host memory"))?;
-        let ptr = ptr.cast::<u8>();
-        // SAFETY: `bytes` fresh bytes.
-        unsafe { ptr.write_bytes(0, bytes) };
-        Ok(Self { ptr, bytes, context: Arc::clone(context) })
+        Ok(Self { ptr: ptr.cast(), bytes, context: Arc::clone(context) })
     }
 }
 

@@ -1,8 +1,9 @@
 //! The CUDA backend: driver and cuBLASLt opened at run time, kernels compiled with the library.
 //!
 //! - `driver` finds the driver and holds context and kernels; `memory` is device and page-locked memory, `load` fills it
-//!   with weights, `event` and `stream` order the work; `blas` is the matrix product and `tuning` keeps its algorithms, `ops`
-//!   launches the kernels of `kernels/`. `reserve` is memory that comes behind its addresses later, `ledger` counts it all.
+//!   with weights, which `sender` brings from files through `slots`; `event` and `stream` order the work; `blas` is the matrix
+//!   product and `tuning` keeps its algorithms, `ops` launches the kernels of `kernels/`. `reserve` is memory that comes behind
+//!   its addresses later, `ledger` counts it all.
 //! - `nccl` is the library through which GPUs exchange what they computed, `ranks` the group of those that do.
 
 mod blas;
@@ -23,6 +24,8 @@ mod random;
 mod ranks;
 mod rates;
 mod reserve;
+mod sender;
+mod slots;
 mod stream;
 mod survey;
 mod tuning;
@@ -44,6 +47,7 @@ use ops::Kernels;
 use random::Random;
 use ranks::NcclGroup;
 use reserve::ReservedMemory;
+use slots::Slots;
 use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -83,6 +87,8 @@ pub struct CudaDevice {
     tuning: Option<Arc<Tuning>>,
     /// The kernels' code.
     modules: Modules,
+    /// For weights.
+    slots: Arc<Slots>,
     context: Arc<Context>,
     /// For streams, which keep the device alive.
     me: Weak<CudaDevice>,
@@ -131,6 +137,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
         )));
     }
     let sm_count = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let slots = Arc::new(Slots::start(&context, options.load_bytes));
     let modules = Modules::load(&context)?;
     let (convert, random) = (Convert::load(&modules)?, Random::load(&modules)?);
     let kernels = Kernels::load(&modules, capability)?;
@@ -161,6 +168,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<CudaDevice
         kernels,
         modules,
         tuning,
+        slots,
         context,
         me: Weak::clone(me),
     }))
@@ -198,6 +206,7 @@ impl Device for CudaDevice {
         Overhead { stream_bytes: STREAM_BYTES, driver_bytes: LIBRARY_BYTES + recorded_bytes }
     }
     fn seal(&self) {
+        self.slots.join();
         self.context.ledger.seal();
         if let Some(tuning) = &self.tuning {
             tuning.close();
@@ -218,8 +227,11 @@ impl Device for CudaDevice {
     fn random_host_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
         load::random_on_host(&self.context, &self.random, parts, (cols, dtype))
     }
-    fn loader(&self, bytes: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
-        Ok(Some(Box::new(CudaLoader::new(&self.context, bytes)?)))
+    fn area(&self, matrices: &[(usize, usize)]) -> usize {
+        load::area(matrices)
+    }
+    fn loader(&self, bytes: usize, area: usize) -> Result<Option<Box<dyn MatrixLoader>>> {
+        Ok(Some(Box::new(CudaLoader::new(&self.context, &self.slots, (bytes, area))?)))
     }
     fn random_matrix(&self, parts: &[RandomRows], cols: usize, dtype: DType) -> Result<Matrix> {
         let matrix = CudaMatrix::unfilled(&self.context, parts.iter().map(|p| p.rows).collect(), cols, dtype)?;
