@@ -73,7 +73,7 @@ pub const KEYS: &[Key] = &[
     key(
         "max_decode_slowdown",
         "number, 0 or 1..=100",
-        "1.5 on a GPU, else 0",
+        "1.4 on a GPU, else 0",
         "how many times longer a step may take because prompts run beside its decodes, by a model of the device: long prompts \
          go in smaller chunks while at least as many sequences decode as prompts wait; 0 bounds steps by max_num_batched_tokens alone",
     ),

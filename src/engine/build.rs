@@ -44,7 +44,7 @@ pub(crate) type Progress<'a> = &'a mut dyn FnMut(f32) -> Result<()>;
 const MOCK_MODEL_LEN: usize = 32_768;
 const MOCK_BLOCK_SIZE: u32 = 16;
 /// How many times longer a step may take with prompts beside its decodes.
-const DECODE_SLOWDOWN: f64 = 1.5;
+const DECODE_SLOWDOWN: f64 = 1.4;
 /// Tokens of a prompt that a step takes whatever they cost.
 const MIN_CHUNK: u32 = 16;
 

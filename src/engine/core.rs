@@ -51,7 +51,7 @@ impl Core {
         watchdog_ms: u32,
     ) -> Self {
         let batches = outputs.iter().map(|_| Vec::new()).collect();
-        Self {
+        let core = Self {
             sched,
             exec,
             shared,
@@ -65,7 +65,10 @@ impl Core {
             events: Vec::new(),
             commands: Vec::new(),
             batches,
-        }
+        };
+        // Whoever waits for the engine may ask at once.
+        core.publish_stats();
+        core
     }
 
     /// The body of the engine thread; returns after `Command::Close`, when every sequence has ended.

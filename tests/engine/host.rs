@@ -106,6 +106,8 @@ impl Host {
     pub(crate) fn start(config: EngineConfig) -> Result<Self> {
         let queue = EventQueue::new(None);
         let engine = Engine::start(config, Arc::clone(&queue), Arc::new(MonotonicClock::starting_at(0)))?;
+        let stats = engine.stats();
+        assert!(stats.state != State::Ready || stats.blocks_total > 0, "a ready engine has no blocks yet");
         Ok(Self { engine, queue, reader: Reader::default() })
     }
 
