@@ -26,7 +26,9 @@ typedef struct yn_flat_request {
   /* Lengths of what follows each other in `bytes`, before the stop texts. */
   uint32_t prompt_len, chat_len, salt_len, extra_len;
   /* Lengths of what follows each other in `words`: tokens of the prompt, stop tokens, lengths of the stop texts. */
-  uint32_t n_prompt_tokens, n_stop_tokens, n_stop_texts, reserved;
+  uint32_t n_prompt_tokens, n_stop_tokens, n_stop_texts;
+  /* 0 choices are one. */
+  uint16_t choices, n_logprobs;
 } yn_flat_request;
 
 static inline yn_bytes yn_flat_bytes(const uint8_t **at, uint32_t len) {
@@ -43,6 +45,8 @@ static inline void yn_flat_fields(yn_request *r, const yn_flat_request *f) {
   r->min_tokens = f->min_tokens;
   r->priority = f->priority;
   r->timeout_ms = f->timeout_ms;
+  if (f->choices != 0) r->n = f->choices;
+  r->n_logprobs = f->n_logprobs;
   if (f->set & YN_SET_MAX_TOKENS) r->max_tokens = f->max_tokens;
   if (f->set & YN_SET_TEMPERATURE) r->temperature = f->temperature;
   if (f->set & YN_SET_TOP_P) r->top_p = f->top_p;

@@ -75,24 +75,6 @@ func (e *Engine) Close() {
 	<-e.polled
 }
 
-// Stats are some counters since Open, and gauges.
-type Stats struct {
-	Waiting, Running, Finished, Rejected, BlocksTotal, BlocksFree, PromptTokens, CompletionTokens uint64
-}
-
-// Stats never blocks.
-func (e *Engine) Stats() (Stats, error) {
-	s := C.yn_stats{struct_size: C.sizeof_yn_stats}
-	if status := C.yn_engine_stats(e.handle, &s); status != C.YN_OK {
-		return Stats{}, check(status, nil)
-	}
-	return Stats{
-		Waiting: uint64(s.waiting), Running: uint64(s.running), Finished: uint64(s.finished), Rejected: uint64(s.rejected),
-		BlocksTotal: uint64(s.blocks_total), BlocksFree: uint64(s.blocks_free),
-		PromptTokens: uint64(s.prompt_tokens), CompletionTokens: uint64(s.completion_tokens),
-	}, nil
-}
-
 // poll hands every record to its stream. It blocks in the library and never on a consumer, and ends with the engine.
 func (e *Engine) poll() {
 	defer close(e.polled)
@@ -134,8 +116,7 @@ func (e *Engine) route(event *C.yn_event) {
 		s.end(event, string(text))
 		return
 	}
-	tokens := unsafe.Slice((*uint32)(unsafe.Add(base, event.tokens_off)), event.n_tokens)
-	if s.push(text, tokens) {
+	if s.push(event, text) {
 		C.yn_engine_cancel(e.handle, event.request_id)
 	}
 }

@@ -59,6 +59,7 @@ func check(status C.yn_status, err *C.yn_error) error {
 type Finish uint32
 
 const (
+	FinishNone      Finish = C.YN_FINISH_NONE
 	FinishEOS       Finish = C.YN_FINISH_EOS
 	FinishStop      Finish = C.YN_FINISH_STOP
 	FinishLength    Finish = C.YN_FINISH_LENGTH

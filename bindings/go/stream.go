@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 )
 
 // Request says what to generate. Exactly one of Prompt, Chat and Tokens is given; nil and zero fields take the model's
@@ -26,7 +27,9 @@ type Request struct {
 	StopTexts                                                                     []string
 	StopTokens                                                                    []uint32
 	IgnoreEOS, NoSpecialTokens                                                    bool
+	N                                                                             int           // choices of one prompt; 0 is one
 	WantTokens                                                                    bool          // Chunk.Tokens are filled
+	Logprobs                                                                      *int          // Chunk.Logprobs are filled, with as many most probable tokens
 	FinalOnly                                                                     bool          // output arrives at the end
 	Timeout                                                                       time.Duration // from Generate to the end; 0 is the config's
 	CacheSalt                                                                     []byte
@@ -36,10 +39,28 @@ type Request struct {
 // Ptr makes the pointers that Request wants.
 func Ptr[T any](v T) *T { return &v }
 
-// Chunk is new output: whole code points, and the tokens behind it when they were asked for.
+// Chunk is new output of one choice: whole code points, and what was asked for of the tokens behind it.
 type Chunk struct {
-	Text   string
-	Tokens []uint32
+	Choice   int
+	Text     string
+	Tokens   []uint32
+	Logprobs []Logprob // one for each token
+	// Finish is FinishEOS, FinishStop or FinishLength in the choice's last chunk, and FinishNone before it. A choice that ended
+	// early has none: Next's error tells.
+	Finish Finish
+}
+
+// Logprob is how probable a token was by the model alone, before temperature, penalties and every other processor.
+type Logprob struct {
+	TokenProb
+	Top []TokenProb // the most probable tokens, best first
+}
+
+// TokenProb is a token with the natural logarithm of its probability. Rank 1 is the most probable.
+type TokenProb struct {
+	Token   uint32
+	Rank    int
+	Logprob float32
 }
 
 // Result is what is known of a request that has ended.
@@ -60,11 +81,20 @@ type Stream struct {
 	ended  chan struct{} // closed: result and err are set
 
 	mu      sync.Mutex
-	text    []byte
-	tokens  []uint32
+	unread  []unread // by choice
+	next    int      // the choice to look at first
 	overrun bool
 	result  Result
 	err     error
+}
+
+// unread is what a choice has made since it was last read.
+type unread struct {
+	text     []byte
+	tokens   []uint32
+	logprobs []Logprob
+	size     int // bytes of the three
+	finish   Finish
 }
 
 // Generate hands in a request; it never waits for the device. Cancelling ctx cancels the request, and ctx's deadline is the
@@ -74,9 +104,17 @@ func (e *Engine) Generate(ctx context.Context, r Request) (*Stream, error) {
 		return nil, err
 	}
 	timeout, timed := timeoutMS(ctx, r.Timeout)
+	if err := r.ranges(); err != nil {
+		return nil, err
+	}
 	s := &Stream{engine: e, limit: e.maxUnread, ready: make(chan struct{}, 1), ended: make(chan struct{})}
 	if r.FinalOnly {
 		s.limit = math.MaxInt
+	}
+	if r.N > 1 {
+		s.unread = make([]unread, r.N)
+	} else {
+		s.unread = make([]unread, 1)
 	}
 	key := e.lastKey.Add(1)
 	e.mu.Lock()
@@ -131,12 +169,12 @@ func (s *Stream) watch(ctx context.Context, timed bool) {
 // Cancel asks the request to end; what was made until then and the end can still be read. Idempotent.
 func (s *Stream) Cancel() { C.yn_engine_cancel(s.engine.handle, s.id) }
 
-// Next waits for output. It ends in io.EOF when the answer is whole, and otherwise in a Finish (FinishCancelled,
+// Next waits for output, of several choices in turn. It ends in io.EOF when the answer is whole, and otherwise in a Finish (FinishCancelled,
 // FinishDeadline, FinishOverrun) or an *Error. This ctx limits the wait alone; it does not cancel the request.
 func (s *Stream) Next(ctx context.Context) (Chunk, error) {
 	for {
-		chunk, ended, err := s.take()
-		if chunk.Text != "" || chunk.Tokens != nil {
+		chunk, some, ended, err := s.take()
+		if some {
 			return chunk, nil
 		}
 		if ended {
@@ -151,12 +189,14 @@ func (s *Stream) Next(ctx context.Context) (Chunk, error) {
 	}
 }
 
-// All reads to the end: the text, and an error unless the answer is whole.
+// All reads to the end: the text of the first choice, and an error unless the answer is whole.
 func (s *Stream) All(ctx context.Context) (string, error) {
 	var text strings.Builder
 	for {
 		chunk, err := s.Next(ctx)
-		text.WriteString(chunk.Text)
+		if chunk.Choice == 0 {
+			text.WriteString(chunk.Text)
+		}
 		if err == io.EOF {
 			return text.String(), nil
 		}
@@ -176,28 +216,45 @@ func (s *Stream) Result(ctx context.Context) (Result, error) {
 	}
 }
 
-func (s *Stream) take() (chunk Chunk, ended bool, err error) {
+func (s *Stream) take() (chunk Chunk, some, ended bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	chunk = Chunk{Text: string(s.text), Tokens: s.tokens}
-	s.text, s.tokens = s.text[:0], nil
+	for range s.unread {
+		choice := s.next
+		s.next = (s.next + 1) % len(s.unread)
+		if u := &s.unread[choice]; u.size != 0 || u.finish != FinishNone {
+			chunk = Chunk{Choice: choice, Text: string(u.text), Tokens: u.tokens, Logprobs: u.logprobs, Finish: u.finish}
+			*u = unread{text: u.text[:0]}
+			return chunk, true, false, nil
+		}
+	}
 	select {
 	case <-s.ended:
-		return chunk, true, s.err
+		return chunk, false, true, s.err
 	default:
-		return chunk, false, nil
+		return chunk, false, false, nil
 	}
 }
 
 // push appends output. True: there is too much now, and the request is to be cancelled.
-func (s *Stream) push(text []byte, tokens []uint32) (over bool) {
+func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
+	base := unsafe.Pointer(event)
+	tokens := unsafe.Slice((*uint32)(unsafe.Add(base, event.tokens_off)), event.n_tokens)
+	probs := unsafe.Slice((*C.yn_logprob)(unsafe.Add(base, event.logprobs_off)), event.n_logprobs)
+	size := len(text) + 4*len(tokens) + C.sizeof_yn_logprob*len(probs)
 	s.mu.Lock()
-	if !s.overrun && len(s.text)+len(text)+4*(len(s.tokens)+len(tokens)) > s.limit {
+	u := &s.unread[event.choice]
+	if !s.overrun && u.size+size > s.limit {
 		s.overrun, over = true, true
 	}
 	if !s.overrun {
-		s.text = append(s.text, text...)
-		s.tokens = append(s.tokens, tokens...)
+		u.size += size
+		u.text = append(u.text, text...)
+		u.tokens = append(u.tokens, tokens...)
+		u.logprobs = appendLogprobs(u.logprobs, probs, len(tokens))
+		if f := Finish(event.finish); f == FinishEOS || f == FinishStop || f == FinishLength {
+			u.finish = f
+		}
 	}
 	s.mu.Unlock()
 	select {
@@ -205,6 +262,26 @@ func (s *Stream) push(text []byte, tokens []uint32) (over bool) {
 	default:
 	}
 	return over
+}
+
+// appendLogprobs takes each token's own, and the most probable ones that follow it.
+func appendLogprobs(to []Logprob, probs []C.yn_logprob, tokens int) []Logprob {
+	if len(probs) == 0 {
+		return to
+	}
+	each := len(probs) / tokens
+	for ; len(probs) >= each; probs = probs[each:] {
+		p := Logprob{TokenProb: tokenProb(probs[0])}
+		for _, top := range probs[1:each] {
+			p.Top = append(p.Top, tokenProb(top))
+		}
+		to = append(to, p)
+	}
+	return to
+}
+
+func tokenProb(p C.yn_logprob) TokenProb {
+	return TokenProb{Token: uint32(p.token), Rank: int(p.rank), Logprob: float32(p.logprob)}
 }
 
 func (s *Stream) end(event *C.yn_event, message string) {

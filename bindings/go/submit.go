@@ -29,8 +29,13 @@ func (r *Request) fields(engine C.yn_engine, key uint64, timeoutMS uint32) C.yn_
 		engine: C.uint64_t(engine.id), user_data: C.uint64_t(key), timeout_ms: C.uint32_t(timeoutMS),
 		min_tokens: C.uint32_t(r.MinTokens), priority: C.int32_t(r.Priority),
 	}
-	f.output = C.YN_OUT_TEXT | bit(r.WantTokens, C.YN_OUT_TOKENS) | bit(r.FinalOnly, C.YN_OUT_FINAL_ONLY)
+	f.output = C.YN_OUT_TEXT | bit(r.WantTokens, C.YN_OUT_TOKENS) | bit(r.Logprobs != nil, C.YN_OUT_LOGPROBS) |
+		bit(r.FinalOnly, C.YN_OUT_FINAL_ONLY)
 	f.flags = bit(r.IgnoreEOS, C.YN_REQ_IGNORE_EOS) | bit(r.NoSpecialTokens, C.YN_REQ_NO_SPECIAL_TOKENS)
+	f.choices = C.uint16_t(r.N)
+	if r.Logprobs != nil {
+		f.n_logprobs = C.uint16_t(*r.Logprobs)
+	}
 	if r.Seed != nil {
 		f.seed = C.uint64_t(*r.Seed)
 		f.flags |= C.YN_REQ_SEEDED
@@ -52,14 +57,15 @@ func (r *Request) fields(engine C.yn_engine, key uint64, timeoutMS uint32) C.yn_
 	return f
 }
 
-// ranges refuses what would not survive the narrowing to 32 bits.
+// ranges refuses what would not survive the narrowing to 32 or 16 bits.
 func (r *Request) ranges() error {
-	check := func(name string, n, min int) error {
-		if n >= min && n <= math.MaxInt32 {
+	within := func(name string, n, min, max int) error {
+		if n >= min && n <= max {
 			return nil
 		}
-		return &Error{Status: ErrInvalid, Message: fmt.Sprintf("%s is %d; expected %d to %d", name, n, min, math.MaxInt32)}
+		return &Error{Status: ErrInvalid, Message: fmt.Sprintf("%s is %d; expected %d to %d", name, n, min, max)}
 	}
+	check := func(name string, n, min int) error { return within(name, n, min, math.MaxInt32) }
 	err := check("MinTokens", r.MinTokens, 0)
 	if err == nil {
 		err = check("Priority", r.Priority, math.MinInt32)
@@ -69,6 +75,12 @@ func (r *Request) ranges() error {
 	}
 	if err == nil && r.TopK != nil {
 		err = check("TopK", *r.TopK, math.MinInt32)
+	}
+	if err == nil {
+		err = within("N", r.N, 0, 128)
+	}
+	if err == nil && r.Logprobs != nil {
+		err = within("Logprobs", *r.Logprobs, 0, 20)
 	}
 	return err
 }

@@ -61,17 +61,23 @@ func (t *Tokenizer) Encode(text string, special bool) ([]uint32, error) {
 }
 
 // Decode makes text.
-func (t *Tokenizer) Decode(ids []uint32) (string, error) {
+func (t *Tokenizer) Decode(ids []uint32) (string, error) { return t.decode(ids, 0) }
+
+// Show makes text in which special tokens are named.
+func (t *Tokenizer) Show(ids []uint32) (string, error) {
+	return t.decode(ids, C.YN_DETOKENIZE_SHOW_SPECIAL)
+}
+
+func (t *Tokenizer) decode(ids []uint32, flags C.uint32_t) (string, error) {
 	var first *C.uint32_t
 	if len(ids) > 0 {
 		first = (*C.uint32_t)(unsafe.Pointer(&ids[0]))
 	}
 	var out C.yn_buf
 	var cErr C.yn_error
-	status := C.yn_detokenize(t.handle, first, C.size_t(len(ids)), 0, &out, &cErr)
+	status := C.yn_detokenize(t.handle, first, C.size_t(len(ids)), flags, &out, &cErr)
 	if err := check(status, &cErr); err != nil {
 		return "", err
 	}
-	defer C.yn_buf_free(&out)
-	return string(unsafe.Slice((*byte)(out.data), out.len)), nil
+	return string(taken(&out)), nil
 }
