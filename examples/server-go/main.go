@@ -1,0 +1,244 @@
+// An HTTP server with OpenAI's API over one model:
+//
+//	server-go -model ../demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
+//
+// SIGTERM refuses new requests, lets those that run finish, and exits with 0.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"yinian"
+)
+
+const maxBody = 32 << 20
+
+type server struct {
+	engine   *yinian.Engine
+	tokens   *tokenTexts
+	model    string
+	started  int64
+	draining atomic.Bool
+}
+
+func main() {
+	model := flag.String("model", "", "model directory, or mock:words")
+	addr := flag.String("addr", "127.0.0.1:8000", "address to listen on")
+	config := flag.String("config", "{}", "more of the engine's configuration, a JSON object")
+	patience := flag.Duration("drain", time.Minute, "how long SIGTERM waits for what runs")
+	flag.Parse()
+	log.SetFlags(0)
+	if err := run(*model, *addr, *config, *patience); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(model, addr, config string, patience time.Duration) error {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
+	cfg := yinian.Config{}
+	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
+		return fmt.Errorf("-config: %w", err)
+	}
+	if model != "" {
+		cfg["model"] = model
+	}
+	engine, err := yinian.Open(cfg)
+	if err != nil {
+		return err
+	}
+	defer engine.Close()
+	s := &server{engine: engine, started: time.Now().Unix()}
+	if s.model, err = name(engine); err != nil {
+		return err
+	}
+	tokenizer, err := engine.Tokenizer()
+	if err != nil {
+		return err
+	}
+	defer tokenizer.Close()
+	s.tokens = &tokenTexts{tokenizer: tokenizer}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	web := &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	served := make(chan error, 1)
+	go func() { served <- web.Serve(listener) }()
+	log.Printf("serving %s on http://%s", s.model, listener.Addr())
+	select {
+	case err := <-served:
+		return err
+	case <-stop:
+	}
+	// While requests finish, others are told to go elsewhere; only then is the door closed.
+	s.draining.Store(true)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := engine.Drain(ctx); err != nil {
+		log.Printf("what still ran after %v is cancelled", patience)
+		engine.Close()
+	}
+	last, cancelLast := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancelLast()
+	return web.Shutdown(last)
+}
+
+// name is the model's, as the engine reports it.
+func name(engine *yinian.Engine) (string, error) {
+	var info struct{ Model struct{ Name string } }
+	raw, err := engine.Info()
+	if err == nil {
+		err = json.Unmarshal(raw, &info)
+	}
+	return info.Model.Name, err
+}
+
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := r.Header.Get("x-request-id")
+	if id == "" {
+		id = newID("req-")
+	}
+	w.Header().Set("x-request-id", id)
+	routes := map[string]struct {
+		method string
+		serve  func(http.ResponseWriter, *http.Request) error
+	}{
+		"/v1/chat/completions": {"POST", s.generate(parseChat)},
+		"/v1/completions":      {"POST", s.generate(parseCompletion)},
+		"/v1/models":           {"GET", s.models},
+		"/health":              {"GET", s.health},
+		"/metrics":             {"GET", s.metrics},
+	}
+	route, ok := routes[r.URL.Path]
+	var err error
+	switch {
+	case !ok:
+		err = &apiError{status: http.StatusNotFound, Message: "there is nothing at " + r.URL.Path, Type: "invalid_request_error"}
+	case r.Method != route.method:
+		w.Header().Set("allow", route.method)
+		err = &apiError{status: http.StatusMethodNotAllowed, Message: r.URL.Path + " takes " + route.method, Type: "invalid_request_error"}
+	default:
+		err = route.serve(w, r)
+	}
+	if err != nil && r.Context().Err() == nil {
+		e := asAPI(err)
+		if e.status == http.StatusTooManyRequests || e.status == http.StatusServiceUnavailable {
+			w.Header().Set("retry-after", "1")
+		}
+		writeJSON(w, e.status, map[string]any{"error": e})
+	}
+}
+
+func (s *server) models(w http.ResponseWriter, _ *http.Request) error {
+	model := map[string]any{"id": s.model, "object": "model", "created": s.started, "owned_by": "yinian"}
+	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": []any{model}})
+	return nil
+}
+
+func (s *server) health(w http.ResponseWriter, _ *http.Request) error {
+	stats, err := s.engine.Stats()
+	if err != nil {
+		return err
+	}
+	if s.draining.Load() || stats.State != yinian.StateReady {
+		return unavailable("the server is draining, or its engine has failed")
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	return nil
+}
+
+func (s *server) metrics(w http.ResponseWriter, _ *http.Request) error {
+	text, err := s.engine.Metrics()
+	if err == nil {
+		w.Header().Set("content-type", "text/plain; version=0.0.4; charset=utf-8")
+		_, _ = io.WriteString(w, text)
+	}
+	return err
+}
+
+func (s *server) generate(parse func([]byte, string) (*job, error)) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if s.draining.Load() {
+			return unavailable("the server is draining")
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			return &apiError{status: http.StatusRequestEntityTooLarge, Message: err.Error(), Type: "invalid_request_error"}
+		}
+		j, err := parse(body, s.model)
+		if err != nil {
+			return err
+		}
+		if text := r.Header.Get("x-request-timeout-ms"); text != "" {
+			ms, err := strconv.ParseUint(text, 10, 31)
+			if err != nil || ms == 0 {
+				return invalid("", "header x-request-timeout-ms is %q; expected milliseconds, 1 to 2147483647", text)
+			}
+			j.Timeout = time.Duration(ms) * time.Millisecond
+		}
+		// The request ends with its connection.
+		stream, err := s.engine.Generate(r.Context(), j.Request)
+		if err != nil {
+			return err
+		}
+		return s.newAnswer(w, j, stream).write(r.Context())
+	}
+}
+
+func unavailable(message string) *apiError {
+	return &apiError{status: http.StatusServiceUnavailable, Message: message, Type: "server_error"}
+}
+
+// asAPI says in HTTP what the engine said.
+func asAPI(err error) *apiError {
+	var e *apiError
+	if errors.As(err, &e) {
+		return e
+	}
+	message := err.Error()
+	var engine *yinian.Error
+	if errors.As(err, &engine) {
+		message = engine.Message
+	}
+	e = &apiError{status: http.StatusInternalServerError, Message: message, Type: "server_error"}
+	switch {
+	case errors.Is(err, yinian.ErrInvalid), errors.Is(err, yinian.ErrUnsupported):
+		e.status, e.Type = http.StatusBadRequest, "invalid_request_error"
+	case errors.Is(err, yinian.ErrBusy):
+		e.status, e.Type, e.Code = http.StatusTooManyRequests, "rate_limit_error", yinian.Ptr("queue_full")
+	case errors.Is(err, yinian.ErrShutdown), errors.Is(err, yinian.ErrBadHandle), errors.Is(err, yinian.FinishCancelled):
+		e.status = http.StatusServiceUnavailable
+	case errors.Is(err, yinian.FinishDeadline):
+		e.status, e.Type, e.Code = http.StatusGatewayTimeout, "timeout_error", yinian.Ptr("deadline_exceeded")
+	}
+	return e
+}
+
+func writeJSON(w http.ResponseWriter, status int, value any) {
+	w.Header().Set("content-type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(value)
+}
+
+func newID(prefix string) string {
+	var b [12]byte
+	_, _ = rand.Read(b[:])
+	return prefix + hex.EncodeToString(b[:])
+}
