@@ -78,6 +78,9 @@ func (f Finish) String() string {
 	return fmt.Sprintf("finish %d", uint32(f))
 }
 
+// whole says that the answer is.
+func (f Finish) whole() bool { return f == FinishEOS || f == FinishStop || f == FinishLength }
+
 func (f Finish) Error() string { return "yinian: the request ended early: " + f.String() }
 
 // Is equates FinishCancelled with context.Canceled, and FinishDeadline with context.DeadlineExceeded.

@@ -53,6 +53,13 @@ func TestEveryChoiceHasItsOwnOutputAndEnd(t *testing.T) {
 		}
 	}
 	e := open(t, "mock:words")
+	for _, final := range []bool{false, true} {
+		r := short(1)
+		r.FinalOnly = final
+		if c := choices(t, generate(t, e, background, r), 1)[0]; len(c.Text) != 41 || c.Finish != FinishLength {
+			t.Error(c)
+		}
+	}
 	if _, err := e.Generate(background, Request{Prompt: "x", N: 200}); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "N is 200") {
 		t.Error(err)
 	}

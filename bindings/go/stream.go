@@ -252,7 +252,7 @@ func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
 		u.text = append(u.text, text...)
 		u.tokens = append(u.tokens, tokens...)
 		u.logprobs = appendLogprobs(u.logprobs, probs, len(tokens))
-		if f := Finish(event.finish); f == FinishEOS || f == FinishStop || f == FinishLength {
+		if f := Finish(event.finish); f.whole() {
 			u.finish = f
 		}
 	}
@@ -298,7 +298,7 @@ func (s *Stream) end(event *C.yn_event, message string) {
 	err := io.EOF
 	if event.status != C.YN_OK {
 		err = &Error{Status: Status(event.status), Message: message}
-	} else if r.Finish != FinishEOS && r.Finish != FinishStop && r.Finish != FinishLength {
+	} else if !r.Finish.whole() {
 		err = r.Finish
 	}
 	s.finish(r, err)
@@ -308,6 +308,10 @@ func (s *Stream) finish(r Result, err error) {
 	s.mu.Lock()
 	if s.overrun {
 		r.Finish, err = FinishOverrun, FinishOverrun
+	}
+	// The library names the end of a choice only where there are several.
+	if len(s.unread) == 1 && r.Finish.whole() {
+		s.unread[0].finish = r.Finish
 	}
 	s.result, s.err = r, err
 	close(s.ended)
