@@ -27,9 +27,15 @@ func choices(t *testing.T, s *Stream, n int) []Chunk {
 		if w.Finish != FinishNone {
 			t.Error("choice", chunk.Choice, "goes on after its end")
 		}
+		for _, p := range chunk.Logprobs {
+			if p.TextEnd > len(chunk.Text) {
+				t.Error(p, chunk.Text)
+			}
+			p.TextEnd += len(w.Text)
+			w.Logprobs = append(w.Logprobs, p)
+		}
 		w.Text += chunk.Text
 		w.Tokens = append(w.Tokens, chunk.Tokens...)
-		w.Logprobs = append(w.Logprobs, chunk.Logprobs...)
 		w.Finish = chunk.Finish
 	}
 }
@@ -68,6 +74,11 @@ func TestEveryChoiceHasItsOwnOutputAndEnd(t *testing.T) {
 func TestLogprobsComeWithTheirTokens(t *testing.T) {
 	e := open(t, demo(t))
 	r := Request{Prompt: "Once upon a time", MaxTokens: Ptr(24), Temperature: Ptr(float32(0)), WantTokens: true, Logprobs: Ptr(3)}
+	tokenizer, err := e.Tokenizer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tokenizer.Close()
 	for _, n := range []int{1, 2} {
 		r.N = n
 		for _, c := range choices(t, generate(t, e, background, r), n) {
@@ -75,6 +86,9 @@ func TestLogprobsComeWithTheirTokens(t *testing.T) {
 				t.Fatal(len(c.Tokens), len(c.Logprobs))
 			}
 			for i, p := range c.Logprobs {
+				if text, err := tokenizer.Decode(c.Tokens[:i+1]); err != nil || p.TextEnd > len(text) || c.Text[:p.TextEnd] != text[:p.TextEnd] {
+					t.Error(i, p.TextEnd, text, err)
+				}
 				greedy := p.Token == c.Tokens[i] && p.Rank == 1 && len(p.Top) == 3 && p.Top[0] == p.TokenProb
 				if !greedy || p.Logprob > 0 || p.Top[2].Logprob > p.Top[1].Logprob || math.IsNaN(float64(p.Logprob)) {
 					t.Error(i, p)

@@ -53,7 +53,8 @@ type Chunk struct {
 // Logprob is how probable a token was by the model alone, before temperature, penalties and every other processor.
 type Logprob struct {
 	TokenProb
-	Top []TokenProb // the most probable tokens, best first
+	Top     []TokenProb // the most probable tokens, best first
+	TextEnd int         // where the token's text ends in Chunk.Text
 }
 
 // TokenProb is a token with the natural logarithm of its probability. Rank 1 is the most probable.
@@ -249,9 +250,9 @@ func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
 	}
 	if !s.overrun {
 		u.size += size
+		u.logprobs = appendLogprobs(u.logprobs, probs, len(tokens), len(u.text))
 		u.text = append(u.text, text...)
 		u.tokens = append(u.tokens, tokens...)
-		u.logprobs = appendLogprobs(u.logprobs, probs, len(tokens))
 		if f := Finish(event.finish); f.whole() {
 			u.finish = f
 		}
@@ -264,14 +265,14 @@ func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
 	return over
 }
 
-// appendLogprobs takes each token's own, and the most probable ones that follow it.
-func appendLogprobs(to []Logprob, probs []C.yn_logprob, tokens int) []Logprob {
+// appendLogprobs takes each token's own, and the most probable ones that follow it. `before` is how much text was there.
+func appendLogprobs(to []Logprob, probs []C.yn_logprob, tokens, before int) []Logprob {
 	if len(probs) == 0 {
 		return to
 	}
 	each := len(probs) / tokens
 	for ; len(probs) >= each; probs = probs[each:] {
-		p := Logprob{TokenProb: tokenProb(probs[0])}
+		p := Logprob{TokenProb: tokenProb(probs[0]), TextEnd: before + int(probs[0].text_end)}
 		for _, top := range probs[1:each] {
 			p.Top = append(p.Top, tokenProb(top))
 		}

@@ -77,8 +77,11 @@ func (a *answer) write(ctx context.Context) error {
 		}
 		c := &whole[chunk.Choice]
 		c.Choice, c.Finish = chunk.Choice, chunk.Finish
+		for _, p := range chunk.Logprobs {
+			p.TextEnd += len(c.Text)
+			c.Logprobs = append(c.Logprobs, p)
+		}
 		c.Text += chunk.Text
-		c.Logprobs = append(c.Logprobs, chunk.Logprobs...)
 	}
 	usage, err := a.usage(ctx)
 	if err != nil {
@@ -212,16 +215,18 @@ func (a *answer) chatLogprobs(c yinian.Chunk) any {
 
 func (a *answer) textLogprobs(c yinian.Chunk) any {
 	tokens, probs, offsets, tops := []string{}, []float32{}, []int{}, []map[string]float32{}
+	begin := 0
 	for _, p := range c.Logprobs {
 		text := a.server.tokens.of(p.Token)
-		tokens, probs, offsets = append(tokens, text), append(probs, p.Logprob), append(offsets, a.offsets[c.Choice])
-		a.offsets[c.Choice] += utf8.RuneCountInString(text)
+		tokens, probs, offsets = append(tokens, text), append(probs, p.Logprob), append(offsets, a.offsets[c.Choice]+begin)
+		begin = utf8.RuneCountInString(c.Text[:p.TextEnd])
 		top := map[string]float32{}
 		for _, other := range p.Top {
 			top[a.server.tokens.of(other.Token)] = other.Logprob
 		}
 		tops = append(tops, top)
 	}
+	a.offsets[c.Choice] += utf8.RuneCountInString(c.Text)
 	return map[string]any{"tokens": tokens, "token_logprobs": probs, "top_logprobs": tops, "text_offset": offsets}
 }
 

@@ -1,6 +1,7 @@
-// An HTTP server with OpenAI's API over one model:
+// An HTTP server with OpenAI's API over one model. Built as bindings/README.md says:
 //
-//	server-go -model ../demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
+//	go build
+//	./server-go -model ../demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
 //
 // SIGTERM refuses new requests, lets those that run finish, and exits with 0.
 package main

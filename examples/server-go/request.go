@@ -132,7 +132,7 @@ func parse(body []byte, to any) error {
 	case *apiError:
 		return err
 	case *json.UnmarshalTypeError:
-		name := err.Field[strings.LastIndexByte(err.Field, '.')+1:]
+		name := strings.TrimPrefix(err.Field, "common.")
 		return invalid(name, "field %q is a JSON %s; expected %v", name, err.Value, err.Type)
 	default:
 		return invalid("", "%v", err)

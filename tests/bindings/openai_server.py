@@ -193,6 +193,10 @@ class Client(unittest.TestCase):
         self.assertEqual(found.text_offset[0], 0)
         self.assertEqual(found.text_offset[1], len(found.tokens[0]))
         self.assertEqual(len(found.top_logprobs[0]), 2)
+        streamed = []
+        for chunk in self.text(logprobs=2, max_tokens=6, stream=True):
+            streamed += chunk.choices[0].logprobs.text_offset
+        self.assertEqual(streamed, found.text_offset)
 
     def test_several_choices(self):
         more = {"n": 3, "temperature": 1.2, "seed": 5}
@@ -266,7 +270,8 @@ class Wire(unittest.TestCase):
     def test_wrong_values_are_refused(self):
         text = {"prompt": "x", "max_tokens": 1}
         for more, param in [({"n": 0}, "n"), ({"max_tokens": "x"}, "max_tokens"), ({"stop": 3}, "stop"), ({"prompt": ["a", "b"]}, "prompt"),
-                            ({"stream_options": {"include_usage": True}}, "stream_options")]:
+                            ({"stream_options": {"include_usage": True}}, "stream_options"),
+                            ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage")]:
             self.refused("/v1/completions", {**text, **more}, param)
         self.refused("/v1/chat/completions", {"messages": CHAT, "top_logprobs": 2}, "top_logprobs")
         self.refused("/v1/chat/completions", {}, "messages")
