@@ -1,8 +1,9 @@
-//! The wrappers in bindings/, each built with its own toolchain against the library of this build, and its tests run.
-//! A toolchain that is missing skips its wrapper, aloud; with CI=true that is a failure.
+//! The wrappers in bindings/ and the servers over them, each built with its own toolchain against the library of this build,
+//! and its tests run. A toolchain that is missing skips what needs it, aloud; with CI=true that is a failure.
 #![cfg(target_os = "linux")]
 
 mod host;
+mod server;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
@@ -34,13 +35,10 @@ fn ask(tool: &str, args: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
 }
 
-fn skip(wrapper: &str, why: &str) {
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "with CI=true nothing is skipped, but bindings/{wrapper}: {why}"
-    );
+fn skip(what: &str, why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "with CI=true nothing is skipped, but {what}: {why}");
     // Past the test harness, which would swallow it.
-    let line = format!("\nSKIPPED: tests of bindings/{wrapper}: {why}\n");
+    let line = format!("\nSKIPPED: tests of {what}: {why}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
@@ -81,12 +79,29 @@ impl Workshop {
         command.env("YINIAN_TEST_MODEL", model);
         command
     }
+
+    /// The Go tool in a directory of ours, with nothing of the machine's own settings.
+    fn go(&self, dir: &str, args: &[&str]) -> Command {
+        let mut command = self.test("go");
+        command.args(args).current_dir(root().join(dir));
+        for (name, value) in
+            [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")]
+        {
+            command.env(name, value);
+        }
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build");
+        command.env("GOCACHE", cache).env("GOTMPDIR", self.dir.path()).env("GOPATH", self.path("gopath"));
+        command.env("GOENV", "off").env("GOWORK", "off");
+        command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", self.include(), headers_hash()));
+        command.env("CGO_LDFLAGS", self.link().join(" "));
+        command
+    }
 }
 
 #[test]
 fn cpp() {
     if ask("c++", &["--version"]).is_none() {
-        return skip("cpp", "there is no C++ compiler, c++");
+        return skip("bindings/cpp", "there is no C++ compiler, c++");
     }
     let shop = Workshop::new();
     let source = |name: &str| root().join("bindings/cpp").join(name);
@@ -121,23 +136,9 @@ fn headers_hash() -> u64 {
 
 #[test]
 fn go() {
-    let Some(_) = ask("go", &["version"]) else { return skip("go", "there is no Go toolchain, go") };
+    let Some(_) = ask("go", &["version"]) else { return skip("bindings/go", "there is no Go toolchain, go") };
     let shop = Workshop::new();
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build");
-    let go = |args: &[&str]| {
-        let mut command = shop.test("go");
-        command.args(args).current_dir(root().join("bindings/go"));
-        for (name, value) in
-            [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")]
-        {
-            command.env(name, value);
-        }
-        command.env("GOCACHE", &cache).env("GOTMPDIR", shop.dir.path()).env("GOPATH", shop.path("gopath"));
-        command.env("GOENV", "off").env("GOWORK", "off");
-        command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", shop.include(), headers_hash()));
-        command.env("CGO_LDFLAGS", shop.link().join(" "));
-        command
-    };
+    let go = |args: &[&str]| shop.go("bindings/go", args);
     // The race detector exists on few platforms; one of them is enough to find races.
     let race = if cfg!(target_arch = "x86_64") { "-race=true" } else { "-race=false" };
     run(&mut go(&["vet", race, "./..."]));
@@ -167,10 +168,10 @@ fn java() {
     let release = property(&settings, "java.specification.version").and_then(|v| v.parse::<u32>().ok()).unwrap_or(0);
     let home = PathBuf::from(property(&settings, "java.home").unwrap_or_default());
     if release < 17 || !home.join("bin/javac").exists() || !home.join("include/jni.h").exists() {
-        return skip("java", "there is no JDK of version 17 or later (java, javac, jni.h)");
+        return skip("bindings/java", "there is no JDK of version 17 or later (java, javac, jni.h)");
     }
     if ask("cc", &["--version"]).is_none() {
-        return skip("java", "there is no C compiler, cc");
+        return skip("bindings/java", "there is no C compiler, cc");
     }
     let shop = Workshop::new();
     let (jni, classes) = (shop.path("libyinian_jni.so"), shop.path("classes"));
