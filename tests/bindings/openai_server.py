@@ -349,10 +349,11 @@ class OwnServer(unittest.TestCase):
             for stream in (True, False):
                 connection = server.connect()
                 server.send(connection, "/v1/completions", {**ENDLESS, "stream": stream})
-                if stream:
-                    connection.getresponse().read(200)
+                response = connection.getresponse() if stream else None
                 server.until("num_requests_running", 1)
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                if stream:
+                    response.read(200)
+                    response.close()
                 connection.close()
                 server.until("num_requests_running", 0)
 
@@ -364,6 +365,7 @@ class OwnServer(unittest.TestCase):
             connection = server.connect()
             server.send(connection, "/v1/completions", {**ENDLESS, "stream": True}, headers)
             *_, last = events(connection.getresponse())
+            connection.close()
             self.assertEqual(json.loads(last)["error"]["code"], "deadline_exceeded")
             self.assertLess(time.monotonic() - began, 5)
             self.assertEqual(server.json("POST", "/v1/completions", ENDLESS, {"x-request-timeout-ms": "soon"})[0], 400)
@@ -382,6 +384,7 @@ class OwnServer(unittest.TestCase):
             self.assertIn("retry-after", headers)
             *_, usage, done = events(response)
             self.assertEqual((done, json.loads(usage)["usage"]["completion_tokens"]), ("[DONE]", 400))
+            connection.close()
             self.assertEqual(server.process.wait(10), 0)
 
 
