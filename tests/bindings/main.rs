@@ -1,8 +1,12 @@
-//! The wrappers in bindings/, each built with its own toolchain against the library of this build, and its tests run.
+//! The wrappers in bindings/, each built with its own toolchain against the library of this build, and its tests run; and what
+//! bindings/install.sh installs, with projects that use it.
 //! A toolchain that is missing skips its wrapper, aloud; with CI=true that is a failure.
 #![cfg(target_os = "linux")]
 
+#[path = "../capi/header.rs"]
+mod header;
 mod host;
+mod install;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
