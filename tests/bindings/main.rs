@@ -1,8 +1,12 @@
-//! The wrappers in bindings/, each built with its own toolchain against the library of this build, and its tests run.
+//! The wrappers in bindings/, each built with its own toolchain against the library of this build, and its tests run; and what
+//! bindings/install.sh installs, with projects that use it.
 //! A toolchain that is missing skips its wrapper, aloud; with CI=true that is a failure.
 #![cfg(target_os = "linux")]
 
+#[path = "../capi/header.rs"]
+mod header;
 mod host;
+mod install;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
@@ -119,23 +123,25 @@ fn headers_hash() -> u64 {
     hasher.finish()
 }
 
+/// Go without network and the user's settings; its temporary files go to `dir`.
+fn go_alone(mut command: Command, dir: &Path) -> Command {
+    for (name, value) in [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")] {
+        command.env(name, value);
+    }
+    command.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build"));
+    command.env("GOTMPDIR", dir).env("GOPATH", dir.join("gopath")).env("GOENV", "off").env("GOWORK", "off");
+    command
+}
+
 #[test]
 fn go() {
     let Some(_) = ask("go", &["version"]) else { return skip("go", "there is no Go toolchain, go") };
     let shop = Workshop::new();
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build");
     let go = |args: &[&str]| {
-        let mut command = shop.test("go");
+        let mut command = go_alone(shop.test("go"), shop.dir.path());
         command.args(args).current_dir(root().join("bindings/go"));
-        for (name, value) in
-            [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")]
-        {
-            command.env(name, value);
-        }
-        command.env("GOCACHE", &cache).env("GOTMPDIR", shop.dir.path()).env("GOPATH", shop.path("gopath"));
-        command.env("GOENV", "off").env("GOWORK", "off");
         command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", shop.include(), headers_hash()));
-        command.env("CGO_LDFLAGS", shop.link().join(" "));
+        command.env("CGO_LDFLAGS", shop.link().join(" ")).env("PKG_CONFIG", "true");
         command
     };
     // The race detector exists on few platforms; one of them is enough to find races.
