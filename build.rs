@@ -79,7 +79,8 @@ fn sources(dir: &Path) -> (Vec<PathBuf>, Vec<(PathBuf, Vec<u8>)>) {
         files.into_iter().partition(|p| p.extension().is_some_and(|e| e == "cu"));
     let read = |path: PathBuf| {
         let text = std::fs::read(&path).expect("a kernel header");
-        (path, text)
+        // By its name alone, so that another checkout keeps the images of a copied target folder.
+        (PathBuf::from(path.file_name().expect("a file")), text)
     };
     (sources, headers.into_iter().map(read).collect())
 }

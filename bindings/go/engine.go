@@ -9,11 +9,12 @@
 //	}
 //
 // Everything may be called from any goroutine at any time. The compiler finds yinian.h and the linker libyinian.so by
-// CGO_CFLAGS=-I... and CGO_LDFLAGS=-L....
+// pkg-config, or, where PKG_CONFIG=true keeps it out, by CGO_CFLAGS=-I... and CGO_LDFLAGS=-L....
 package yinian
 
 // #cgo CFLAGS: -std=c99 -Wall -Wextra -I${SRCDIR}/..
 // #cgo LDFLAGS: -lyinian
+// #cgo pkg-config: yinian
 // #include <stdlib.h>
 // #include "yinian.h"
 import "C"

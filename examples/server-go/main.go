@@ -1,7 +1,7 @@
 // An HTTP server with OpenAI's API over one model.
 //
 //	cargo build --release && ln -sf libyinian.so target/release/libyinian.so.0.1
-//	export CGO_CFLAGS="-I$PWD/include" CGO_LDFLAGS="-L$PWD/target/release -Wl,-rpath,$PWD/target/release"
+//	export PKG_CONFIG=true CGO_CFLAGS="-I$PWD/include" CGO_LDFLAGS="-L$PWD/target/release -Wl,-rpath,$PWD/target/release"
 //	go build -C examples/server-go -o "$PWD/target/server-go"
 //	target/server-go -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
 //

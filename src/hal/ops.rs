@@ -60,7 +60,9 @@ pub struct RopeWriteKv<'a> {
     pub kv: KvLayer<'a>,
 }
 
-/// `paged_attention`: causal attention of a mixed batch of prefill chunks and decodes.
+/// `paged_attention`: causal attention of a mixed batch of prefill chunks and decodes. Of a sequence's keys those in front of its
+/// tokens here are of earlier steps, with an upload in between: a device may read them while what was enqueued before this
+/// still runs.
 #[derive(Debug, Clone, Copy)]
 pub struct PagedAttention<'a> {
     /// act `[T, H * D]`.
@@ -129,7 +131,6 @@ pub struct Linear<'a> {
     pub bias: Option<&'a Tensor>,
 }
 
-/// The ops of a decoder step.
 /// The ops of a decoder step. A device that is [`crate::hal::Caps::aligned`] rounds to `act` wherever the reference
 /// implementation does inside of an op, and takes weights of norms in `act` too: what is normed is then rounded before it is
 /// multiplied by them, as it is not by F32 weights.

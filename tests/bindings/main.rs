@@ -1,8 +1,12 @@
 //! The wrappers in bindings/ and the servers over them, each built with its own toolchain against the library of this build,
-//! and its tests run. A toolchain that is missing skips what needs it, aloud; with CI=true that is a failure.
+//! and its tests run; and what bindings/install.sh installs, with projects that use it.
+//! A toolchain that is missing skips what needs it, aloud; with CI=true that is a failure.
 #![cfg(target_os = "linux")]
 
+#[path = "../capi/header.rs"]
+mod header;
 mod host;
+mod install;
 mod server;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -80,20 +84,12 @@ impl Workshop {
         command
     }
 
-    /// The Go tool in a directory of ours, with nothing of the machine's own settings.
+    /// The Go tool in a directory of ours, with the library of this build.
     fn go(&self, dir: &str, args: &[&str]) -> Command {
-        let mut command = self.test("go");
+        let mut command = go_alone(self.test("go"), self.dir.path());
         command.args(args).current_dir(root().join(dir));
-        for (name, value) in
-            [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")]
-        {
-            command.env(name, value);
-        }
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build");
-        command.env("GOCACHE", cache).env("GOTMPDIR", self.dir.path()).env("GOPATH", self.path("gopath"));
-        command.env("GOENV", "off").env("GOWORK", "off");
         command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", self.include(), headers_hash()));
-        command.env("CGO_LDFLAGS", self.link().join(" "));
+        command.env("CGO_LDFLAGS", self.link().join(" ")).env("PKG_CONFIG", "true");
         command
     }
 }
@@ -132,6 +128,16 @@ fn headers_hash() -> u64 {
         std::fs::read(root().join(name)).unwrap().hash(&mut hasher);
     }
     hasher.finish()
+}
+
+/// Go without network and the user's settings; its temporary files go to `dir`.
+fn go_alone(mut command: Command, dir: &Path) -> Command {
+    for (name, value) in [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")] {
+        command.env(name, value);
+    }
+    command.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build"));
+    command.env("GOTMPDIR", dir).env("GOPATH", dir.join("gopath")).env("GOENV", "off").env("GOWORK", "off");
+    command
 }
 
 #[test]

@@ -1,13 +1,10 @@
 //! The header and the library as artifacts: drift, compilers, symbols, dependencies, layouts.
 
+use crate::header::{declared, header};
 use crate::{library, root, run};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::Command;
-
-fn header() -> String {
-    std::fs::read_to_string(root().join("include/yinian.h")).unwrap()
-}
 
 fn bless() -> bool {
     std::env::var_os("BLESS").is_some()
@@ -58,17 +55,6 @@ fn the_header_compiles_alone_and_twice() {
             }
         }
     }
-}
-
-/// Functions the header declares.
-fn declared() -> BTreeSet<String> {
-    let header = header();
-    header
-        .match_indices("yn_")
-        .filter_map(|(at, _)| header[at..].split_once('('))
-        .map(|(name, _)| name.to_owned())
-        .filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_') && name != "yn_log_fn")
-        .collect()
 }
 
 #[test]

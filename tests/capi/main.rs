@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod gates;
+mod header;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
