@@ -7,7 +7,7 @@ use crate::hal::Tuned;
 use cudarc::driver::sys;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -108,6 +108,7 @@ impl Tuning {
     }
 
     fn write(&self, found: &BTreeMap<String, Algorithm>) -> Result<()> {
+        let _turn = turn(&self.path);
         let mut file = read(&self.path)?;
         let machine = &mut file["machines"][&self.machine];
         if !machine.is_object() {
@@ -127,6 +128,22 @@ impl Tuning {
             Error::io(format!("{}: {e}", fresh.display()))
         })
     }
+}
+
+/// The only one of all processes, while it lives, who replaces the file: the folder is locked, as the file itself is another one
+/// afterwards. Where that is not to be had in time the file is written all the same: at worst what another one found is lost.
+fn turn(path: &Path) -> Option<File> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder).ok()?;
+    let from = Instant::now();
+    while from.elapsed() < MOST_TIME {
+        match folder.try_lock() {
+            Ok(()) => return Some(folder),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(2)),
+            Err(TryLockError::Error(_)) => return None,
+        }
+    }
+    None
 }
 
 /// The file's content; that of an empty one where there is none.
@@ -255,6 +272,29 @@ mod tests {
         assert_eq!((tuning(&path, "b").known("m1"), tuning(&path, "c").known("m1")), (Some([2; 8]), None));
         assert_eq!(first.tuned(), Tuned { searched: 1, known: 0 });
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a file was left behind");
+    }
+
+    #[test]
+    fn writers_at_the_same_time_lose_nothing() {
+        const WRITERS: u64 = 8;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tuning.json");
+        std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let path = &path;
+                scope.spawn(move || {
+                    for round in 0..10 {
+                        let tuning = tuning(path, "a");
+                        found(&tuning, &format!("m{writer}-{round}"), [writer; 8]);
+                        tuning.close();
+                    }
+                });
+            }
+        });
+        let all = tuning(&path, "a");
+        for name in (0..WRITERS).flat_map(|w| (0..10).map(move |r| format!("m{w}-{r}"))) {
+            assert!(all.known(&name).is_some(), "{name} was lost");
+        }
     }
 
     #[test]
