@@ -1,11 +1,10 @@
 //! `linear` in one fixed order, for numeric mode `invariant`: which tiles take a product.
 
-use super::{FLOATS, Family, VECTOR, short_name, small};
+use super::{Family, HalfFamily, VECTOR, small};
 use crate::base::{DType, Result};
 use crate::hal::MatrixStorage;
 use crate::hal::Tensor;
 use crate::hal::cuda::driver::Modules;
-use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 
@@ -62,21 +61,20 @@ impl Tile {
 #[derive(Debug)]
 pub(super) struct Kernels {
     plain: Family,
-    /// By tile, of F16 and of BF16.
-    tiles: Vec<[Kernel; 2]>,
+    /// By tile.
+    tiles: Vec<HalfFamily>,
 }
 
 impl Kernels {
     pub(super) fn load(modules: &Modules) -> Result<Self> {
-        let kernel = |tile: &Tile, dtype| {
-            let name = format!("yn_linear_{}x{}_{}", tile.rows, tile.cols, short_name(dtype));
-            modules.kernel_with_shared("linear", &name, tile.shared())
+        let load = |tile: &Tile| {
+            let name = format!("yn_linear_{}x{}", tile.rows, tile.cols);
+            HalfFamily::load_with_shared(modules, "linear", &name, tile.shared())
         };
-        let mut tiles = Vec::with_capacity(TILES.len());
-        for tile in &TILES {
-            tiles.push([kernel(tile, FLOATS[1])?, kernel(tile, FLOATS[2])?]);
-        }
-        Ok(Self { plain: Family::load(modules, "linear", "yn_linear_plain")?, tiles })
+        Ok(Self {
+            plain: Family::load(modules, "linear", "yn_linear_plain")?,
+            tiles: TILES.iter().map(load).collect::<Result<_>>()?,
+        })
     }
 }
 
@@ -140,13 +138,14 @@ pub(in crate::hal::cuda) fn linear(
     assert!([x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16)), "rows of a product stand at 16-byte boundaries");
     let (index, at_once) = choose((m, n, k), parts, (s.sm_count() as usize, bytes));
     let tile = &TILES[index];
-    let kernel = &kernels.tiles[index][usize::from(x.dtype() == DType::Bf16)];
+    let kernel = kernels.tiles[index].of(x.dtype());
     let grid = [small(tile.count((m, n))), 1, if at_once { small(parts) } else { 1 }];
     let cluster = if params.clustered != 0 { grid[2] } else { 1 };
     s.launch_clusters(kernel, grid, (tile.threads as u32, tile.shared(), cluster), &params)
 }
 
-/// Parts that the sum of an element is cut into, a power of two that can be a cluster. Depends on nothing else: it decides the order of the sum.
+/// Parts that the sum of an element is cut into, a power of two that can be a cluster. Depends on nothing else: it decides the
+/// order of the sum.
 fn parts(n: usize, k: usize) -> usize {
     let most = (k.div_ceil(STEP) / MIN_STEPS).next_power_of_two().clamp(1, MAX_PARTS);
     WANTED.div_ceil(n.div_ceil(64)).next_power_of_two().min(most)

@@ -2,10 +2,9 @@
 
 use super::attention_hopper::CAPABILITY;
 use super::tensor_map::{self, TensorMap};
-use super::{FLOATS, VECTOR, short_name, small};
+use super::{HalfFamily, VECTOR, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
-use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::{MatrixStorage, Tensor};
@@ -47,24 +46,15 @@ struct Params {
 }
 const _: () = assert!(size_of::<Params>() == 320);
 
-/// Kernels of F16 and of BF16, by [`KERNELS`]; none where the capability is another than theirs.
+/// By [`KERNELS`]; none where the capability is another than theirs.
 #[derive(Debug)]
-pub(super) struct Few(Vec<[Kernel; 2]>);
+pub(super) struct Few(Vec<HalfFamily>);
 
 impl Few {
     pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
-        let mut all = Vec::new();
-        if capability != CAPABILITY {
-            return Ok(Self(all));
-        }
-        for rows in KERNELS {
-            let kernel = |dtype| {
-                let name = format!("yn_linear_few_{rows}_{}", short_name(dtype));
-                modules.kernel_with_shared("linear_few", &name, SHARED)
-            };
-            all.push([kernel(FLOATS[1])?, kernel(FLOATS[2])?]);
-        }
-        Ok(Self(all))
+        let rows = if capability == CAPABILITY { KERNELS.as_slice() } else { &[] };
+        let load = |rows| HalfFamily::load_with_shared(modules, "linear_few", &format!("yn_linear_few_{rows}"), SHARED);
+        Ok(Self(rows.iter().map(load).collect::<Result<_>>()?))
     }
 }
 
@@ -106,7 +96,7 @@ pub(in crate::hal::cuda) fn linear(
         pairs: u32::from(n.is_multiple_of(2) && out.addr().is_multiple_of(8)),
         stages: small((RING_BYTES / (STAGE_ROW * (STRIP * strips + rows))).min(MAX_STAGES)),
     };
-    let kernel = &s.kernels().few.0[index][usize::from(x.dtype() == DType::Bf16)];
+    let kernel = s.kernels().few.0[index].of(x.dtype());
     s.launch(kernel, [small(units.min(blocks)), 1, 1], BLOCK, SHARED, &params)
 }
 
