@@ -1,7 +1,7 @@
 //! `rope_write_kv` and `paged_attention` together: the order inside a block is the backend's own, so what was written is
 //! seen through what attention reads. The model keeps plain keys and values per sequence.
 
-use crate::kit::{Kit, Tally, WEIGHTS, bits, close, few, noise, rounded, some};
+use crate::kit::{Kit, Tally, WEIGHTS, bits, close, few, noise, rounded, smallest, some};
 use yinian::base::DType;
 use yinian::base::rng::SplitMix64;
 use yinian::hal::Tensor;
@@ -353,15 +353,18 @@ pub(crate) fn long_contexts(kit: &Kit) {
 /// Chunks of few tokens behind many: a device that spreads their keys must put them together again, beside sequences that
 /// see few keys, and where a window or the last token leaves a part without any.
 pub(crate) fn few_tokens_over_long_contexts(kit: &Kit) {
-    const STEPS: [&[(usize, usize)]; 4] =
-        [&[(0, 899), (1, 5)], &[(1, 2), (0, 33), (2, 1)], &[(0, 70), (2, 1)], &[(2, 1), (1, 3), (0, 2)]];
+    const FIRST: [&[(usize, usize)]; 2] = [&[(0, 899), (1, 5)], &[(0, 561), (1, 5)]];
+    const REST: [&[(usize, usize)]; 3] = [&[(1, 2), (0, 33), (2, 1)], &[(0, 70), (2, 1)], &[(2, 1), (1, 3), (0, 2)]];
+    let (first, window) = if smallest() { (FIRST[1], 300) } else { (FIRST[0], 600) };
+    let steps = [&[first], &REST[..]].concat();
     // What few leave out, long contexts run too.
     for (i, heads) in few([(8, 2, 128), (4, 4, 64), (7, 1, 80), (8, 1, 96), (4, 1, 256)], 2).enumerate() {
         let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
         let plain = Shape::plain(heads, 16, dtype);
-        long_batches(kit, plain, &STEPS);
-        long_batches(kit, Shape { window: Some(600), ..plain }, &STEPS);
-        long_batches(kit, Shape { window: Some(600), soft_cap: Some(3.0), ..plain }, &STEPS);
+        let window = Shape { window: Some(window), ..plain };
+        for shape in few([Shape { soft_cap: Some(3.0), ..window }, plain, window], 3) {
+            long_batches(kit, shape, &steps);
+        }
     }
 }
 
@@ -425,15 +428,17 @@ pub(crate) fn invariant(kit: &Kit, shape: Shape) {
 /// The same over several chunks of keys: fed whole, in large and small chunks beside a decoding sequence, and token by token
 /// from somewhere on.
 pub(crate) fn long_invariant(kit: &Kit, shape: Shape) {
-    const N: usize = 600;
+    let n = if smallest() { 300 } else { 600 };
     let (cols, width) = (shape.qkv_cols(), shape.heads * shape.head_dim);
-    let (data, other) = (noise(79, N * cols), noise(80, N * cols));
+    let (data, other) = (noise(79, n * cols), noise(80, n * cols));
     let whole = bits(&Cache::for_tokens(kit, shape, 2, LONG_TOKENS).step(&[(0, &data)]));
     let singles: Vec<usize> = [500].into_iter().chain([1; 20]).chain([80]).collect();
-    for chunks in few([&[255, 2, 256, 87][..], &[1, 130, 33, 300, 7, 129], &singles], 2) {
+    let all = [&[255, 2, 256, 87][..], &[1, 130, 33, 300, 7, 129], &singles];
+    let short = [&[1, 254, 2, 1, 42][..]];
+    for chunks in if smallest() { &short[..] } else { &all } {
         let mut cache = Cache::for_tokens(kit, shape, 2, LONG_TOKENS);
         let mut at = 0;
-        for n in chunks {
+        for n in *chunks {
             let mine = &data[at * cols..(at + n) * cols];
             let out = match at % 2 {
                 0 => cache.step(&[(0, mine), (1, &other[at * cols..(at + 1) * cols])]),
@@ -446,6 +451,6 @@ pub(crate) fn long_invariant(kit: &Kit, shape: Shape) {
             }
             at += n;
         }
-        assert_eq!(at, N);
+        assert_eq!(at, n);
     }
 }

@@ -67,6 +67,7 @@ const TABLE: &[Case] = &[
     ("mask_logits", rowwise::mask_logits),
     ("linear", linear::all),
     ("linear: edges", linear::edges),
+    ("few rows: linear", linear::few_rows),
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),
