@@ -86,7 +86,7 @@ impl<'a> Cache<'a> {
         Self::for_tokens(kit, shape, sequences, TOKENS)
     }
 
-    fn for_tokens(kit: &'a Kit, shape: Shape, sequences: usize, tokens: usize) -> Self {
+    pub(crate) fn for_tokens(kit: &'a Kit, shape: Shape, sequences: usize, tokens: usize) -> Self {
         let blocks = tokens / shape.block_size;
         let block_bytes = shape.block_size * 2 * LAYERS * shape.kv_heads * shape.head_dim * shape.dtype.size();
         // Every pattern of 0xff is a NaN in all three dtypes.
@@ -211,8 +211,19 @@ impl<'a> Cache<'a> {
         kit.read(&out)
     }
 
+    /// A step of sequences that each are the first sequence up to a position and end with a query there.
+    pub(crate) fn decode_prefixes(&mut self, qkv: &[f32], positions: &[i32]) -> Vec<f32> {
+        let (n, size) = (positions.len(), self.shape.block_size);
+        let aside = self.free.split_off(self.free.len() - n.div_ceil(size));
+        let slots: Vec<i32> = (0..n).map(|i| aside[i / size] * size as i32 + (i % size) as i32).collect();
+        let starts: Vec<i32> = (0..=n as i32).collect();
+        let lens: Vec<i32> = positions.iter().map(|position| position + 1).collect();
+        let tables = self.sequences[0].blocks.repeat(n);
+        self.run(qkv, (positions, &slots), (&starts, &lens, &tables))
+    }
+
     /// What attention should give for a token of a sequence.
-    fn model(&self, sequence: usize, position: usize, qkv: &[f32]) -> Vec<f64> {
+    pub(crate) fn model(&self, sequence: usize, position: usize, qkv: &[f32]) -> Vec<f64> {
         let Shape { heads, kv_heads, head_dim: d, .. } = self.shape;
         let sequence = &self.sequences[sequence];
         let round = |x: f64| self.kit.inside(x);
@@ -287,7 +298,7 @@ pub(crate) fn takes(kit: &Kit, shape: &Shape) -> bool {
 }
 
 /// A key or a query may round the other way where the device fuses the rotation, and half-precision devices round weights.
-fn tolerance(kit: &Kit, dtype: DType) -> f64 {
+pub(crate) fn tolerance(kit: &Kit, dtype: DType) -> f64 {
     match (kit.act, dtype) {
         (DType::F16, _) => 5e-3,
         (DType::Bf16, _) => 4e-2,
