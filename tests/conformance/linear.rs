@@ -46,8 +46,20 @@ pub(crate) fn edges(kit: &Kit) {
 /// Few rows over vectors, which some devices have a kernel of their own for: columns and rows at the borders of its strips, and
 /// sums that fill its ring of stages once and more often.
 pub(crate) fn few_rows(kit: &Kit) {
-    const SHAPES: [(usize, usize); 8] =
-        [(1, 8), (33, 16), (129, 520), (257, 712), (1000, 192), (1152, 896), (896, 2048), (4225, 136)];
+    const SHAPES: [(usize, usize); 12] = [
+        (1, 8),
+        (33, 16),
+        (129, 520),
+        (257, 712),
+        (1000, 192),
+        (1152, 896),
+        (896, 2048),
+        (4225, 136),
+        (896, 4864),
+        (33, 2056),
+        (130, 3592),
+        (500, 4096),
+    ];
     for dtype in dtypes(kit) {
         for (n, k) in some(SHAPES, 2) {
             let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
