@@ -186,7 +186,7 @@ pub(crate) fn stages(device: &str, only: &str, tiny: bool) {
     println!();
     let shapes: &[Layers] = if tiny { &[TINY_LAYERS] } else { &LAYERS };
     for shape in shapes {
-        for rows in if tiny { vec![2] } else { vec![1, 8, 32, 64, 256] } {
+        for rows in if tiny { vec![2] } else { vec![1, 4, 8, 16, 32, 64, 256] } {
             let name = format!("{} decode {rows} x {CONTEXT}", shape.name);
             if !name.contains(only) {
                 continue;
