@@ -27,17 +27,21 @@ import (
 	"syscall"
 	"time"
 
-	"yinian"
+	"yinian.ai/yinian"
 )
 
 const maxBody = 32 << 20
 
 type server struct {
 	engine   *yinian.Engine
-	tokens   *tokenTexts
-	model    string
+	loaded   atomic.Pointer[model] // nil while it loads
 	started  int64
 	draining atomic.Bool
+}
+
+type model struct {
+	name   string
+	tokens *tokenTexts
 }
 
 func main() {
@@ -52,15 +56,18 @@ func main() {
 	}
 }
 
-func run(model, addr, config string, patience time.Duration) error {
+func run(path, addr, config string, patience time.Duration) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
 	cfg := yinian.Config{}
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		return fmt.Errorf("-config: %w", err)
 	}
-	if model != "" {
-		cfg["model"] = model
+	if path != "" {
+		cfg["model"] = path
+	}
+	if _, ok := cfg["async_load"]; !ok {
+		cfg["async_load"] = true // so that /health answers meanwhile
 	}
 	engine, err := yinian.Open(cfg)
 	if err != nil {
@@ -68,25 +75,21 @@ func run(model, addr, config string, patience time.Duration) error {
 	}
 	defer engine.Close()
 	s := &server{engine: engine, started: time.Now().Unix()}
-	if s.model, err = name(engine); err != nil {
-		return err
-	}
-	tokenizer, err := engine.Tokenizer()
-	if err != nil {
-		return err
-	}
-	defer tokenizer.Close()
-	s.tokens = &tokenTexts{tokenizer: tokenizer}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
 	}
+	stopped := make(chan error, 1)
+	go func() {
+		if err := s.load(); err != nil && !s.draining.Load() {
+			stopped <- err
+		}
+	}()
 	web := &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
-	served := make(chan error, 1)
-	go func() { served <- web.Serve(listener) }()
-	log.Printf("serving %s on http://%s", s.model, listener.Addr())
+	go func() { stopped <- web.Serve(listener) }()
+	log.Printf("listening on http://%s", listener.Addr())
 	select {
-	case err := <-served:
+	case err := <-stopped:
 		return err
 	case <-stop:
 	}
@@ -103,14 +106,26 @@ func run(model, addr, config string, patience time.Duration) error {
 	return web.Shutdown(last)
 }
 
-// name is the model's, as the engine reports it.
-func name(engine *yinian.Engine) (string, error) {
+// load waits for the engine and takes what is known from then on.
+func (s *server) load() error {
+	if err := s.engine.Ready(context.Background()); err != nil {
+		return err
+	}
 	var info struct{ Model struct{ Name string } }
-	raw, err := engine.Info()
+	raw, err := s.engine.Info()
 	if err == nil {
 		err = json.Unmarshal(raw, &info)
 	}
-	return info.Model.Name, err
+	if err != nil {
+		return err
+	}
+	tokenizer, err := s.engine.Tokenizer()
+	if err != nil {
+		return err
+	}
+	s.loaded.Store(&model{name: info.Model.Name, tokens: &tokenTexts{tokenizer: tokenizer}})
+	log.Printf("serving %s", info.Model.Name)
+	return nil
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -150,7 +165,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) models(w http.ResponseWriter, _ *http.Request) error {
-	model := map[string]any{"id": s.model, "object": "model", "created": s.started, "owned_by": "yinian"}
+	loaded := s.loaded.Load()
+	if loaded == nil {
+		return unavailable("the model still loads")
+	}
+	model := map[string]any{"id": loaded.name, "object": "model", "created": s.started, "owned_by": "yinian"}
 	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": []any{model}})
 	return nil
 }
@@ -160,10 +179,18 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if s.draining.Load() || stats.State != yinian.StateReady {
-		return unavailable("the server is draining, or its engine has failed")
+	state := "loading"
+	switch {
+	case s.draining.Load() || stats.State == yinian.StateDraining:
+		state = "draining"
+	case stats.State == yinian.StateFailed:
+		state = "failed"
+	case s.loaded.Load() != nil:
+		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+		return nil
 	}
-	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	w.Header().Set("retry-after", "1")
+	writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": state})
 	return nil
 }
 
@@ -181,11 +208,15 @@ func (s *server) generate(parse func([]byte, string) (*job, error)) func(http.Re
 		if s.draining.Load() {
 			return unavailable("the server is draining")
 		}
+		loaded := s.loaded.Load()
+		if loaded == nil {
+			return unavailable("the model still loads")
+		}
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 		if err != nil {
 			return &apiError{status: http.StatusRequestEntityTooLarge, Message: err.Error(), Type: "invalid_request_error"}
 		}
-		j, err := parse(body, s.model)
+		j, err := parse(body, loaded.name)
 		if err != nil {
 			return err
 		}
@@ -201,7 +232,7 @@ func (s *server) generate(parse func([]byte, string) (*job, error)) func(http.Re
 		if err != nil {
 			return err
 		}
-		return s.newAnswer(w, j, stream).write(r.Context())
+		return newAnswer(loaded, w, j, stream).write(r.Context())
 	}
 }
 
