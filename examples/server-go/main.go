@@ -3,7 +3,7 @@
 //	cargo build --release && ln -sf libyinian.so target/release/libyinian.so.0.1
 //	export PKG_CONFIG=true CGO_CFLAGS="-I$PWD/include" CGO_LDFLAGS="-L$PWD/target/release -Wl,-rpath,$PWD/target/release"
 //	go build -C examples/server-go -o "$PWD/target/server-go"
-//	target/server-go -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
+//	target/server-go -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}' -web examples/web/index.html
 //
 // SIGTERM refuses new requests, lets those that run finish, and exits with 0.
 package main
@@ -35,6 +35,7 @@ const maxBody = 32 << 20
 type server struct {
 	engine   *yinian.Engine
 	loaded   atomic.Pointer[model] // nil while it loads
+	page     []byte                // at /; nil is none
 	started  int64
 	draining atomic.Bool
 }
@@ -45,18 +46,19 @@ type model struct {
 }
 
 func main() {
-	model := flag.String("model", "", "model directory, or mock:words")
+	path := flag.String("model", "", "model directory, or mock:words")
 	addr := flag.String("addr", "127.0.0.1:8000", "address to listen on")
+	page := flag.String("web", "", "an HTML file to serve at /, as examples/web/index.html")
 	config := flag.String("config", "{}", "more of the engine's configuration, a JSON object")
 	patience := flag.Duration("drain", time.Minute, "how long SIGTERM waits for what runs")
 	flag.Parse()
 	log.SetFlags(0)
-	if err := run(*model, *addr, *config, *patience); err != nil {
+	if err := run(*path, *addr, *config, *page, *patience); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(path, addr, config string, patience time.Duration) error {
+func run(path, addr, config, page string, patience time.Duration) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
 	cfg := yinian.Config{}
@@ -75,6 +77,11 @@ func run(path, addr, config string, patience time.Duration) error {
 	}
 	defer engine.Close()
 	s := &server{engine: engine, started: time.Now().Unix()}
+	if page != "" {
+		if s.page, err = os.ReadFile(page); err != nil {
+			return fmt.Errorf("-web: %w", err)
+		}
+	}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
@@ -143,8 +150,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		"/v1/models":           {"GET", s.models},
 		"/health":              {"GET", s.health},
 		"/metrics":             {"GET", s.metrics},
+		"/":                    {"GET", s.web},
 	}
 	route, ok := routes[r.URL.Path]
+	ok = ok && (r.URL.Path != "/" || s.page != nil)
 	var err error
 	switch {
 	case !ok:
@@ -191,6 +200,13 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) error {
 	}
 	w.Header().Set("retry-after", "1")
 	writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": state})
+	return nil
+}
+
+func (s *server) web(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("content-type", "text/html; charset=utf-8")
+	w.Header().Set("cache-control", "no-cache")
+	_, _ = w.Write(s.page)
 	return nil
 }
 
