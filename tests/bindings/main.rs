@@ -8,6 +8,7 @@ mod header;
 mod host;
 mod install;
 mod server;
+mod table;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
