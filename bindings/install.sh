@@ -43,8 +43,9 @@ config yinian.pc
 config yinian-config.cmake
 config yinian-config-version.cmake
 
-install -d "$to"/{include,lib/pkgconfig,lib/cmake/yinian,share/licenses/yinian}
+install -d "$to"/{include/yinian,lib/pkgconfig,lib/cmake/yinian,share/licenses/yinian}
 install -m 644 include/yinian.h bindings/cpp/yinian.hpp "$to/include"
+install -m 644 bindings/cpp/yinian/*.hpp "$to/include/yinian"
 install -m 755 "$work/library" "$to/lib/libyinian.so.$version"
 ln -sfn "libyinian.so.$version" "$to/lib/libyinian.so.$minor"
 ln -sfn "libyinian.so.$minor" "$to/lib/libyinian.so"

@@ -39,7 +39,7 @@ static void a_callback_that_throws_cancels_its_request() {
 static void fifty_streams_at_once_say_what_one_says() {
   const auto engine = yinian::Engine::open(R"({"model": "mock:words"})");
   std::vector<std::string> alone, together(50);
-  for (int i = 0; i < 50; i++) alone.push_back(engine.generate(short_request(i)).text);
+  for (int i = 0; i < 50; i++) alone.push_back(engine.generate(short_request(i)).text());
   std::vector<std::thread> threads;
   for (int i = 0; i < 50; i++) {
     threads.emplace_back([&, i] {

@@ -30,7 +30,7 @@ static void a_stream_says_what_the_whole_answer_says(const std::string& model, c
   CHECK(end && end->finish == Finish::length && end->completion_tokens == 48);
   CHECK(end->t_submit_ns <= end->t_first_ns && end->t_first_ns <= end->t_end_ns);
   const auto whole = engine.try_generate(request);
-  CHECK(whole && whole->text == streamed && !streamed.empty());
+  CHECK(whole && whole->text() == streamed && !streamed.empty());
   CHECK(expected.empty() || streamed == expected);
 }
 
@@ -76,9 +76,9 @@ static void any_text_crosses_whole() {
   const auto end = engine.try_generate(Request::text(text).max_tokens(5));
   CHECK(end && end->prompt_tokens == text.size());
   const auto same = engine.try_generate(Request::tokens(*ids).max_tokens(5));
-  CHECK(same && same->text == end->text);
+  CHECK(same && same->text() == end->text());
   const auto stopped = engine.try_generate(endless("hello").stop_texts({text, "e"}).stop_tokens({'z'}));
-  CHECK(stopped && stopped->finish == Finish::stop && stopped->text.find_first_of("ez") == std::string::npos);
+  CHECK(stopped && stopped->finish == Finish::stop && stopped->text().find_first_of("ez") == std::string::npos);
 }
 
 static void the_demo_tokenizer_round_trips(const std::string& model) {
