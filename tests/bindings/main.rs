@@ -3,6 +3,7 @@
 //! A toolchain that is missing skips what needs it, aloud; with CI=true that is a failure.
 #![cfg(target_os = "linux")]
 
+mod cpp;
 #[path = "../capi/header.rs"]
 mod header;
 mod host;
@@ -91,33 +92,6 @@ impl Workshop {
         command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", self.include(), headers_hash()));
         command.env("CGO_LDFLAGS", self.link().join(" ")).env("PKG_CONFIG", "true");
         command
-    }
-}
-
-#[test]
-fn cpp() {
-    if ask("c++", &["--version"]).is_none() {
-        return skip("bindings/cpp", "there is no C++ compiler, c++");
-    }
-    let shop = Workshop::new();
-    let source = |name: &str| root().join("bindings/cpp").join(name);
-    let compile = || {
-        let mut command = Command::new("c++");
-        command.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"]).arg(shop.include());
-        command
-    };
-    for standard in ["-std=c++17", "-std=c++20"] {
-        run(compile().args([standard, "-fsyntax-only", "-x", "c++"]).arg(source("yinian.hpp")));
-    }
-    for (name, flag) in [("throwing", "-fsanitize=address,undefined"), ("nothrow", "-fno-exceptions")] {
-        let sources = ["test/main.cpp", "test/nothrow.cpp"].map(source);
-        run(compile()
-            .args(["-std=c++17", "-g", flag, "-o"])
-            .arg(shop.path(name))
-            .args(sources)
-            .args(shop.link())
-            .arg("-lyinian"));
-        assert_eq!(run(&mut shop.test(shop.path(name))), "ok\n");
     }
 }
 

@@ -1,4 +1,4 @@
-// The throwing half of the C++ wrapper, and the main function of both halves.
+// The throwing half of the C++ wrapper, and the main function of all its tests.
 #include "test.hpp"
 
 #include <cstdlib>
@@ -88,6 +88,8 @@ static void throwing_tests() {}
 
 int main() {
   nothrow_tests();
+  wide_tests();
+  dispatcher_tests();
   throwing_tests();
   std::puts("ok");
 }

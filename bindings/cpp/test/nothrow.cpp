@@ -10,18 +10,6 @@ using yinian::Engine, yinian::Event, yinian::Events, yinian::Finish, yinian::Que
 static_assert(!std::is_copy_constructible_v<Engine> && std::is_nothrow_move_constructible_v<Engine>);
 static_assert(!std::is_copy_constructible_v<Queue> && std::is_nothrow_move_assignable_v<Queue>);
 
-static Engine open(const std::string& config) {
-  auto engine = Engine::try_open(config);
-  if (!engine) std::fprintf(stderr, "%s\n", engine.error().what());
-  CHECK(engine);
-  return *std::move(engine);
-}
-
-static std::string env(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
 static void a_stream_says_what_the_whole_answer_says(const std::string& model, const std::string& expected) {
   const Engine engine = open(R"({"model": ")" + model + R"(", "log_level": "off"})");
   const auto request = Request::text("Once upon a time").max_tokens(48).temperature(0).flags(YN_REQ_IGNORE_EOS);
@@ -121,6 +109,7 @@ static void a_host_polls_its_own_queue() {
   auto fresh = Queue::try_create();
   CHECK(fresh);
   queue = *std::move(fresh);  // ends what was left behind
+  until([&] { return engine.try_stats()->finished == 21; });
   wait_idle(engine);
   Engine moved = std::move(engine);
   engine = open(R"({"model": "mock:words"})");

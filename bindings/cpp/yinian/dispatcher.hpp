@@ -105,13 +105,9 @@ class Dispatch {
   // Waits for records, gives them to their handlers and returns how many there were. One thread at a time.
   Result<std::size_t> step(int32_t timeout_ms) {
     const std::lock_guard<std::mutex> alone(stepping_);
-    inside_ = std::this_thread::get_id();
-    auto n = dispatch(timeout_ms);
-    if (!n) abandon(static_cast<yn_status>(n.error().status()));
-    inside_ = std::thread::id();
-    return n;
+    return dispatch(timeout_ms);
   }
-  // This thread is in step(), so in a handler.
+  // This thread is in a handler.
   [[nodiscard]] bool is_inside() const noexcept { return inside_.load() == std::this_thread::get_id(); }
 
   // Refuses further requests and asks all to end.
@@ -126,7 +122,11 @@ class Dispatch {
 
   // Steps until it is closed and nothing lives any more.
   void run() {
-    for (bool on = true; on && !is_over();) on = static_cast<bool>(step(-1));
+    for (bool on = true; on;) {
+      const std::lock_guard<std::mutex> alone(stepping_);
+      // Looked at with this lock held: another thread may have read the last record and the wake-up behind it.
+      on = !is_over() && dispatch(-1);
+    }
     const std::lock_guard<std::mutex> held(lock_);
     ran_ = true;
     changed_.notify_all();
@@ -164,13 +164,17 @@ class Dispatch {
   }
 
   Result<std::size_t> dispatch(int32_t timeout_ms) {
-    if (auto got = queue_.try_poll(events_, timeout_ms); !got) return got.error();
+    auto got = queue_.try_poll(events_, timeout_ms);
+    inside_ = std::this_thread::get_id();
     std::size_t n = 0;
     for (const Event event : events_) {
       n++;
       if (event.is_log()) guard(event, [&] { return options_.on_log(event), true; });
       else if (event.user_data() != 0) route(reinterpret_cast<Live*>(static_cast<uintptr_t>(event.user_data())), event);
     }
+    if (!got) abandon(static_cast<yn_status>(got.error().status()));
+    inside_ = std::thread::id();
+    if (!got) return got.error();
     return n;
   }
 
