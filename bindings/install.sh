@@ -50,8 +50,9 @@ config yinian-config.cmake
 config yinian-config-version.cmake
 
 lib=$to/$libdir
-install -d "$to"/{include,share/licenses/yinian} "$lib"/{pkgconfig,cmake/yinian}
+install -d "$to"/{include/yinian,share/licenses/yinian} "$lib"/{pkgconfig,cmake/yinian}
 install -m 644 include/yinian.h bindings/cpp/yinian.hpp "$to/include"
+install -m 644 bindings/cpp/yinian/*.hpp "$to/include/yinian"
 install -m 755 "$work/library" "$lib/libyinian.so.$version"
 ln -sfn "libyinian.so.$version" "$lib/libyinian.so.$minor"
 ln -sfn "libyinian.so.$minor" "$lib/libyinian.so"

@@ -142,6 +142,12 @@ fn the_tree() {
         let found = tree.iter().find(|(path, ..)| path == Path::new(file)).map(|(_, mode, _)| *mode);
         assert_eq!(found, Some(mode), "{file}");
     }
+    let headers =
+        |dir: PathBuf| -> BTreeSet<_> { listing(&dir).into_iter().map(|(path, _, text)| (path, text)).collect() };
+    assert!(
+        headers(installed.path("moved/include/yinian")) == headers(root().join("bindings/cpp/yinian")),
+        "headers of yinian.hpp"
+    );
     let folder = |path: &Path| installed.path("moved").join(path).is_dir();
     assert!(tree.iter().all(|(path, mode, _)| !folder(path) || *mode == 0o755), "folders that not all may enter");
     let link = |name: &str| std::fs::read_link(installed.path("moved").join(name)).unwrap();

@@ -3,6 +3,7 @@
 //! A toolchain that is missing skips what needs it, aloud; with CI=true that is a failure.
 #![cfg(target_os = "linux")]
 
+mod cpp;
 mod golang;
 #[path = "../capi/header.rs"]
 mod header;
@@ -83,33 +84,6 @@ impl Workshop {
         command.env("YINIAN_TEST_MODEL_TEXT", host::text_of(&model));
         command.env("YINIAN_TEST_MODEL", model);
         command
-    }
-}
-
-#[test]
-fn cpp() {
-    if ask("c++", &["--version"]).is_none() {
-        return skip("bindings/cpp", "there is no C++ compiler, c++");
-    }
-    let shop = Workshop::new();
-    let source = |name: &str| root().join("bindings/cpp").join(name);
-    let compile = || {
-        let mut command = Command::new("c++");
-        command.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"]).arg(shop.include());
-        command
-    };
-    for standard in ["-std=c++17", "-std=c++20"] {
-        run(compile().args([standard, "-fsyntax-only", "-x", "c++"]).arg(source("yinian.hpp")));
-    }
-    for (name, flag) in [("throwing", "-fsanitize=address,undefined"), ("nothrow", "-fno-exceptions")] {
-        let sources = ["test/main.cpp", "test/nothrow.cpp"].map(source);
-        run(compile()
-            .args(["-std=c++17", "-g", flag, "-o"])
-            .arg(shop.path(name))
-            .args(sources)
-            .args(shop.link())
-            .arg("-lyinian"));
-        assert_eq!(run(&mut shop.test(shop.path(name))), "ok\n");
     }
 }
 
