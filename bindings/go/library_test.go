@@ -147,6 +147,7 @@ func TestChunksAreAnIterator(t *testing.T) {
 		t.Error("leaving the loop does not cancel:", r)
 	}
 	ctx, cancel := context.WithCancel(background)
+	defer cancel()
 	var ends []error
 	for _, err := range generate(t, e, ctx, endless()).Chunks() {
 		cancel()

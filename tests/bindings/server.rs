@@ -1,13 +1,19 @@
 //! Servers with OpenAI's API over the wrappers, driven by `openai_server.py` from the outside.
 
-use super::{Workshop, ask, root, run, skip};
+use super::{Workshop, ask, golang, root, run, skip};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 const VERSIONS: &str = "tests/bindings/openai_client.txt";
 
 /// Where the official client is, installed once into the build's own directory; else why it is not.
-fn client() -> Result<PathBuf, String> {
+pub(crate) fn client() -> Result<PathBuf, String> {
+    static CLIENT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    CLIENT.get_or_init(install_client).clone()
+}
+
+fn install_client() -> Result<PathBuf, String> {
     ask("python3", &["-m", "pip", "--version"]).ok_or("there is no python3 with pip")?;
     let wanted = std::fs::read(root().join(VERSIONS)).unwrap();
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-client");
@@ -32,7 +38,7 @@ fn client() -> Result<PathBuf, String> {
 }
 
 /// Runs the suite on a server; `command` starts it, with {model}, {addr} and {config} in it.
-fn check(command: &str, client: &Path) {
+pub(crate) fn check(command: &str, client: &Path) {
     run(Command::new("python3")
         .arg(root().join("tests/bindings/openai_server.py"))
         .args(["--command", command, "--model"])
@@ -44,8 +50,8 @@ fn check(command: &str, client: &Path) {
 #[test]
 fn go_server() {
     const DIR: &str = "examples/server-go";
-    if ask("go", &["version"]).is_none() {
-        return skip(DIR, "there is no Go toolchain, go");
+    if let Some(why) = golang::missing() {
+        return skip(DIR, &why);
     }
     let shop = Workshop::new();
     let server = shop.path("server-go").display().to_string();
