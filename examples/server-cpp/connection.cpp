@@ -205,8 +205,10 @@ class Connection {
         if (!begun) throw;
         failure = error;
       }
-      co_await event(failure ? dump(failure->body()) : "[DONE]");
-      co_return co_await end_events();
+      const std::string last = failure ? dump(failure->body()) : "[DONE]";
+      co_await event(last);
+      co_await end_events();
+      co_return;
     }
   }
 

@@ -66,6 +66,8 @@ class Output {
     using yinian::Finish;
     if (!end) failure_ = as_api(end.error());
     else if (is_full_ || end->finish > Finish::length) failure_ = as_api(is_full_ ? Finish::overrun : end->finish);
+    // With several choices each has its own in its last record.
+    else if (unread_.size() == 1) unread_[0].finish = end->finish;
     end_ = end ? *end : yinian::Completion();
   }
 

@@ -208,7 +208,10 @@ class Engine {
       if (event.choice() >= choices.size()) choices.resize(event.choice() + 1);
       choices[event.choice()].append(event);
     });
-    if (end) end->choices = std::move(choices), end->prompt = std::move(prompt);
+    if (!end) return end;
+    if (choices.size() == 1) choices[0].finish = end->finish;
+    end->choices = std::move(choices);
+    end->prompt = std::move(prompt);
     return end;
   }
 
