@@ -4,13 +4,14 @@
 #![cfg(target_os = "linux")]
 
 mod cpp;
+mod golang;
 #[path = "../capi/header.rs"]
 mod header;
 mod host;
 mod install;
 mod server;
+mod table;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -84,46 +85,6 @@ impl Workshop {
         command.env("YINIAN_TEST_MODEL", model);
         command
     }
-
-    /// The Go tool in a directory of ours, with the library of this build.
-    fn go(&self, dir: &str, args: &[&str]) -> Command {
-        let mut command = go_alone(self.test("go"), self.dir.path());
-        command.args(args).current_dir(root().join(dir));
-        command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", self.include(), headers_hash()));
-        command.env("CGO_LDFLAGS", self.link().join(" ")).env("PKG_CONFIG", "true");
-        command
-    }
-}
-
-/// Changes with the headers: Go does not look at them when it asks its build cache.
-fn headers_hash() -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for name in ["include/yinian.h", "bindings/flat_request.h"] {
-        std::fs::read(root().join(name)).unwrap().hash(&mut hasher);
-    }
-    hasher.finish()
-}
-
-/// Go without network and the user's settings; its temporary files go to `dir`.
-fn go_alone(mut command: Command, dir: &Path) -> Command {
-    for (name, value) in [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")] {
-        command.env(name, value);
-    }
-    command.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build"));
-    command.env("GOTMPDIR", dir).env("GOPATH", dir.join("gopath")).env("GOENV", "off").env("GOWORK", "off");
-    command
-}
-
-#[test]
-fn go() {
-    let Some(_) = ask("go", &["version"]) else { return skip("bindings/go", "there is no Go toolchain, go") };
-    let shop = Workshop::new();
-    let go = |args: &[&str]| shop.go("bindings/go", args);
-    // The race detector exists on few platforms; one of them is enough to find races.
-    let race = if cfg!(target_arch = "x86_64") { "-race=true" } else { "-race=false" };
-    run(&mut go(&["vet", race, "./..."]));
-    let out = run(&mut go(&["test", race, "-count=1", "-timeout=60s", "./..."]));
-    assert!(out.starts_with("ok"), "{out}");
 }
 
 /// A value of `java -XshowSettings:properties`.

@@ -1,6 +1,6 @@
 //! Servers with OpenAI's API over the wrappers, driven by `openai_server.py` from the outside.
 
-use super::{Workshop, ask, root, run, skip};
+use super::{Workshop, ask, golang, root, run, skip};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,8 +44,8 @@ fn check(command: &str, client: &Path) {
 #[test]
 fn go_server() {
     const DIR: &str = "examples/server-go";
-    if ask("go", &["version"]).is_none() {
-        return skip(DIR, "there is no Go toolchain, go");
+    if let Some(why) = golang::missing() {
+        return skip(DIR, &why);
     }
     let shop = Workshop::new();
     let server = shop.path("server-go").display().to_string();

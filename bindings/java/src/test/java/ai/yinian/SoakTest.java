@@ -1,0 +1,5 @@
+package ai.yinian;
+
+final class SoakTest {
+    private SoakTest() {}
+}
