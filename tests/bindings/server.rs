@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where the Python packages that tests/bindings/NAME.txt pins are, installed once into the build's own directory; else why not.
-fn packages(name: &str) -> Result<PathBuf, String> {
+pub(super) fn packages(name: &str) -> Result<PathBuf, String> {
     ask("python3", &["-m", "pip", "--version"]).ok_or("there is no python3 with pip")?;
     let versions = root().join("tests/bindings").join(name).with_extension("txt");
     let wanted = std::fs::read(&versions).unwrap();
@@ -39,7 +39,7 @@ fn script(name: &str, packages: &[PathBuf]) -> Command {
 }
 
 /// Runs the suite on a server; `command` starts it, with {model}, {addr} and {config} in it.
-fn check(command: &str, client: PathBuf) {
+pub(super) fn check(command: &str, client: PathBuf) {
     let model = root().join("examples/demo_model");
     run(script("openai_server.py", &[client]).args(["--command", command, "--model"]).arg(model));
 }
