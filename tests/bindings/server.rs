@@ -11,7 +11,7 @@ pub(crate) fn client() -> Result<PathBuf, String> {
 }
 
 /// Where the Python packages that tests/bindings/NAME.txt pins are, installed once into the build's own directory; else why not.
-fn packages(name: &str) -> Result<PathBuf, String> {
+pub(super) fn packages(name: &str) -> Result<PathBuf, String> {
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     ask("python3", &["-m", "pip", "--version"]).ok_or("there is no python3 with pip")?;
@@ -47,9 +47,9 @@ fn script(name: &str, packages: &[PathBuf]) -> Command {
 }
 
 /// Runs the suite on a server; `command` starts it, with {model}, {addr} and {config} in it.
-pub(crate) fn check(command: &str, client: &Path) {
+pub(crate) fn check(command: &str, client: impl AsRef<Path>) {
     let model = root().join("examples/demo_model");
-    run(script("openai_server.py", &[client.to_owned()]).args(["--command", command, "--model"]).arg(model));
+    run(script("openai_server.py", &[client.as_ref().to_owned()]).args(["--command", command, "--model"]).arg(model));
 }
 
 const GO_DIR: &str = "examples/server-go";
@@ -69,7 +69,7 @@ fn go_server() {
     let shop = Workshop::new();
     run(&mut shop.go(GO_DIR, &["vet", "./..."]));
     match client() {
-        Ok(client) => check(&go_command(&shop), &client),
+        Ok(client) => check(&go_command(&shop), client),
         Err(why) => skip(GO_DIR, &why),
     }
 }
