@@ -1,5 +1,6 @@
 //! The C++ wrapper: by several compilers, with and without exceptions, under sanitizers.
 
+use super::server::{check, packages};
 use super::{Workshop, ask, root, run, skip};
 use std::path::PathBuf;
 use std::process::Command;
@@ -83,4 +84,55 @@ fn cpp_under_the_thread_sanitizer() {
     std::fs::write(&suppressions, "called_from_lib:libyinian.so\n").unwrap();
     let options = format!("suppressions={} halt_on_error=1", suppressions.display());
     assert_eq!(run(shop.test(program).env("TSAN_OPTIONS", options)), "ok\n");
+}
+
+/// Builds examples/server-cpp file by file, as one command would take long.
+fn server(shop: &Workshop, compiler: impl Fn() -> Command + Sync + Copy + Send) -> PathBuf {
+    let source = |name: &str| root().join("examples/server-cpp").join(name).with_extension("cpp");
+    let object = |name: &str| shop.path(name).with_extension("o");
+    let files = [["connection"].as_slice(), &["server", "main"], &["answer", "request"]];
+    std::thread::scope(|scope| {
+        for some in files {
+            scope.spawn(move || {
+                some.iter()
+                    .for_each(|name| drop(run(compiler().arg("-c").arg(source(name)).arg("-o").arg(object(name)))))
+            });
+        }
+    });
+    let program = shop.path("server-cpp");
+    run(compiler()
+        .arg("-o")
+        .arg(&program)
+        .args(files.concat().into_iter().map(object))
+        .args(shop.link())
+        .arg("-lyinian"));
+    program
+}
+
+#[test]
+fn cpp_server() {
+    const DIR: &str = "examples/server-cpp";
+    let shop = Workshop::new();
+    let Some(_) = compiler(&shop, DIR, "-std=c++20") else { return };
+    let include = shop.include();
+    let compiler = || {
+        let mut command = Command::new("c++");
+        command
+            .args(WARNINGS)
+            .args(["-std=c++20", &include])
+            .arg(format!("-I{}", root().join("bindings/cpp").display()));
+        command
+    };
+    let probe = shop.path("probe.cpp");
+    std::fs::write(&probe, "#include <boost/beast/version.hpp>\n#include <nlohmann/json_fwd.hpp>\n").unwrap();
+    if !compiler().arg("-fsyntax-only").arg(&probe).output().unwrap().status.success() {
+        return skip(DIR, "there are no headers of Boost.Beast and nlohmann/json");
+    }
+    let program = server(&shop, compiler);
+    match packages("openai_client") {
+        Ok(client) => {
+            check(&format!("{} -model {{model}} -addr {{addr}} -config {{config}}", program.display()), client)
+        }
+        Err(why) => skip(DIR, &why),
+    }
 }

@@ -62,9 +62,10 @@ class Server:
         self.close()
 
     def close(self):
-        if self.process:
-            self.process.kill()
-            self.process.communicate()
+        process, self.process = self.process, None
+        if process:
+            process.kill()
+            process.communicate()
 
     def health(self):
         """As json(); None while nobody listens."""

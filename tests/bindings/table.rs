@@ -7,18 +7,8 @@ use std::path::PathBuf;
 /// What has no form, and why; `*` is every language. A line goes when the form comes.
 const WITHOUT: &[(&str, &str, &str)] = &[
     ("*", "yn_buf_free", "called inside, behind every copy"),
-    ("C++", "yn_build_info", "to come"),
-    ("C++", "yn_engine_drain", "to come"),
-    ("C++", "yn_engine_fd", "to come"),
-    ("C++", "yn_engine_info", "to come"),
-    ("C++", "yn_engine_metrics", "to come"),
-    ("C++", "yn_plan_memory", "to come"),
-    ("C++", "yn_chat_render", "to come"),
-    ("C++", "yn_log_to_callback", "to come"),
-    ("C++", "yn_log_to_queue", "to come"),
     ("C++", "yn_tokenizer_free", "called inside, by the destructor"),
     ("C++", "yn_status_name", "called inside, for an error without a message"),
-    ("C++", "yn_version", "called inside, by open"),
     ("Go", "yn_engine_fd", "the engine's goroutine polls"),
     ("Go", "yn_engine_wake", "the engine's goroutine polls"),
     ("Go", "yn_queue_create", "called inside, by LogTo: goroutines need no queue each"),

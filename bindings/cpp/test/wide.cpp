@@ -39,7 +39,7 @@ static void logprobs_come_with_their_tokens(const std::string& model) {
   const auto whole = engine.try_generate(request);
   CHECK(whole && whole->choices.size() == 1);
   const Choice& choice = whole->choices[0];
-  CHECK(choice.tokens.size() == 24 && choice.logprobs.size() == 24 * 4 && choice.logprobs_of(23).size() == 4);
+  CHECK(choice.tokens.size() == 24 && choice.logprobs.size() == 24 * 4 && choice.logprobs_of(23).size() == 4 && choice.finish == Finish::length);
   CHECK(choice.logprobs_of(23)[0].text_end == choice.text.size());
   CHECK(whole->prompt.tokens.size() == whole->prompt_tokens - 1);
   CHECK(whole->prompt.logprobs.size() == whole->prompt.tokens.size() * 3);

@@ -26,6 +26,24 @@ struct Choice {
     const std::size_t each = logprobs.size() / tokens.size();
     return {logprobs.data() + token * each, each};
   }
+
+  // Takes over what an event brings; the caller looks at its choice().
+  void append(const Event& event) { append(event.text(), event.tokens(), event.logprobs(), event.finish()); }
+  // Puts a later piece behind this one.
+  void append(const Choice& piece) {
+    append(piece.text, {piece.tokens.data(), piece.tokens.size()}, {piece.logprobs.data(), piece.logprobs.size()}, piece.finish);
+  }
+
+ private:
+  void append(std::string_view more, Tokens ids, Logprobs of, Finish end) {
+    for (yn_logprob p : of) {
+      p.text_end += static_cast<uint32_t>(text.size());
+      logprobs.push_back(p);
+    }
+    text.append(more);
+    tokens.insert(tokens.end(), ids.begin(), ids.end());
+    if (end != Finish::none) finish = end;
+  }
 };
 
 // How a request ended. Times are CLOCK_MONOTONIC nanoseconds, 0 is none.
@@ -36,6 +54,17 @@ struct Completion {
   // Of generate() alone: each choice, and with prompt_logprobs the prompt's from its second token on, laid out as a choice's.
   std::vector<Choice> choices;
   Choice prompt;
+
+  // What a DONE says; an Error when the request failed.
+  static Result<Completion> of(const Event& done) {
+    const yn_event& e = done.raw();
+    if (e.status != YN_OK) return Error(e.status, 0, std::string(done.text()));
+    Completion c;
+    c.finish = done.finish();
+    c.prompt_tokens = e.prompt_tokens, c.cached_tokens = e.cached_tokens, c.completion_tokens = e.completion_tokens;
+    c.t_submit_ns = e.t_submit_ns, c.t_first_ns = e.t_first_ns, c.t_end_ns = e.t_event_ns;
+    return c;
+  }
 
   // The first choice's.
   [[nodiscard]] const std::string& text() const& noexcept { return choices.front().text; }
@@ -54,23 +83,6 @@ bool deliver(F& on, const Event& event) {
     if constexpr (std::is_same_v<std::invoke_result_t<F&, std::string_view>, bool>) return on(event.text());
     else return on(event.text()), true;
   }
-}
-
-inline void append(Choice& to, const Event& event) {
-  for (yn_logprob p : event.logprobs()) {
-    p.text_end += static_cast<uint32_t>(to.text.size());
-    to.logprobs.push_back(p);
-  }
-  to.text.append(event.text());
-  to.tokens.insert(to.tokens.end(), event.tokens().begin(), event.tokens().end());
-  if (event.finish() != Finish::none) to.finish = event.finish();
-}
-
-inline Result<Completion> completion(const Event& event) {
-  const yn_event& e = event.raw();
-  if (e.status != YN_OK) return Error(e.status, 0, std::string(event.text()));
-  return Completion{event.finish(), e.prompt_tokens, e.cached_tokens, e.completion_tokens, e.t_submit_ns, e.t_first_ns,
-                    e.t_event_ns,   {},              {}};
 }
 
 // Milliseconds of a timeout, of which some have passed; -1 waits on.
@@ -192,11 +204,14 @@ class Engine {
     std::vector<Choice> choices(1);
     Choice prompt;
     auto end = serve(request, YN_OUT_TEXT | YN_OUT_FINAL_ONLY, [&](const Event& event) {
-      if (event.is_prompt()) return detail::append(prompt, event);
+      if (event.is_prompt()) return prompt.append(event);
       if (event.choice() >= choices.size()) choices.resize(event.choice() + 1);
-      detail::append(choices[event.choice()], event);
+      choices[event.choice()].append(event);
     });
-    if (end) end->choices = std::move(choices), end->prompt = std::move(prompt);
+    if (!end) return end;
+    if (choices.size() == 1) choices[0].finish = end->finish;
+    end->choices = std::move(choices);
+    end->prompt = std::move(prompt);
     return end;
   }
 
@@ -237,7 +252,7 @@ class Engine {
     for (bool wanted = true;;) {
       if (auto got = queue->try_poll(events); !got) return got.error();
       for (const Event event : events) {
-        if (event.is_done()) return detail::completion(event);
+        if (event.is_done()) return Completion::of(event);
         if (!wanted) continue;
         wanted = detail::deliver(on, event);
         if (!wanted) cancel(*id);

@@ -42,7 +42,7 @@ class Event {
   [[nodiscard]] uint32_t choice() const noexcept { return raw_->choice; }
   // Other than ok: why a DONE failed.
   [[nodiscard]] Status status() const noexcept { return static_cast<Status>(raw_->status); }
-  // Of a DONE, and of the last output of each choice.
+  // Of a DONE, and of several choices of the last output of each.
   [[nodiscard]] Finish finish() const noexcept { return is_engine() ? Finish::none : static_cast<Finish>(raw_->finish); }
   // Whole code points; of a failed DONE, an engine's and a log's record the message.
   [[nodiscard]] std::string_view text() const noexcept { return {base() + raw_->text_off, raw_->text_len}; }

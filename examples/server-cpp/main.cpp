@@ -1,0 +1,73 @@
+// An HTTP server with OpenAI's API over one model.
+//
+//   cmake -S examples/server-cpp -B target/server-cpp -DCMAKE_PREFIX_PATH=PREFIX && cmake --build target/server-cpp
+//   target/server-cpp/server-cpp -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
+//       -web examples/web/index.html
+//
+// SIGTERM refuses new requests, lets those that run finish, and exits with 0.
+#include "server.hpp"
+
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <sstream>
+#include <stdexcept>
+
+namespace {
+
+const char* usage =
+    "usage: server-cpp [-model DIR] [-addr 127.0.0.1:8000] [-config JSON] [-web FILE] [-drain SECONDS]\n"
+    "  -model   model directory, or mock:words\n"
+    "  -addr    IP address and port to listen on\n"
+    "  -config  more of the engine's configuration, a JSON object\n"
+    "  -web     an HTML file to serve at /\n"
+    "  -drain   how long SIGTERM waits for what runs\n";
+
+std::map<std::string, std::string> parse_options(int argc, char** argv) {
+  std::map<std::string, std::string> options = {
+      {"-model", ""}, {"-addr", "127.0.0.1:8000"}, {"-config", "{}"}, {"-web", ""}, {"-drain", "60"}};
+  for (int i = 1; i < argc; i += 2) {
+    const auto option = options.find(argv[i]);
+    if (option == options.end() || i + 1 == argc) throw std::invalid_argument(usage);
+    option->second = argv[i + 1];
+  }
+  return options;
+}
+
+boost::asio::ip::tcp::endpoint parse_address(const std::string& text) {
+  const auto colon = text.rfind(':');
+  if (colon == std::string::npos) throw std::invalid_argument("-addr " + text + " has no port");
+  std::string host = text.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  const int port = std::stoi(text.substr(colon + 1));
+  if (port < 0 || port > 65535) throw std::invalid_argument("-addr " + text + " has no port from 0 to 65535");
+  return {boost::asio::ip::make_address(host), uint16_t(port)};
+}
+
+std::string read_file(const std::string& name) {
+  std::ifstream file(name, std::ios::binary);
+  std::ostringstream text;
+  if (!(text << file.rdbuf())) throw std::runtime_error("-web " + name + " cannot be read, or is empty");
+  return text.str();
+}
+
+void run(std::map<std::string, std::string> options) {
+  json config = json::parse(options["-config"]);
+  if (!options["-model"].empty()) config["model"] = options["-model"];
+  if (!config.contains("async_load")) config["async_load"] = true;  // so that /health answers meanwhile
+  const auto engine = yinian::Engine::open(config.dump());
+  Server server(engine, options["-web"].empty() ? "" : read_file(options["-web"]));
+  server.run(parse_address(options["-addr"]), std::stoi(options["-drain"]));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    run(parse_options(argc, argv));
+    return 0;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << std::endl;
+    return 1;
+  }
+}
