@@ -92,7 +92,7 @@ fn soak(flag: &str, part: f64) {
     let Some(mut command) = compiler(&shop, &format!("the C++ soak with {flag}"), flag) else { return };
     let program = shop.path("soak");
     let source = root().join("tests/bindings/cpp_soak.cpp");
-    run(command.args(["-O1", "-g1", "-o"]).arg(&program).arg(source).args(shop.link()).arg("-lyinian"));
+    run(command.args(["-g1", "-o"]).arg(&program).arg(source).args(shop.link()).arg("-lyinian"));
     let seconds: f64 =
         std::env::var("YINIAN_SOAK_SECONDS").map_or(20.0, |text| text.parse().expect("YINIAN_SOAK_SECONDS"));
     let out = Command::new(program).arg(format!("{:.0}", seconds * part)).output().unwrap();
