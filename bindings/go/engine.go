@@ -127,10 +127,15 @@ func events(buf []uint64, used C.size_t) iter.Seq[*C.yn_event] {
 	}
 }
 
-// eventText lies in the poll buffer.
-func eventText(event *C.yn_event) []byte {
-	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(event), event.text_off)), event.text_len)
+// payload lies in the poll buffer. Nothing has no address: it might be behind the buffer's end.
+func payload[T any](event *C.yn_event, off, n C.uint32_t) []T {
+	if n == 0 {
+		return nil
+	}
+	return unsafe.Slice((*T)(unsafe.Add(unsafe.Pointer(event), off)), n)
 }
+
+func eventText(event *C.yn_event) []byte { return payload[byte](event, event.text_off, event.text_len) }
 
 func (e *Engine) route(event *C.yn_event) {
 	switch event.kind {

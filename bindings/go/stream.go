@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unsafe"
 )
 
 // Chunk is new output of one choice: whole code points, and what was asked for of the tokens behind it.
@@ -243,9 +242,8 @@ func (s *Stream) take() (chunk Chunk, some, ended bool, err error) {
 
 // push appends output. True: there is too much now, and the request is to be cancelled.
 func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
-	base := unsafe.Pointer(event)
-	tokens := unsafe.Slice((*uint32)(unsafe.Add(base, event.tokens_off)), event.n_tokens)
-	probs := unsafe.Slice((*C.yn_logprob)(unsafe.Add(base, event.logprobs_off)), event.n_logprobs)
+	tokens := payload[uint32](event, event.tokens_off, event.n_tokens)
+	probs := payload[C.yn_logprob](event, event.logprobs_off, event.n_logprobs)
 	size := len(text) + 4*len(tokens) + C.sizeof_yn_logprob*len(probs)
 	s.mu.Lock()
 	u := &s.unread[event.choice]
@@ -287,7 +285,7 @@ func appendLogprobs(to []Logprob, probs []C.yn_logprob, tokens, before int) []Lo
 
 // prompt takes logprobs of the prompt.
 func (s *Stream) prompt(event *C.yn_event) {
-	probs := unsafe.Slice((*C.yn_logprob)(unsafe.Add(unsafe.Pointer(event), event.logprobs_off)), event.n_logprobs)
+	probs := payload[C.yn_logprob](event, event.logprobs_off, event.n_logprobs)
 	s.mu.Lock()
 	s.prompts = appendLogprobs(s.prompts, probs, int(event.n_tokens), 0)
 	s.mu.Unlock()

@@ -54,6 +54,19 @@ fn go() {
     assert!(out.starts_with("ok"), "{out}");
 }
 
+/// A thousand streams at a time, without the race detector, whose memory is its own.
+#[test]
+fn go_soak() {
+    const DIR: &str = "bindings/go";
+    if let Some(why) = missing() {
+        return skip(DIR, &why);
+    }
+    let shop = Workshop::new();
+    let mut soak = shop.go(DIR, &["test", "-count=1", "-run=^TestSoak$", "./..."]);
+    let out = run(soak.env("YINIAN_SOAK_SECONDS", "15"));
+    assert!(out.starts_with("ok"), "{out}");
+}
+
 /// Loaded at the first call, by the programs that do not link it.
 #[test]
 fn go_loads_the_library() {

@@ -9,6 +9,7 @@ mod golang;
 mod header;
 mod host;
 mod install;
+mod java;
 mod server;
 mod table;
 
@@ -85,59 +86,4 @@ impl Workshop {
         command.env("YINIAN_TEST_MODEL", model);
         command
     }
-}
-
-/// A value of `java -XshowSettings:properties`.
-fn property<'a>(settings: &'a str, name: &str) -> Option<&'a str> {
-    settings.lines().find_map(|line| line.trim().strip_prefix(name)?.trim_start().strip_prefix('=')).map(str::trim)
-}
-
-fn java_sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            java_sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "java") {
-            found.push(path);
-        }
-    }
-}
-
-#[test]
-fn java() {
-    let settings = ask("java", &["-XshowSettings:properties", "-version"]).unwrap_or_default();
-    let release = property(&settings, "java.specification.version").and_then(|v| v.parse::<u32>().ok()).unwrap_or(0);
-    let home = PathBuf::from(property(&settings, "java.home").unwrap_or_default());
-    if release < 17 || !home.join("bin/javac").exists() || !home.join("include/jni.h").exists() {
-        return skip("bindings/java", "there is no JDK of version 17 or later (java, javac, jni.h)");
-    }
-    if ask("cc", &["--version"]).is_none() {
-        return skip("bindings/java", "there is no C compiler, cc");
-    }
-    let shop = Workshop::new();
-    let (jni, classes) = (shop.path("libyinian_jni.so"), shop.path("classes"));
-    run(Command::new("cc")
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"])
-        .arg(&jni)
-        .arg(root().join("bindings/java/src/main/c/yinian_jni.c"))
-        .arg(shop.include())
-        .arg(format!("-I{}", root().join("bindings").display()))
-        .args(["include", "include/linux"].map(|dir| format!("-I{}", home.join(dir).display())))
-        .args(shop.link())
-        .arg("-lyinian"));
-    let mut sources = Vec::new();
-    java_sources(&root().join("bindings/java/src"), &mut sources);
-    run(Command::new(home.join("bin/javac"))
-        .args(["-Xlint:all,-try", "-Werror", "--release", "17", "-encoding", "UTF-8", "-d"])
-        .arg(&classes)
-        .args(&sources));
-    let out = run(shop
-        .test(home.join("bin/java"))
-        .args(["-Xcheck:jni", "-ea", "-Xmx512m"])
-        .arg(format!("-Dai.yinian.library={}", jni.display()))
-        .arg("-cp")
-        .arg(&classes)
-        .arg("ai.yinian.EngineTest"));
-    // -Xcheck:jni warns on standard output.
-    assert_eq!(out, "ok\n");
 }

@@ -3,9 +3,17 @@
 use super::{Workshop, ask, golang, root, run, skip};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+/// The official client of OpenAI's API.
+pub(crate) fn client() -> Result<PathBuf, String> {
+    packages("openai_client")
+}
 
 /// Where the Python packages that tests/bindings/NAME.txt pins are, installed once into the build's own directory; else why not.
 pub(super) fn packages(name: &str) -> Result<PathBuf, String> {
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     ask("python3", &["-m", "pip", "--version"]).ok_or("there is no python3 with pip")?;
     let versions = root().join("tests/bindings").join(name).with_extension("txt");
     let wanted = std::fs::read(&versions).unwrap();
@@ -39,9 +47,9 @@ fn script(name: &str, packages: &[PathBuf]) -> Command {
 }
 
 /// Runs the suite on a server; `command` starts it, with {model}, {addr} and {config} in it.
-pub(super) fn check(command: &str, client: PathBuf) {
+pub(crate) fn check(command: &str, client: impl AsRef<Path>) {
     let model = root().join("examples/demo_model");
-    run(script("openai_server.py", &[client]).args(["--command", command, "--model"]).arg(model));
+    run(script("openai_server.py", &[client.as_ref().to_owned()]).args(["--command", command, "--model"]).arg(model));
 }
 
 const GO_DIR: &str = "examples/server-go";
@@ -60,7 +68,7 @@ fn go_server() {
     }
     let shop = Workshop::new();
     run(&mut shop.go(GO_DIR, &["vet", "./..."]));
-    match packages("openai_client") {
+    match client() {
         Ok(client) => check(&go_command(&shop), client),
         Err(why) => skip(GO_DIR, &why),
     }
@@ -72,7 +80,7 @@ fn web_page() {
     const PAGE: &str = "examples/web/index.html";
     let browser = |name| ask(name, &["--version"]).ok_or(format!("there is no {name}"));
     let found = browser("chromium").and(browser("chromedriver")).and(golang::missing().map_or(Ok(()), Err));
-    match found.and_then(|()| Ok([packages("openai_client")?, packages("web_client")?])) {
+    match found.and_then(|()| Ok([client()?, packages("web_client")?])) {
         Ok(packages) => {
             let shop = Workshop::new();
             let command = format!("{} -web {}", go_command(&shop), root().join(PAGE).display());

@@ -5,6 +5,7 @@ import java.util.concurrent.Executor;
 import java.util.concurrent.Flow;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Consumer;
 
 /** Hands in its request anew for each subscriber. */
 final class ChunkPublisher implements Flow.Publisher<Chunk> {
@@ -15,13 +16,15 @@ final class ChunkPublisher implements Flow.Publisher<Chunk> {
     private final Request.Encoded request;
     private final int maxUnreadBytes;
     private final Executor executor;
+    private final Consumer<Result> ended;
 
-    ChunkPublisher(Engine engine, Core core, Request.Encoded request, int maxUnreadBytes, Executor executor) {
+    ChunkPublisher(Engine engine, Core core, Request.Encoded request, int maxUnreadBytes, Executor executor, Consumer<Result> ended) {
         this.engine = engine;
         this.core = core;
         this.request = request;
         this.maxUnreadBytes = maxUnreadBytes;
         this.executor = Objects.requireNonNull(executor);
+        this.ended = Objects.requireNonNull(ended);
     }
 
     @Override
@@ -152,6 +155,7 @@ final class ChunkPublisher implements Flow.Publisher<Chunk> {
         private void end() {
             Flow.Subscriber<? super Chunk> s = subscriber;
             cancelled = true;
+            ended.accept(inbox.result());
             YinianException error = inbox.error();
             if (error != null) {
                 s.onError(error);

@@ -135,13 +135,13 @@ public final class Engine implements AutoCloseable {
     }
 
     /**
-     * As {@link #publisher(Request, Executor)}, on the common pool.
+     * A publisher that hands in the request anew for each subscriber, whose methods run on the common pool.
      *
-     * @param request what to generate
-     * @return a publisher of its output
+     * @param request what to generate; later changes to it have no effect
+     * @return a publisher of its output, as of {@link #publisher(Request, Executor, Consumer)}
      */
     public Flow.Publisher<Chunk> publisher(Request request) {
-        return publisher(request, ForkJoinPool.commonPool());
+        return publisher(request, ForkJoinPool.commonPool(), result -> {});
     }
 
     /**
@@ -151,10 +151,12 @@ public final class Engine implements AutoCloseable {
      *
      * @param request what to generate; later changes to it have no effect
      * @param executor runs the subscribers' methods; those of one subscriber one after the other
+     * @param ended is told on the executor how a request ended, right before onComplete or onError; not of one that was refused or
+     *     cancelled by its subscriber
      * @return a publisher of its output
      */
-    public Flow.Publisher<Chunk> publisher(Request request, Executor executor) {
-        return new ChunkPublisher(this, core, request.encode(false), maxUnreadBytes, executor);
+    public Flow.Publisher<Chunk> publisher(Request request, Executor executor, Consumer<Result> ended) {
+        return new ChunkPublisher(this, core, request.encode(false), maxUnreadBytes, executor, ended);
     }
 
     /**

@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.Flow;
+import java.util.concurrent.ForkJoinPool;
 import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -82,6 +83,32 @@ final class PublisherTest {
                 check(reader.chunks.stream().filter(c -> c.finish() == Finish.LENGTH).count() == 1, reader.chunks);
             }
             waitIdle(engine);
+        }
+    }
+
+    public static void theResultComesBeforeTheEnd() throws Exception {
+        try (Engine engine = open("mock:words")) {
+            ConcurrentLinkedQueue<String> order = new ConcurrentLinkedQueue<>();
+            Reader reader = new Reader(Long.MAX_VALUE) {
+                @Override
+                public void onComplete() {
+                    order.add("complete");
+                    super.onComplete();
+                }
+
+                @Override
+                public void onError(Throwable t) {
+                    order.add("error");
+                    super.onError(t);
+                }
+            };
+            engine.publisher(Checks.shortRequest(3), ForkJoinPool.commonPool(), r -> order.add(r.finish() + " " + r.completionTokens())).subscribe(reader);
+            reader.end.get(20, TimeUnit.SECONDS);
+            check(List.copyOf(order).equals(List.of("LENGTH 43", "complete")), order);
+            order.clear();
+            Reader refused = new Reader(1);
+            engine.publisher(Request.prompt("x").maxTokens(0), ForkJoinPool.commonPool(), r -> order.add("refused")).subscribe(refused);
+            check(refused.failure().status() == Status.INVALID && order.isEmpty(), order);
         }
     }
 
@@ -183,7 +210,7 @@ final class PublisherTest {
             });
             engine.publisher(endless(), task -> {
                 throw new RejectedExecutionException("an executor that is shut down");
-            }).subscribe(new Reader(1));
+            }, result -> {}).subscribe(new Reader(1));
             good.end.get(20, TimeUnit.SECONDS);
             check(good.text().length() == 100, good.text());
             waitIdle(engine);
