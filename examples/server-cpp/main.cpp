@@ -1,9 +1,11 @@
 // An HTTP server with OpenAI's API over one model.
 //
-//   cmake -S examples/server-cpp -B target/server-cpp -DCMAKE_PREFIX_PATH=PREFIX && cmake --build target/server-cpp
-//   target/server-cpp/server-cpp -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
-//       -web examples/web/index.html
+//   cargo build --release && ln -sf libyinian.so target/release/libyinian.so.0.1
+//   c++ -std=c++20 -O2 -pthread -I include -I bindings/cpp examples/server-cpp/*.cpp -o target/server-cpp
+//       -L target/release -lyinian -Wl,-rpath,$PWD/target/release
+//   target/server-cpp -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}' -web examples/web/index.html
 //
+// It needs the headers of Boost (1.74 or newer) and nlohmann/json, and a compiler with coroutines (g++ 11, clang 16).
 // SIGTERM refuses new requests, lets those that run finish, and exits with 0.
 #include "server.hpp"
 

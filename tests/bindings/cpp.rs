@@ -86,6 +86,31 @@ fn cpp_under_the_thread_sanitizer() {
     assert_eq!(run(shop.test(program).env("TSAN_OPTIONS", options)), "ok\n");
 }
 
+/// `part` of YINIAN_SOAK_SECONDS, which is 600 for a night's run and 20 without being set.
+fn soak(flag: &str, part: f64) {
+    let shop = Workshop::new();
+    let Some(mut command) = compiler(&shop, &format!("the C++ soak with {flag}"), flag) else { return };
+    let program = shop.path("soak");
+    let source = root().join("tests/bindings/cpp_soak.cpp");
+    run(command.args(["-g1", "-o"]).arg(&program).arg(source).args(shop.link()).arg("-lyinian"));
+    let seconds: f64 =
+        std::env::var("YINIAN_SOAK_SECONDS").map_or(20.0, |text| text.parse().expect("YINIAN_SOAK_SECONDS"));
+    let out = Command::new(program).arg(format!("{:.0}", seconds * part)).output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.ends_with("ok\n"), "{}: {said}{errors}", out.status);
+    println!("{flag}: {said}");
+}
+
+#[test]
+fn cpp_soak() {
+    soak("-fno-sanitize=all", 1.0);
+}
+
+#[test]
+fn cpp_soak_under_the_address_sanitizer() {
+    soak("-fsanitize=address", 0.5);
+}
+
 /// Builds examples/server-cpp file by file, as one command would take long.
 fn server(shop: &Workshop, compiler: impl Fn() -> Command + Sync + Copy + Send) -> PathBuf {
     let source = |name: &str| root().join("examples/server-cpp").join(name).with_extension("cpp");
