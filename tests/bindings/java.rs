@@ -253,7 +253,7 @@ fn java_server() {
     let (java, jar) = (jdk.home.join("bin/java"), dir.path().join("server/server-java.jar"));
     let archive = archive(&java, &jar, dir.path());
     let start = format!(
-        "{} -XX:SharedArchiveFile={} -jar {} -model {{model}} -addr {{addr}} -config {{config}}",
+        "{} -XX:SharedArchiveFile={} -XX:TieredStopAtLevel=1 -jar {} -model {{model}} -addr {{addr}} -config {{config}}",
         java.display(),
         archive.display(),
         jar.display()

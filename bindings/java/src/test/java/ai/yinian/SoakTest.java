@@ -27,6 +27,8 @@ import java.util.concurrent.atomic.AtomicInteger;
 final class SoakTest {
     private static final int STREAMS = 1000;
     private static final int READERS = 100;
+    /** Of a machine that is busy with something else. */
+    private static final int PATIENCE_SECONDS = 240;
     private static final long GROWTH_BYTES = 48 << 20;
 
     private SoakTest() {}
@@ -181,8 +183,8 @@ final class SoakTest {
             Thread.sleep(random.nextInt(300));
             round.engine.close();
         }
-        CompletableFuture.allOf(streams.toArray(new CompletableFuture<?>[0])).get(60, TimeUnit.SECONDS);
-        round.open.awaitAdvanceInterruptibly(round.open.arrive(), 60, TimeUnit.SECONDS);
+        CompletableFuture.allOf(streams.toArray(new CompletableFuture<?>[0])).get(PATIENCE_SECONDS, TimeUnit.SECONDS);
+        round.open.awaitAdvanceInterruptibly(round.open.arrive(), PATIENCE_SECONDS, TimeUnit.SECONDS);
         check(round.ended.get() == round.accepted.get(), "seed", seed, "ended", round.ended, "of", round.accepted);
         if (seed % 2 != 0) {
             until(() -> {

@@ -12,6 +12,7 @@ import io.netty.handler.codec.http.HttpUtil;
 import io.netty.handler.codec.http.HttpVersion;
 import io.netty.handler.codec.http.LastHttpContent;
 import java.nio.charset.StandardCharsets;
+import java.util.HexFormat;
 import java.util.Map;
 import java.util.concurrent.ThreadLocalRandom;
 
@@ -33,7 +34,8 @@ final class Exchange {
 
     static String newId(String prefix) {
         ThreadLocalRandom random = ThreadLocalRandom.current();
-        return String.format("%s%016x%08x", prefix, random.nextLong(), random.nextInt());
+        HexFormat hex = HexFormat.of();
+        return prefix + hex.toHexDigits(random.nextLong()) + hex.toHexDigits(random.nextInt());
     }
 
     void answer(int status, Map<String, ?> body) {
