@@ -6,6 +6,7 @@ import io.netty.handler.codec.http.DefaultFullHttpResponse;
 import io.netty.handler.codec.http.DefaultHttpContent;
 import io.netty.handler.codec.http.DefaultHttpResponse;
 import io.netty.handler.codec.http.HttpHeaders;
+import io.netty.handler.codec.http.HttpMessage;
 import io.netty.handler.codec.http.HttpResponse;
 import io.netty.handler.codec.http.HttpResponseStatus;
 import io.netty.handler.codec.http.HttpUtil;
@@ -30,6 +31,11 @@ final class Exchange {
         this.connection = connection;
         this.requestId = requestId == null || requestId.isEmpty() ? newId("req-") : requestId;
         this.ended = ended;
+    }
+
+    /** Answers what cannot be served, and closes the connection. */
+    static void refuse(ChannelHandlerContext connection, HttpMessage request, ApiError error) {
+        new Exchange(connection, request.headers().get("x-request-id"), connection::close).fail(error);
     }
 
     static String newId(String prefix) {
