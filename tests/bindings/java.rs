@@ -84,6 +84,27 @@ fn glue(shop: &Workshop, jdk: &Jdk) -> PathBuf {
     shop.path("native").join(format!("linux-{}", std::env::consts::ARCH)).join("libyinian_jni.so")
 }
 
+/// The ways to the library that the package's documentation has, besides the jar.
+fn check_load_order(jdk: &Jdk, classes: &Path, jni: &Path) {
+    let name = "theLibrarySaysWhatItIs";
+    let java = |option: String| {
+        let mut java = jdk.tool("java");
+        java.arg("-ea").arg(option).arg("-cp").arg(classes).args(["ai.yinian.Suite", name]).env("LD_LIBRARY_PATH", "");
+        java
+    };
+    assert_eq!(run(&mut java(format!("-Djava.library.path={}", jni.parent().unwrap().display()))), "ok\n");
+    for (wrong, told) in
+        [("-Dai.yinian.library=/no/such.so", "/no/such.so"), ("-Djava.library.path=/no", "ai.yinian.library")]
+    {
+        let out = java(wrong.to_owned()).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            !out.status.success() && said.contains("UnsatisfiedLinkError") && said.contains(told),
+            "{wrong}: {said}"
+        );
+    }
+}
+
 #[test]
 fn java() {
     let Some(jdks) = jdks("bindings/java", &[]) else { return };
@@ -96,8 +117,13 @@ fn java() {
         .args(["-Xlint:all,-try", "-Werror", "--release", "17", "-encoding", "UTF-8", "-d"])
         .arg(&classes)
         .args(&files));
-    for jdk in &jdks {
+    check_load_order(&jdks[0], &classes, &jni);
+    for (i, jdk) in jdks.iter().enumerate() {
         let mut java = shop.test(jdk.home.join("bin/java"));
+        // A long soak is for one of them.
+        if i > 0 {
+            java.env("YINIAN_SOAK_SECONDS", "6");
+        }
         java.args(["-Xcheck:jni", "-ea", "-Xmx512m"]).arg(format!("-Dai.yinian.library={}", jni.display()));
         let out = run(java.arg("-cp").arg(&classes).arg("ai.yinian.Suite"));
         // -Xcheck:jni warns on standard output.
@@ -113,7 +139,7 @@ fn maven(jdk: &Jdk, dir: &Path, project: &str) -> Command {
     for (name, value) in [("yinian.build.dir", "java"), ("server.build.dir", "server")] {
         command.arg(format!("-D{name}={}", dir.join(value).display()));
     }
-    command.env("JAVA_HOME", &jdk.home).env("MAVEN_OPTS", "-Xmx512m").env_remove("JAVA_TOOL_OPTIONS");
+    command.env("JAVA_HOME", &jdk.home).env("MAVEN_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx512m");
     command
 }
 
@@ -182,31 +208,37 @@ fn java_by_maven() {
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("yinian-")), "{left:?}");
 }
 
+/// What a server at a port answers.
+fn asked(port: u16, method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    client.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 /// Lets a server load what it needs and end, so that the next one starts faster; the file that makes it so.
 fn archive(java: &Path, jar: &Path, dir: &Path) -> PathBuf {
-    let archive = dir.join("server.jsa");
+    let (archive, page) = (dir.join("server.jsa"), root().join("examples/web/index.html"));
     let mut first = Command::new(java)
         .arg(format!("-XX:ArchiveClassesAtExit={}", archive.display()))
         .args(["-Xlog:disable", "-Xlog:all=off", "-jar"])
         .arg(jar)
-        .args(["-model", "mock:words", "-addr", "127.0.0.1:0"])
+        .args(["-model", "mock:words", "-addr", "127.0.0.1:0", "-web"])
+        .arg(&page)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(first.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let listening =
-        lines.find_map(|line| Some(line.rsplit_once(':')?.1.parse::<u16>().ok()?)).expect("a line with a port");
+    let port = lines.find_map(|line| line.rsplit_once(':')?.1.parse::<u16>().ok()).expect("a line with a port");
     lines.find(|line| line.starts_with("serving ")).expect("a line when it is loaded");
-    let body = "{\"prompt\": \"x\", \"stream\": true}";
-    let request = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let mut client = TcpStream::connect(("127.0.0.1", listening)).unwrap();
-    client.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("[DONE]"), "{answer}");
+    let streamed = asked(port, "POST", "/v1/completions", "{\"prompt\": \"x\", \"stream\": true}");
+    assert!(streamed.contains("[DONE]"), "{streamed}");
+    let answer = asked(port, "GET", "/", "");
+    assert!(answer.ends_with(&std::fs::read_to_string(page).unwrap()), "{answer}");
     run(Command::new("kill").arg(first.id().to_string()));
     assert!(first.wait().unwrap().success());
     archive

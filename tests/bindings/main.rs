@@ -22,10 +22,11 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a command for at most five minutes and returns its standard output; it must succeed.
+/// Runs a command for at most five minutes, and as long as soaks are told to last; its standard output. It must succeed.
 fn run(command: &mut Command) -> String {
+    let soak = std::env::var("YINIAN_SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(0u64);
     let mut limited = Command::new("timeout");
-    limited.arg("300").arg(command.get_program()).args(command.get_args());
+    limited.arg((300 + soak).to_string()).arg(command.get_program()).args(command.get_args());
     limited.envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
     if let Some(dir) = command.get_current_dir() {
         limited.current_dir(dir);

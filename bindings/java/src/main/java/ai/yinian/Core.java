@@ -1,5 +1,7 @@
 package ai.yinian;
 
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
@@ -12,15 +14,22 @@ final class Core implements Runnable {
         /** OUTPUT or PROMPT. False: there is no room left, the request is to be cancelled. */
         boolean output(Event event);
 
+        /** Wakes whoever waits for what output and end have brought. */
+        void wake();
+
         /** The end. A status other than OK has a message. */
         void end(Result result, Status status, String message);
     }
+
+    private static final int AWAKE = 64;
 
     final long engine;
     private final Loading loading;
     private final AtomicLong lastKey = new AtomicLong();
     private final Map<Long, Sink> sinks = new ConcurrentHashMap<>();
     private final Event event = new Event();
+    /** Those that have something new. Woken together, they find fewer threads asleep, so a wake-up costs less. */
+    private final List<Sink> awake = new ArrayList<>(AWAKE);
     private final CountDownLatch ended = new CountDownLatch(1);
     private final Thread poller = new Thread(this, "yinian-poll");
 
@@ -83,6 +92,7 @@ final class Core implements Runnable {
                     at = event.seek(at);
                     route();
                 }
+                wakeAll();
                 used = Native.poll(engine, event.buffer);
             }
             why = Status.of(used);
@@ -96,6 +106,7 @@ final class Core implements Runnable {
                 end(sink, Result.failed(), why, message);
             }
             sinks.clear();
+            wakeAll();
             loading.end(why, message);
             ended.countDown();
         }
@@ -124,6 +135,7 @@ final class Core implements Runnable {
             if (!sink.output(event)) {
                 cancel(event.request());
             }
+            wake(sink);
         } catch (Throwable t) {
             // Of this request alone, memory most likely.
             sinks.remove(event.key());
@@ -132,11 +144,26 @@ final class Core implements Runnable {
         }
     }
 
-    private static void end(Sink sink, Result result, Status status, String message) {
-        try {
-            sink.end(result, status, message);
-        } catch (Throwable t) {
-            Serial.report(t);
+    private void end(Sink sink, Result result, Status status, String message) {
+        sink.end(result, status, message);
+        wake(sink);
+    }
+
+    private void wake(Sink sink) {
+        awake.add(sink);
+        if (awake.size() == AWAKE) {
+            wakeAll();
         }
+    }
+
+    private void wakeAll() {
+        for (Sink sink : awake) {
+            try {
+                sink.wake();
+            } catch (Throwable t) {
+                Serial.report(t);
+            }
+        }
+        awake.clear();
     }
 }

@@ -249,6 +249,8 @@ public final class Engine implements AutoCloseable {
         private final Engine engine;
         private final CompletableFuture<Result> future = new CompletableFuture<>();
         private final Inbox inbox;
+        /** Of the poll thread. */
+        private boolean told;
 
         Whole(Engine engine, int choices) {
             this.engine = engine;
@@ -256,7 +258,8 @@ public final class Engine implements AutoCloseable {
         }
 
         private void changed() {
-            if (inbox.hasEnded()) {
+            if (!told && inbox.hasEnded()) {
+                told = true;
                 future.completeAsync(this::result);
             }
         }

@@ -48,12 +48,10 @@ final class Inbox implements Core.Sink {
                     u.addOutput(event);
                     u.finish = Finish.of(event.finish());
                 }
-                changed.signalAll();
             }
         } finally {
             lock.unlock();
         }
-        listener.run();
         return fits;
     }
 
@@ -68,6 +66,15 @@ final class Inbox implements Core.Sink {
                 // The library names the end of a choice only where there are several.
                 unread[0].finish = result.finish();
             }
+        } finally {
+            lock.unlock();
+        }
+    }
+
+    @Override
+    public void wake() {
+        lock.lock();
+        try {
             changed.signalAll();
         } finally {
             lock.unlock();

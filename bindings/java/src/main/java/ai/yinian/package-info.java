@@ -26,6 +26,7 @@
  * own under {@code ai.yinian.tmpdir} ({@code java.io.tmpdir} unless set), loaded, and removed again;
  * <li>{@code java.library.path}.
  * </ol>
- * A library of another minor version is refused with an {@link java.lang.UnsatisfiedLinkError}.
+ * A library of another minor version is refused with an {@link java.lang.UnsatisfiedLinkError}. JDKs of version 24 and later warn of
+ * native code unless started with {@code --enable-native-access=ALL-UNNAMED}.
  */
 package ai.yinian;

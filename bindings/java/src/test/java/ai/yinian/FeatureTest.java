@@ -234,6 +234,7 @@ final class FeatureTest {
             Engine.open(config).close();
             until(() -> first.stream().anyMatch(l -> l.level() == LogLevel.INFO && l.message().contains("loud")), first);
             Yinian.logTo(LogLevel.ERROR, second::add);
+            until(() -> readers() == 1, "the reader before is left");
             int before = first.size();
             Engine.open(config).close();
             Yinian.logTo(LogLevel.OFF, null);
@@ -241,6 +242,10 @@ final class FeatureTest {
         } finally {
             Yinian.logTo(LogLevel.OFF, null);
         }
-        until(() -> Thread.getAllStackTraces().keySet().stream().noneMatch(t -> t.getName().equals("yinian-log")), "a reader is left");
+        until(() -> readers() == 0, "a reader is left");
+    }
+
+    private static long readers() {
+        return Thread.getAllStackTraces().keySet().stream().filter(t -> t.getName().equals("yinian-log")).count();
     }
 }
