@@ -124,7 +124,9 @@ fn java() {
         if i > 0 {
             java.env("YINIAN_SOAK_SECONDS", "6");
         }
-        java.args(["-Xcheck:jni", "-ea", "-Xmx512m"]).arg(format!("-Dai.yinian.library={}", jni.display()));
+        // A heap that does not grow: what grows is a leak.
+        java.args(["-Xcheck:jni", "-ea", "-Xms256m", "-Xmx256m", "-XX:+AlwaysPreTouch", "-XX:+UseSerialGC"])
+            .arg(format!("-Dai.yinian.library={}", jni.display()));
         let out = run(java.arg("-cp").arg(&classes).arg("ai.yinian.Suite"));
         // -Xcheck:jni warns on standard output.
         assert_eq!(out, "ok\n", "JDK {}", jdk.release);
