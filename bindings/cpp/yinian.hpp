@@ -3,6 +3,11 @@
 //   auto engine = yinian::Engine::open(R"({"model": "path/to/model"})");
 //   auto end = engine.stream(yinian::Request::text("Once"), [](std::string_view delta) { std::cout << delta; });
 //
+// Many at once, on one thread:
+//
+//   auto dispatcher = yinian::Dispatcher::start(engine);
+//   dispatcher.submit(yinian::Request::text("Once"), [](const yinian::Event& event) { use(event.text(), event.is_done()); });
+//
 // Each function has a `try_` twin that returns a Result and throws std::bad_alloc at most; -fno-exceptions leaves the twins.
 // Handles move and do not copy. All member functions but moves, assignments and destructors may be called from any thread
 // at any time, also during close(), unless they say otherwise.

@@ -239,6 +239,7 @@ class Connection {
     start(response, status, type);
     response.body() = std::move(body);
     response.prepare_payload();
+    if (request_.method() == http::verb::head) response.body().clear();
     stream_.expires_after(patience);
     co_await http::async_write(stream_, response, use_awaitable);
   }

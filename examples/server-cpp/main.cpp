@@ -9,6 +9,7 @@
 // SIGTERM refuses new requests, lets those that run finish, and exits with 0.
 #include "server.hpp"
 
+#include <charconv>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -41,9 +42,10 @@ boost::asio::ip::tcp::endpoint parse_address(const std::string& text) {
   if (colon == std::string::npos) throw std::invalid_argument("-addr " + text + " has no port");
   std::string host = text.substr(0, colon);
   if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
-  const int port = std::stoi(text.substr(colon + 1));
-  if (port < 0 || port > 65535) throw std::invalid_argument("-addr " + text + " has no port from 0 to 65535");
-  return {boost::asio::ip::make_address(host), uint16_t(port)};
+  uint16_t port = 0;
+  const auto [rest, error] = std::from_chars(text.data() + colon + 1, text.data() + text.size(), port);
+  if (error != std::errc() || rest != text.data() + text.size()) throw std::invalid_argument("-addr " + text + " has no port from 0 to 65535");
+  return {boost::asio::ip::make_address(host), port};
 }
 
 std::string read_file(const std::string& name) {

@@ -29,14 +29,15 @@ fn compiler(shop: &Workshop, what: &str, flag: &str) -> Option<Command> {
     Some(command)
 }
 
-/// Builds the tests with `flag` and returns the program.
-fn tests(shop: &Workshop, flag: &str) -> Option<PathBuf> {
+/// Builds tests with `flag` and returns the program.
+fn tests(shop: &Workshop, flags: &[&str], sources: &[&str]) -> Option<PathBuf> {
     let program = shop.path("tests");
-    let mut command = compiler(shop, &format!("bindings/cpp with {flag}"), flag)?;
+    let mut command = compiler(shop, &format!("bindings/cpp with {}", flags[0]), flags[0])?;
     run(command
+        .args(flags)
         .args(["-g1", "-o"])
         .arg(&program)
-        .args(TESTS.map(|name| source("test").join(name)))
+        .args(sources.iter().map(|name| source("test").join(name)))
         .args(shop.link())
         .arg("-lyinian"));
     Some(program)
@@ -64,29 +65,29 @@ fn cpp_headers() {
 #[test]
 fn cpp() {
     let shop = Workshop::new();
-    let Some(program) = tests(&shop, "-fsanitize=address,undefined") else { return };
+    let Some(program) = tests(&shop, &["-fsanitize=address,undefined"], &TESTS) else { return };
     assert_eq!(run(&mut shop.test(program)), "ok\n");
 }
 
 #[test]
 fn cpp_without_exceptions() {
     let shop = Workshop::new();
-    let Some(program) = tests(&shop, "-fno-exceptions") else { return };
+    let Some(program) = tests(&shop, &["-fno-exceptions"], &TESTS) else { return };
     assert_eq!(run(&mut shop.test(program)), "ok\n");
 }
 
-/// The sanitizer does not see into the library, whose own threads would be reported.
+/// Of the dispatcher alone: nothing else has threads. The sanitizer does not see into the library, whose own threads would be reported.
 #[test]
 fn cpp_under_the_thread_sanitizer() {
     let shop = Workshop::new();
-    let Some(program) = tests(&shop, "-fsanitize=thread") else { return };
+    let Some(program) = tests(&shop, &["-fsanitize=thread", "-DDISPATCHER_ALONE"], &["dispatcher.cpp"]) else { return };
     let suppressions = shop.path("suppressions");
     std::fs::write(&suppressions, "called_from_lib:libyinian.so\n").unwrap();
     let options = format!("suppressions={} halt_on_error=1", suppressions.display());
     assert_eq!(run(shop.test(program).env("TSAN_OPTIONS", options)), "ok\n");
 }
 
-/// `part` of YINIAN_SOAK_SECONDS, which is 600 for a night's run and 20 without being set.
+/// `part` of YINIAN_SOAK_SECONDS, which is 600 for a night's run and 15 without being set.
 fn soak(flag: &str, part: f64) {
     let shop = Workshop::new();
     let Some(mut command) = compiler(&shop, &format!("the C++ soak with {flag}"), flag) else { return };
@@ -94,7 +95,7 @@ fn soak(flag: &str, part: f64) {
     let source = root().join("tests/bindings/cpp_soak.cpp");
     run(command.args(["-g1", "-o"]).arg(&program).arg(source).args(shop.link()).arg("-lyinian"));
     let seconds: f64 =
-        std::env::var("YINIAN_SOAK_SECONDS").map_or(20.0, |text| text.parse().expect("YINIAN_SOAK_SECONDS"));
+        std::env::var("YINIAN_SOAK_SECONDS").map_or(15.0, |text| text.parse().expect("YINIAN_SOAK_SECONDS"));
     let out = Command::new(program).arg(format!("{:.0}", seconds * part)).output().unwrap();
     let (said, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.ends_with("ok\n"), "{}: {said}{errors}", out.status);
@@ -156,7 +157,9 @@ fn cpp_server() {
     let program = server(&shop, compiler);
     match packages("openai_client") {
         Ok(client) => {
-            check(&format!("{} -model {{model}} -addr {{addr}} -config {{config}}", program.display()), client)
+            let page = root().join("examples/web/index.html");
+            let served = "-model {model} -addr {addr} -config {config} -web";
+            check(&format!("{} {served} {}", program.display(), page.display()), client);
         }
         Err(why) => skip(DIR, &why),
     }

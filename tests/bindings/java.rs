@@ -124,7 +124,9 @@ fn java() {
         if i > 0 {
             java.env("YINIAN_SOAK_SECONDS", "6");
         }
-        java.args(["-Xcheck:jni", "-ea", "-Xmx512m"]).arg(format!("-Dai.yinian.library={}", jni.display()));
+        // A heap that does not grow: what grows is a leak.
+        java.args(["-Xcheck:jni", "-ea", "-Xms256m", "-Xmx256m", "-XX:+AlwaysPreTouch", "-XX:+UseSerialGC"])
+            .arg(format!("-Dai.yinian.library={}", jni.display()));
         let out = run(java.arg("-cp").arg(&classes).arg("ai.yinian.Suite"));
         // -Xcheck:jni warns on standard output.
         assert_eq!(out, "ok\n", "JDK {}", jdk.release);
@@ -253,7 +255,7 @@ fn java_server() {
     let (java, jar) = (jdk.home.join("bin/java"), dir.path().join("server/server-java.jar"));
     let archive = archive(&java, &jar, dir.path());
     let start = format!(
-        "{} -XX:SharedArchiveFile={} -jar {} -model {{model}} -addr {{addr}} -config {{config}}",
+        "{} -XX:SharedArchiveFile={} -XX:TieredStopAtLevel=1 -jar {} -model {{model}} -addr {{addr}} -config {{config}}",
         java.display(),
         archive.display(),
         jar.display()

@@ -335,6 +335,13 @@ class Wire(unittest.TestCase):
         self.assertEqual(len({json.loads(c)["id"] for c in chunks}), 1)
         connection.close()
 
+    def test_the_page_is_at_the_root(self):
+        if "-web " not in (options.command or ""):
+            self.skipTest("needs a --command with -web")
+        status, headers, page = shared.json("GET", "/")
+        self.assertEqual((status, headers["content-type"]), (200, "text/html; charset=utf-8"))
+        self.assertIn("</html>", page)
+
     def test_request_ids(self):
         for path, body in (("/v1/completions", {"prompt": "x", "max_tokens": 1}), ("/v1/completions", {"bad": 1}), ("/v1/models", None)):
             method = "POST" if body else "GET"

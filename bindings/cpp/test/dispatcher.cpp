@@ -338,3 +338,10 @@ void dispatcher_tests() {
   exceptions_end_their_own_request();
 #endif
 }
+
+#if defined(DISPATCHER_ALONE)
+int main() {
+  dispatcher_tests();
+  std::puts("ok");
+}
+#endif

@@ -333,8 +333,9 @@ class Dispatcher {
   void close() const {
     const auto core = core_;
     if (core == nullptr) return;
+    if (core->is_forked()) return;
     core->begin_close();
-    if (core->is_inside() || core->is_forked()) return;
+    if (core->is_inside()) return;
     if (has_thread_) core->wait();
     else core->run();
   }

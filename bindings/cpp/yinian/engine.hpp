@@ -123,9 +123,8 @@ class Engine {
   Result<bool> try_wait_ready(F&& on_progress, int32_t timeout_ms = -1) const {
     const detail::Deadline deadline(timeout_ms);
     Events events(YN_POLL_MIN_BYTES);
-    for (;;) {
-      // Not for ever: somebody else may have read that the engine is ready.
-      const int32_t wait_ms = deadline.left_ms(100);
+    // Not for ever: somebody else may have read that the engine is ready.
+    for (int32_t wait_ms = 0;; wait_ms = deadline.left_ms(100)) {
       auto got = try_poll(events, wait_ms);
       if (!got) return got.error();
       for (const Event event : events) {
@@ -138,7 +137,7 @@ class Engine {
       if (now->state == YN_STATE_READY) return true;
       if (now->state == YN_STATE_DRAINING) return Error(YN_E_SHUTDOWN, 0, "the engine is draining");
       if (now->state == YN_STATE_FAILED && !*got) return Error(YN_E_DEVICE, YN_ERROR_UNUSABLE, "the engine has failed");
-      if (wait_ms == 0 && !*got) return false;
+      if (!*got && deadline.left_ms(1) == 0) return false;
     }
   }
   Result<bool> try_wait_ready(int32_t timeout_ms = -1) const {
