@@ -28,7 +28,7 @@ typedef struct yn_flat_request {
   /* Lengths of what follows each other in `words`: tokens of the prompt, stop tokens, lengths of the stop texts. */
   uint32_t n_prompt_tokens, n_stop_tokens, n_stop_texts;
   /* 0 choices are one. */
-  uint16_t choices, n_logprobs;
+  uint16_t choices, n_logprobs, n_prompt_logprobs, reserved[3];
 } yn_flat_request;
 
 static inline yn_bytes yn_flat_bytes(const uint8_t **at, uint32_t len) {
@@ -47,6 +47,7 @@ static inline void yn_flat_fields(yn_request *r, const yn_flat_request *f) {
   r->timeout_ms = f->timeout_ms;
   if (f->choices != 0) r->n = f->choices;
   r->n_logprobs = f->n_logprobs;
+  r->n_prompt_logprobs = f->n_prompt_logprobs;
   if (f->set & YN_SET_MAX_TOKENS) r->max_tokens = f->max_tokens;
   if (f->set & YN_SET_TEMPERATURE) r->temperature = f->temperature;
   if (f->set & YN_SET_TOP_P) r->top_p = f->top_p;

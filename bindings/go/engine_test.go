@@ -341,14 +341,17 @@ func TestAFailedEngineSaysSo(t *testing.T) {
 	}
 }
 
-func TestNothingIsLeftOpen(t *testing.T) {
-	count := func() (files, goroutines int) {
-		names, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(names), runtime.NumGoroutine()
+func openFiles(t *testing.T) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
 	}
+	return len(names)
+}
+
+func TestNothingIsLeftOpen(t *testing.T) {
+	count := func() (files, goroutines int) { return openFiles(t), runtime.NumGoroutine() }
 	once := func() {
 		e := open(t, "mock:words")
 		ctx, cancel := context.WithCancel(background)

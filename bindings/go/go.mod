@@ -1,3 +1,3 @@
-module yinian
+module yinian.ai/yinian
 
-go 1.19
+go 1.23

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"time"
-	"unsafe"
 )
 
 // State is what an engine is up to.
@@ -74,10 +73,4 @@ func (e *Engine) Drain(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-// taken copies what the library allocated, and frees it.
-func taken(b *C.yn_buf) []byte {
-	defer C.yn_buf_free(b)
-	return C.GoBytes(unsafe.Pointer(b.data), C.int(b.len))
 }

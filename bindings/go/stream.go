@@ -6,38 +6,12 @@ import "C"
 import (
 	"context"
 	"io"
+	"iter"
 	"math"
 	"strings"
 	"sync"
 	"time"
-	"unsafe"
 )
-
-// Request says what to generate. Exactly one of Prompt, Chat and Tokens is given; nil and zero fields take the model's
-// defaults.
-type Request struct {
-	Prompt string
-	Chat   string // {"messages": [...], ...}, rendered with the model's chat template
-	Tokens []uint32
-
-	MaxTokens, TopK                                                               *int
-	Temperature, TopP, MinP, RepetitionPenalty, PresencePenalty, FrequencyPenalty *float32
-	MinTokens, Priority                                                           int
-	Seed                                                                          *uint64
-	StopTexts                                                                     []string
-	StopTokens                                                                    []uint32
-	IgnoreEOS, NoSpecialTokens                                                    bool
-	N                                                                             int           // choices of one prompt; 0 is one
-	WantTokens                                                                    bool          // Chunk.Tokens are filled
-	Logprobs                                                                      *int          // Chunk.Logprobs are filled, with as many most probable tokens
-	FinalOnly                                                                     bool          // output arrives at the end
-	Timeout                                                                       time.Duration // from Generate to the end; 0 is the config's
-	CacheSalt                                                                     []byte
-	ExtraJSON                                                                     string
-}
-
-// Ptr makes the pointers that Request wants.
-func Ptr[T any](v T) *T { return &v }
 
 // Chunk is new output of one choice: whole code points, and what was asked for of the tokens behind it.
 type Chunk struct {
@@ -54,7 +28,7 @@ type Chunk struct {
 type Logprob struct {
 	TokenProb
 	Top     []TokenProb // the most probable tokens, best first
-	TextEnd int         // where the token's text ends in Chunk.Text
+	TextEnd int         // where the token's text ends in Chunk.Text; 0 of a prompt's
 }
 
 // TokenProb is a token with the natural logarithm of its probability. Rank 1 is the most probable.
@@ -70,6 +44,8 @@ type Result struct {
 	PromptTokens, CachedTokens, CompletionTokens int
 	// TimeToFirst is zero when no token was made.
 	TimeToFirst, Total time.Duration
+	// PromptLogprobs are of the prompt's tokens from its second on, where the request asked for them.
+	PromptLogprobs []Logprob
 }
 
 // Stream is one request's output. What is not read is kept, up to the config's max_unread_bytes; above it the request ends
@@ -78,7 +54,7 @@ type Stream struct {
 	engine *Engine
 	id     C.yn_request_id
 	limit  int           // bytes that may be unread
-	ready  chan struct{} // holds at most one: there is something to read
+	ready  chan struct{} // holds at most one: there is something to read, or the end
 	ended  chan struct{} // closed: result and err are set
 
 	mu      sync.Mutex
@@ -87,6 +63,8 @@ type Stream struct {
 	overrun bool
 	result  Result
 	err     error
+	prompts []Logprob
+	forget  func() bool // lets go of the context
 }
 
 // unread is what a choice has made since it was last read.
@@ -130,7 +108,7 @@ func (e *Engine) Generate(ctx context.Context, r Request) (*Stream, error) {
 	}
 	s.id = id
 	if ctx.Done() != nil {
-		go s.watch(ctx, timed)
+		s.watch(ctx, timed)
 	}
 	return s, nil
 }
@@ -158,12 +136,16 @@ func timeoutMS(ctx context.Context, timeout time.Duration) (ms uint32, timed boo
 
 // watch cancels the request with its context. A deadline that travelled is the engine's to keep.
 func (s *Stream) watch(ctx context.Context, timed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	select {
 	case <-s.ended:
-	case <-ctx.Done():
-		if !timed || ctx.Err() != context.DeadlineExceeded {
-			s.Cancel()
-		}
+	default:
+		s.forget = context.AfterFunc(ctx, func() {
+			if !timed || ctx.Err() != context.DeadlineExceeded {
+				s.Cancel()
+			}
+		})
 	}
 }
 
@@ -179,13 +161,45 @@ func (s *Stream) Next(ctx context.Context) (Chunk, error) {
 			return chunk, nil
 		}
 		if ended {
+			s.wake() // the next one who waits
 			return Chunk{}, err
+		}
+		if ctx.Done() == nil {
+			<-s.ready // costs less than a select
+			continue
 		}
 		select {
 		case <-s.ready:
-		case <-s.ended:
 		case <-ctx.Done():
 			return Chunk{}, ctx.Err()
+		}
+	}
+}
+
+func (s *Stream) wake() {
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+// Chunks yields output until the answer is whole, or at last the error that Next would return. Leaving the loop before that
+// cancels the request.
+//
+//	for chunk, err := range stream.Chunks() {
+//		if err != nil {
+//			return err
+//		}
+//		fmt.Print(chunk.Text)
+//	}
+func (s *Stream) Chunks() iter.Seq2[Chunk, error] {
+	return func(yield func(Chunk, error) bool) {
+		defer s.Cancel()
+		for {
+			chunk, err := s.Next(context.Background())
+			if err == io.EOF || !yield(chunk, err) || err != nil {
+				return
+			}
 		}
 	}
 }
@@ -239,9 +253,8 @@ func (s *Stream) take() (chunk Chunk, some, ended bool, err error) {
 
 // push appends output. True: there is too much now, and the request is to be cancelled.
 func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
-	base := unsafe.Pointer(event)
-	tokens := unsafe.Slice((*uint32)(unsafe.Add(base, event.tokens_off)), event.n_tokens)
-	probs := unsafe.Slice((*C.yn_logprob)(unsafe.Add(base, event.logprobs_off)), event.n_logprobs)
+	tokens := payload[uint32](event, event.tokens_off, event.n_tokens)
+	probs := payload[C.yn_logprob](event, event.logprobs_off, event.n_logprobs)
 	size := len(text) + 4*len(tokens) + C.sizeof_yn_logprob*len(probs)
 	s.mu.Lock()
 	u := &s.unread[event.choice]
@@ -258,10 +271,7 @@ func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
 		}
 	}
 	s.mu.Unlock()
-	select {
-	case s.ready <- struct{}{}:
-	default:
-	}
+	s.wake()
 	return over
 }
 
@@ -279,6 +289,14 @@ func appendLogprobs(to []Logprob, probs []C.yn_logprob, tokens, before int) []Lo
 		to = append(to, p)
 	}
 	return to
+}
+
+// prompt takes logprobs of the prompt.
+func (s *Stream) prompt(event *C.yn_event) {
+	probs := payload[C.yn_logprob](event, event.logprobs_off, event.n_logprobs)
+	s.mu.Lock()
+	s.prompts = appendLogprobs(s.prompts, probs, int(event.n_tokens), 0)
+	s.mu.Unlock()
 }
 
 func tokenProb(p C.yn_logprob) TokenProb {
@@ -314,7 +332,13 @@ func (s *Stream) finish(r Result, err error) {
 	if len(s.unread) == 1 && r.Finish.whole() {
 		s.unread[0].finish = r.Finish
 	}
+	r.PromptLogprobs = s.prompts
 	s.result, s.err = r, err
 	close(s.ended)
+	forget := s.forget
 	s.mu.Unlock()
+	s.wake()
+	if forget != nil {
+		forget()
+	}
 }

@@ -6,8 +6,36 @@ import "C"
 import (
 	"fmt"
 	"math"
+	"time"
 	"unsafe"
 )
+
+// Request says what to generate. Exactly one of Prompt, Chat and Tokens is given; nil and zero fields take the model's
+// defaults.
+type Request struct {
+	Prompt string
+	Chat   string // {"messages": [...], ...}, rendered with the model's chat template
+	Tokens []uint32
+
+	MaxTokens, TopK                                                               *int
+	Temperature, TopP, MinP, RepetitionPenalty, PresencePenalty, FrequencyPenalty *float32
+	MinTokens, Priority                                                           int
+	Seed                                                                          *uint64
+	StopTexts                                                                     []string
+	StopTokens                                                                    []uint32
+	IgnoreEOS, NoSpecialTokens                                                    bool
+	N                                                                             int           // choices of one prompt; 0 is one
+	WantTokens                                                                    bool          // Chunk.Tokens are filled
+	Logprobs                                                                      *int          // Chunk.Logprobs are filled, with as many most probable tokens
+	PromptLogprobs                                                                *int          // Result.PromptLogprobs are, likewise
+	FinalOnly                                                                     bool          // output arrives at the end
+	Timeout                                                                       time.Duration // from Generate to the end; 0 is the config's
+	CacheSalt                                                                     []byte
+	ExtraJSON                                                                     string
+}
+
+// Ptr makes the pointers that Request wants.
+func Ptr[T any](v T) *T { return &v }
 
 func bit(on bool, b C.uint32_t) C.uint32_t {
 	if on {
@@ -30,11 +58,14 @@ func (r *Request) fields(engine C.yn_engine, key uint64, timeoutMS uint32) C.yn_
 		min_tokens: C.uint32_t(r.MinTokens), priority: C.int32_t(r.Priority),
 	}
 	f.output = C.YN_OUT_TEXT | bit(r.WantTokens, C.YN_OUT_TOKENS) | bit(r.Logprobs != nil, C.YN_OUT_LOGPROBS) |
-		bit(r.FinalOnly, C.YN_OUT_FINAL_ONLY)
+		bit(r.PromptLogprobs != nil, C.YN_OUT_PROMPT_LOGPROBS) | bit(r.FinalOnly, C.YN_OUT_FINAL_ONLY)
 	f.flags = bit(r.IgnoreEOS, C.YN_REQ_IGNORE_EOS) | bit(r.NoSpecialTokens, C.YN_REQ_NO_SPECIAL_TOKENS)
 	f.choices = C.uint16_t(r.N)
 	if r.Logprobs != nil {
 		f.n_logprobs = C.uint16_t(*r.Logprobs)
+	}
+	if r.PromptLogprobs != nil {
+		f.n_prompt_logprobs = C.uint16_t(*r.PromptLogprobs)
 	}
 	if r.Seed != nil {
 		f.seed = C.uint64_t(*r.Seed)
@@ -81,6 +112,9 @@ func (r *Request) ranges() error {
 	}
 	if err == nil && r.Logprobs != nil {
 		err = within("Logprobs", *r.Logprobs, 0, 20)
+	}
+	if err == nil && r.PromptLogprobs != nil {
+		err = within("PromptLogprobs", *r.PromptLogprobs, 0, 20)
 	}
 	return err
 }

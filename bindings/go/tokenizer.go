@@ -1,6 +1,5 @@
 package yinian
 
-// #include <stdlib.h>
 // #include "yinian.h"
 import "C"
 
@@ -11,12 +10,14 @@ type Tokenizer struct{ handle C.yn_tokenizer }
 
 // OpenTokenizer opens the tokenizer of a model directory, or a tokenizer.json.
 func OpenTokenizer(path string) (*Tokenizer, error) {
-	text := C.CString(path)
-	defer C.free(unsafe.Pointer(text))
+	if err := library(); err != nil {
+		return nil, err
+	}
+	c := cBytes([]byte(path))
+	defer c.free()
 	t := new(Tokenizer)
 	var cErr C.yn_error
-	b := C.yn_bytes{data: (*C.uint8_t)(unsafe.Pointer(text)), len: C.size_t(len(path))}
-	status := C.yn_tokenizer_open(b, &t.handle, &cErr)
+	status := C.yn_tokenizer_open(c.b, &t.handle, &cErr)
 	if err := check(status, &cErr); err != nil {
 		return nil, err
 	}
@@ -37,8 +38,8 @@ func (t *Tokenizer) Close() { C.yn_tokenizer_free(t.handle) }
 
 // Encode makes token ids, with the tokenizer's own begin and end tokens when special.
 func (t *Tokenizer) Encode(text string, special bool) ([]uint32, error) {
-	raw := C.CBytes([]byte(text))
-	defer C.free(raw)
+	c := cBytes([]byte(text))
+	defer c.free()
 	var flags C.uint32_t
 	if !special {
 		flags = C.YN_TOKENIZE_NO_SPECIAL
@@ -47,8 +48,7 @@ func (t *Tokenizer) Encode(text string, special bool) ([]uint32, error) {
 	for {
 		n := C.size_t(len(ids))
 		var cErr C.yn_error
-		b := C.yn_bytes{data: (*C.uint8_t)(raw), len: C.size_t(len(text))}
-		status := C.yn_tokenize(t.handle, b, flags, (*C.uint32_t)(unsafe.Pointer(&ids[0])), &n, &cErr)
+		status := C.yn_tokenize(t.handle, c.b, flags, (*C.uint32_t)(unsafe.Pointer(&ids[0])), &n, &cErr)
 		if status == C.YN_E_TOO_SMALL && int(n) > len(ids) {
 			ids = make([]uint32, n)
 			continue
@@ -77,6 +77,19 @@ func (t *Tokenizer) decode(ids []uint32, flags C.uint32_t) (string, error) {
 	var cErr C.yn_error
 	status := C.yn_detokenize(t.handle, first, C.size_t(len(ids)), flags, &out, &cErr)
 	if err := check(status, &cErr); err != nil {
+		return "", err
+	}
+	return string(taken(&out)), nil
+}
+
+// RenderChat renders {"messages": [...], ...} with the model's chat template to the text that would be tokenized. A model
+// without a template is ErrUnsupported.
+func (t *Tokenizer) RenderChat(chat string) (string, error) {
+	c := cBytes([]byte(chat))
+	defer c.free()
+	var out C.yn_buf
+	var cErr C.yn_error
+	if err := check(C.yn_chat_render(t.handle, c.b, &out, &cErr), &cErr); err != nil {
 		return "", err
 	}
 	return string(taken(&out)), nil

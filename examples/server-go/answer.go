@@ -10,7 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"yinian"
+	"yinian.ai/yinian"
 )
 
 // writePatience is how long a client may leave a streamed event unread before its connection is given up.
@@ -36,7 +36,7 @@ func (t *tokenTexts) of(token uint32) string {
 
 type answer struct {
 	*job
-	server *server
+	model  *model
 	w      http.ResponseWriter
 	out    *http.ResponseController
 	output *yinian.Stream
@@ -47,8 +47,8 @@ type answer struct {
 	offsets []int
 }
 
-func (s *server) newAnswer(w http.ResponseWriter, j *job, stream *yinian.Stream) *answer {
-	a := &answer{job: j, server: s, w: w, out: http.NewResponseController(w), output: stream, began: time.Now().Unix()}
+func newAnswer(m *model, w http.ResponseWriter, j *job, stream *yinian.Stream) *answer {
+	a := &answer{job: j, model: m, w: w, out: http.NewResponseController(w), output: stream, began: time.Now().Unix()}
 	a.offsets = make([]int, j.N)
 	switch {
 	case !j.chat:
@@ -151,7 +151,7 @@ func (a *answer) event(value any) bool {
 }
 
 func (a *answer) body(choices []any) map[string]any {
-	body := map[string]any{"id": a.id, "object": a.object, "created": a.began, "model": a.server.model, "choices": choices}
+	body := map[string]any{"id": a.id, "object": a.object, "created": a.began, "model": a.model.name, "choices": choices}
 	if a.includeUsage {
 		body["usage"] = nil
 	}
@@ -190,7 +190,7 @@ func (a *answer) chatLogprobs(c yinian.Chunk) any {
 		TopLogprobs *[]token `json:"top_logprobs,omitempty"`
 	}
 	show := func(p yinian.TokenProb) token {
-		t := token{Token: a.server.tokens.of(p.Token), Logprob: p.Logprob}
+		t := token{Token: a.model.tokens.of(p.Token), Logprob: p.Logprob}
 		// A part of a character has no text, and so its bytes are not known either.
 		if !strings.ContainsRune(t.Token, utf8.RuneError) {
 			t.Bytes = []int{}
@@ -217,12 +217,12 @@ func (a *answer) textLogprobs(c yinian.Chunk) any {
 	tokens, probs, offsets, tops := []string{}, []float32{}, []int{}, []map[string]float32{}
 	begin := 0
 	for _, p := range c.Logprobs {
-		text := a.server.tokens.of(p.Token)
+		text := a.model.tokens.of(p.Token)
 		tokens, probs, offsets = append(tokens, text), append(probs, p.Logprob), append(offsets, a.offsets[c.Choice]+begin)
 		begin = utf8.RuneCountInString(c.Text[:p.TextEnd])
 		top := map[string]float32{}
 		for _, other := range p.Top {
-			top[a.server.tokens.of(other.Token)] = other.Logprob
+			top[a.model.tokens.of(other.Token)] = other.Logprob
 		}
 		tops = append(tops, top)
 	}

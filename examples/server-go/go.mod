@@ -1,7 +1,7 @@
 module server-go
 
-go 1.21
+go 1.23
 
-require yinian v0.0.0
+require yinian.ai/yinian v0.0.0
 
-replace yinian => ../../bindings/go
+replace yinian.ai/yinian => ../../bindings/go

@@ -3,7 +3,7 @@
 //	cargo build --release && ln -sf libyinian.so target/release/libyinian.so.0.1
 //	export PKG_CONFIG=true CGO_CFLAGS="-I$PWD/include" CGO_LDFLAGS="-L$PWD/target/release -Wl,-rpath,$PWD/target/release"
 //	go build -C examples/server-go -o "$PWD/target/server-go"
-//	target/server-go -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}'
+//	target/server-go -model examples/demo_model -addr 127.0.0.1:8000 -config '{"max_waiting": 100}' -web examples/web/index.html
 //
 // SIGTERM refuses new requests, lets those that run finish, and exits with 0.
 package main
@@ -27,40 +27,49 @@ import (
 	"syscall"
 	"time"
 
-	"yinian"
+	"yinian.ai/yinian"
 )
 
 const maxBody = 32 << 20
 
 type server struct {
 	engine   *yinian.Engine
-	tokens   *tokenTexts
-	model    string
+	loaded   atomic.Pointer[model] // nil while it loads
+	page     []byte                // at /; nil is none
 	started  int64
 	draining atomic.Bool
 }
 
+type model struct {
+	name   string
+	tokens *tokenTexts
+}
+
 func main() {
-	model := flag.String("model", "", "model directory, or mock:words")
+	path := flag.String("model", "", "model directory, or mock:words")
 	addr := flag.String("addr", "127.0.0.1:8000", "address to listen on")
+	page := flag.String("web", "", "an HTML file to serve at /, as examples/web/index.html")
 	config := flag.String("config", "{}", "more of the engine's configuration, a JSON object")
 	patience := flag.Duration("drain", time.Minute, "how long SIGTERM waits for what runs")
 	flag.Parse()
 	log.SetFlags(0)
-	if err := run(*model, *addr, *config, *patience); err != nil {
+	if err := run(*path, *addr, *config, *page, *patience); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(model, addr, config string, patience time.Duration) error {
+func run(path, addr, config, page string, patience time.Duration) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
 	cfg := yinian.Config{}
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		return fmt.Errorf("-config: %w", err)
 	}
-	if model != "" {
-		cfg["model"] = model
+	if path != "" {
+		cfg["model"] = path
+	}
+	if _, ok := cfg["async_load"]; !ok {
+		cfg["async_load"] = true // so that /health answers meanwhile
 	}
 	engine, err := yinian.Open(cfg)
 	if err != nil {
@@ -68,25 +77,26 @@ func run(model, addr, config string, patience time.Duration) error {
 	}
 	defer engine.Close()
 	s := &server{engine: engine, started: time.Now().Unix()}
-	if s.model, err = name(engine); err != nil {
-		return err
+	if page != "" {
+		if s.page, err = os.ReadFile(page); err != nil {
+			return fmt.Errorf("-web: %w", err)
+		}
 	}
-	tokenizer, err := engine.Tokenizer()
-	if err != nil {
-		return err
-	}
-	defer tokenizer.Close()
-	s.tokens = &tokenTexts{tokenizer: tokenizer}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
 	}
+	stopped := make(chan error, 1)
+	go func() {
+		if err := s.load(); err != nil && !s.draining.Load() {
+			stopped <- err
+		}
+	}()
 	web := &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
-	served := make(chan error, 1)
-	go func() { served <- web.Serve(listener) }()
-	log.Printf("serving %s on http://%s", s.model, listener.Addr())
+	go func() { stopped <- web.Serve(listener) }()
+	log.Printf("listening on http://%s", listener.Addr())
 	select {
-	case err := <-served:
+	case err := <-stopped:
 		return err
 	case <-stop:
 	}
@@ -103,14 +113,26 @@ func run(model, addr, config string, patience time.Duration) error {
 	return web.Shutdown(last)
 }
 
-// name is the model's, as the engine reports it.
-func name(engine *yinian.Engine) (string, error) {
+// load waits for the engine and takes what is known from then on.
+func (s *server) load() error {
+	if err := s.engine.Ready(context.Background()); err != nil {
+		return err
+	}
 	var info struct{ Model struct{ Name string } }
-	raw, err := engine.Info()
+	raw, err := s.engine.Info()
 	if err == nil {
 		err = json.Unmarshal(raw, &info)
 	}
-	return info.Model.Name, err
+	if err != nil {
+		return err
+	}
+	tokenizer, err := s.engine.Tokenizer()
+	if err != nil {
+		return err
+	}
+	s.loaded.Store(&model{name: info.Model.Name, tokens: &tokenTexts{tokenizer: tokenizer}})
+	log.Printf("serving %s", info.Model.Name)
+	return nil
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -128,13 +150,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		"/v1/models":           {"GET", s.models},
 		"/health":              {"GET", s.health},
 		"/metrics":             {"GET", s.metrics},
+		"/":                    {"GET", s.web},
 	}
 	route, ok := routes[r.URL.Path]
+	ok = ok && (r.URL.Path != "/" || s.page != nil)
 	var err error
 	switch {
 	case !ok:
 		err = &apiError{status: http.StatusNotFound, Message: "there is nothing at " + r.URL.Path, Type: "invalid_request_error"}
-	case r.Method != route.method:
+	case r.Method != route.method && !(r.Method == "HEAD" && route.method == "GET"):
 		w.Header().Set("allow", route.method)
 		err = &apiError{status: http.StatusMethodNotAllowed, Message: r.URL.Path + " takes " + route.method, Type: "invalid_request_error"}
 	default:
@@ -150,7 +174,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) models(w http.ResponseWriter, _ *http.Request) error {
-	model := map[string]any{"id": s.model, "object": "model", "created": s.started, "owned_by": "yinian"}
+	loaded := s.loaded.Load()
+	if loaded == nil {
+		return unavailable("the model still loads")
+	}
+	model := map[string]any{"id": loaded.name, "object": "model", "created": s.started, "owned_by": "yinian"}
 	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": []any{model}})
 	return nil
 }
@@ -160,10 +188,25 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if s.draining.Load() || stats.State != yinian.StateReady {
-		return unavailable("the server is draining, or its engine has failed")
+	state := "loading"
+	switch {
+	case s.draining.Load() || stats.State == yinian.StateDraining:
+		state = "draining"
+	case stats.State == yinian.StateFailed:
+		state = "failed"
+	case s.loaded.Load() != nil:
+		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+		return nil
 	}
-	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	w.Header().Set("retry-after", "1")
+	writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": state})
+	return nil
+}
+
+func (s *server) web(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("content-type", "text/html; charset=utf-8")
+	w.Header().Set("cache-control", "no-cache")
+	_, _ = w.Write(s.page)
 	return nil
 }
 
@@ -181,11 +224,15 @@ func (s *server) generate(parse func([]byte, string) (*job, error)) func(http.Re
 		if s.draining.Load() {
 			return unavailable("the server is draining")
 		}
+		loaded := s.loaded.Load()
+		if loaded == nil {
+			return unavailable("the model still loads")
+		}
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 		if err != nil {
 			return &apiError{status: http.StatusRequestEntityTooLarge, Message: err.Error(), Type: "invalid_request_error"}
 		}
-		j, err := parse(body, s.model)
+		j, err := parse(body, loaded.name)
 		if err != nil {
 			return err
 		}
@@ -201,7 +248,7 @@ func (s *server) generate(parse func([]byte, string) (*job, error)) func(http.Re
 		if err != nil {
 			return err
 		}
-		return s.newAnswer(w, j, stream).write(r.Context())
+		return newAnswer(loaded, w, j, stream).write(r.Context())
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 	"sort"
 	"strings"
 
-	"yinian"
+	"yinian.ai/yinian"
 )
 
 // apiError is a failure in OpenAI's shape.

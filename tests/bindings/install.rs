@@ -1,12 +1,13 @@
 //! What bindings/install.sh installs, moved to another place, and projects outside of this repository that use it.
 
-use crate::{ask, go_alone, header, host, root, run, skip};
+use crate::{ask, golang, header, host, root, run, skip};
 use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+const WHOLE: &[&str] = &["libyinian.so", "libyinian.a"];
 
 /// An installed tree that was moved, and room beside it for projects.
 struct Installed {
@@ -14,8 +15,12 @@ struct Installed {
 }
 
 impl Installed {
-    /// `None`, and said aloud, when a tool of the script or one of `tools` is missing.
+    /// Without the archive, which takes long to strip. `None`, and said aloud, when a tool of the script or one of `tools` is missing.
     fn new(what: &str, tools: &[(&str, &str)]) -> Option<Self> {
+        Self::of(&["libyinian.so"], what, tools)
+    }
+
+    fn of(libraries: &[&str], what: &str, tools: &[(&str, &str)]) -> Option<Self> {
         let needed = [("strip", "--version"), ("readelf", "--version"), ("python3", "--version")];
         for (tool, question) in needed.iter().chain(tools) {
             if ask(tool, &[question]).is_none() {
@@ -26,9 +31,11 @@ impl Installed {
         let dir = tempfile::tempdir().unwrap();
         let installed = Self { dir };
         std::fs::create_dir_all(installed.path("target/release")).unwrap();
-        let library = std::env::current_exe().unwrap().parent().unwrap().join("libyinian.so");
-        symlink(library, installed.path("target/release/libyinian.so")).unwrap();
-        installed.run_script();
+        let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+        for name in libraries {
+            symlink(built.join(name), installed.path("target/release").join(name)).unwrap();
+        }
+        installed.run_script("lib");
         std::fs::rename(installed.path("staged/usr"), installed.path("moved")).unwrap();
         Some(installed)
     }
@@ -42,11 +49,19 @@ impl Installed {
     }
 
     /// Into staged/usr, for a user whose files are private.
-    fn run_script(&self) -> String {
+    fn script(&self, libdir: &str) -> Command {
         let mut command = Command::new("bash");
         command.args(["-c", "umask 077; exec \"$@\"", "bash"]).arg(root().join("bindings/install.sh"));
-        command.arg(self.path("target")).env("PREFIX", "/usr").env("DESTDIR", self.path("staged"));
-        run(&mut command)
+        command
+            .arg(self.path("target"))
+            .env("PREFIX", "/usr")
+            .env("LIBDIR", libdir)
+            .env("DESTDIR", self.path("staged"));
+        command
+    }
+
+    fn run_script(&self, libdir: &str) -> String {
+        run(&mut self.script(libdir))
     }
 
     fn project(&self, name: &str, files: &[&str]) -> PathBuf {
@@ -105,7 +120,7 @@ fn listing(top: &Path) -> BTreeSet<(PathBuf, u32, Vec<u8>)> {
 
 #[test]
 fn the_tree() {
-    let Some(installed) = Installed::new("the tree", &[]) else { return };
+    let Some(installed) = Installed::of(WHOLE, "the tree", &[]) else { return };
     let tree = listing(&installed.path("moved"));
     let shared = format!("lib/libyinian.so.{VERSION}");
     let soname = shared.rsplit_once('.').unwrap().0;
@@ -115,7 +130,9 @@ fn the_tree() {
         ("lib/libyinian.so", 0o777),
         (soname, 0o777),
         (shared.as_str(), 0o755),
+        ("lib/libyinian.a", 0o644),
         ("lib/pkgconfig/yinian.pc", 0o644),
+        ("lib/pkgconfig/yinian-static.pc", 0o644),
         ("lib/cmake/yinian/yinian-config.cmake", 0o644),
         ("lib/cmake/yinian/yinian-config-version.cmake", 0o644),
         ("share/licenses/yinian/LICENSE", 0o644),
@@ -125,19 +142,25 @@ fn the_tree() {
         let found = tree.iter().find(|(path, ..)| path == Path::new(file)).map(|(_, mode, _)| *mode);
         assert_eq!(found, Some(mode), "{file}");
     }
+    let headers =
+        |dir: PathBuf| -> BTreeSet<_> { listing(&dir).into_iter().map(|(path, _, text)| (path, text)).collect() };
+    assert!(
+        headers(installed.path("moved/include/yinian")) == headers(root().join("bindings/cpp/yinian")),
+        "headers of yinian.hpp"
+    );
     let folder = |path: &Path| installed.path("moved").join(path).is_dir();
     assert!(tree.iter().all(|(path, mode, _)| !folder(path) || *mode == 0o755), "folders that not all may enter");
     let link = |name: &str| std::fs::read_link(installed.path("moved").join(name)).unwrap();
     assert_eq!(Path::new("lib").join(link("lib/libyinian.so")), Path::new(soname));
     assert_eq!(Path::new("lib").join(link(soname)), Path::new(&shared));
-    for name in ["lib/pkgconfig/yinian.pc", "lib/cmake/yinian/yinian-config.cmake"] {
+    for name in ["lib/pkgconfig/yinian.pc", "lib/pkgconfig/yinian-static.pc", "lib/cmake/yinian/yinian-config.cmake"] {
         let text = installed.text(name);
         assert!(!text.contains("/usr") && !text.contains(&installed.path("").display().to_string()), "{name}: {text}");
         assert!(!text.contains('@'), "{name}: {text}");
     }
-    let said = installed.run_script();
+    let said = installed.run_script("lib");
     assert!(said.contains(&format!("installed libyinian {VERSION}")), "{said}");
-    installed.run_script();
+    installed.run_script("/usr/lib");
     assert!(listing(&installed.path("staged/usr")) == tree, "a second run leaves another tree");
 }
 
@@ -204,6 +227,35 @@ fn c_by_pkg_config() {
     assert!(text.len() > 100 && text.to_lowercase().contains("once"), "{text}");
 }
 
+/// Where a distribution has its libraries.
+#[test]
+fn another_libdir() {
+    let tools = [("cc", "--version"), ("pkg-config", "--version")];
+    let Some(installed) = Installed::new("LIBDIR", &tools) else { return };
+    for wrong in ["../lib", "/opt/lib", "lib/./x"] {
+        assert!(!installed.script(wrong).output().unwrap().status.success(), "LIBDIR={wrong}");
+    }
+    for libdir in ["lib64", "/usr/lib/some-linux"] {
+        installed.run_script(libdir);
+        let moved = installed.path(&format!("moved-{}", libdir.replace('/', "-")));
+        std::fs::rename(installed.path("staged/usr"), &moved).unwrap();
+        let lib = moved.join(libdir.trim_start_matches("/usr/"));
+        let mut command = Command::new("pkg-config");
+        command.env("PKG_CONFIG_PATH", lib.join("pkgconfig")).args(["--cflags", "--libs", "yinian"]);
+        let flags = run(&mut command);
+        let program = moved.join("stream");
+        run(Command::new("cc")
+            .arg("-o")
+            .arg(&program)
+            .arg(root().join("examples/c/stream.c"))
+            .args(flags.split_whitespace()));
+        let config = std::fs::read_to_string(lib.join("cmake/yinian/yinian-config.cmake")).unwrap();
+        let up = config.split_once("_yinian_prefix}/").unwrap().1.split_once('"').unwrap().0;
+        let prefix = std::fs::canonicalize(lib.join("cmake/yinian").join(up)).unwrap();
+        assert_eq!(prefix, std::fs::canonicalize(&moved).unwrap(), "{libdir}");
+    }
+}
+
 #[test]
 fn cpp_by_cmake() {
     let tools = [("c++", "--version"), ("cmake", "--version"), ("make", "--version")];
@@ -227,17 +279,51 @@ fn cpp_by_cmake() {
     installed.check_answers(project.join("build/consumer"), false);
 }
 
+/// As `go get` does it: a module from a proxy, in a program outside of this repository.
 #[test]
-fn go_by_pkg_config() {
-    let tools = [("go", "version"), ("cc", "--version"), ("pkg-config", "--version")];
-    let Some(installed) = Installed::new("Go by pkg-config", &tools) else { return };
+fn go_from_a_proxy() {
+    let tools = [("cc", "--version"), ("pkg-config", "--version")];
+    if let Some(why) = golang::missing() {
+        return skip("bindings/install.sh, Go from a proxy", &why);
+    }
+    let Some(installed) = Installed::of(WHOLE, "Go from a proxy", &tools) else { return };
+    run(Command::new("python3")
+        .arg("-c")
+        .arg(PROXY)
+        .arg(root().join("bindings/go"))
+        .arg(installed.path("proxy"))
+        .arg(VERSION));
     let project = installed.project("go", &["tests/bindings/consumer/main.go"]);
-    let module = format!(
-        "module consumer\n\ngo 1.19\n\nrequire yinian v0.0.0\n\nreplace yinian => {}\n",
-        root().join("bindings/go").display()
-    );
-    std::fs::write(project.join("go.mod"), module).unwrap();
-    let mut go = go_alone(installed.with_pkg_config("go"), installed.dir.path());
-    run(go.args(["build", "-o", "consumer"]).current_dir(&project));
-    installed.check_answers(project.join("consumer"), true);
+    let go = |args: &[&str]| {
+        let mut go = golang::alone(installed.with_pkg_config("go"), installed.dir.path());
+        go.env("GOPROXY", format!("file://{}", installed.path("proxy").display())).env("GONOSUMDB", "*");
+        // What is downloaded can be removed again.
+        go.env("GOFLAGS", "-mod=mod -modcacherw").args(args).current_dir(&project);
+        go
+    };
+    run(&mut go(&["mod", "init", "consumer"]));
+    run(&mut go(&["get", &format!("yinian.ai/yinian@v{VERSION}")]));
+    for (tags, told) in [("", true), ("yinian_static", false), ("yinian_dlopen", true)] {
+        let program = format!("consumer{tags}");
+        let mut build = go(&["build", "-tags", tags, "-o", &program]);
+        if tags == "yinian_dlopen" {
+            build.env("PKG_CONFIG", "false");
+        }
+        run(&mut build);
+        installed.check_answers(project.join(program), told);
+    }
 }
+
+/// A proxy's files of bindings/go: arguments are the module, where to put them, and the version.
+const PROXY: &str = r#"
+import pathlib, sys, zipfile
+module, proxy, version = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), "v" + sys.argv[3]
+at = proxy / "yinian.ai/yinian/@v"
+at.mkdir(parents=True)
+(at / "list").write_text(version + "\n")
+(at / f"{version}.info").write_text('{"Version": "%s"}' % version)
+(at / f"{version}.mod").write_bytes((module / "go.mod").read_bytes())
+with zipfile.ZipFile(at / f"{version}.zip", "w") as z:
+    for file in module.iterdir():
+        z.write(file, f"yinian.ai/yinian@{version}/{file.name}")
+"#;

@@ -3,13 +3,16 @@
 //! A toolchain that is missing skips what needs it, aloud; with CI=true that is a failure.
 #![cfg(target_os = "linux")]
 
+mod cpp;
+mod golang;
 #[path = "../capi/header.rs"]
 mod header;
 mod host;
 mod install;
+mod java;
 mod server;
+mod table;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,10 +22,11 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a command for at most five minutes and returns its standard output; it must succeed.
+/// Runs a command for at most five minutes, and as long as soaks are told to last; its standard output. It must succeed.
 fn run(command: &mut Command) -> String {
+    let soak = std::env::var("YINIAN_SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(0u64);
     let mut limited = Command::new("timeout");
-    limited.arg("300").arg(command.get_program()).args(command.get_args());
+    limited.arg((300 + soak).to_string()).arg(command.get_program()).args(command.get_args());
     limited.envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
     if let Some(dir) = command.get_current_dir() {
         limited.current_dir(dir);
@@ -83,126 +87,4 @@ impl Workshop {
         command.env("YINIAN_TEST_MODEL", model);
         command
     }
-
-    /// The Go tool in a directory of ours, with the library of this build.
-    fn go(&self, dir: &str, args: &[&str]) -> Command {
-        let mut command = go_alone(self.test("go"), self.dir.path());
-        command.args(args).current_dir(root().join(dir));
-        command.env("CGO_CFLAGS", format!("-O1 {} -DYINIAN_HEADERS={:#x}", self.include(), headers_hash()));
-        command.env("CGO_LDFLAGS", self.link().join(" ")).env("PKG_CONFIG", "true");
-        command
-    }
-}
-
-#[test]
-fn cpp() {
-    if ask("c++", &["--version"]).is_none() {
-        return skip("bindings/cpp", "there is no C++ compiler, c++");
-    }
-    let shop = Workshop::new();
-    let source = |name: &str| root().join("bindings/cpp").join(name);
-    let compile = || {
-        let mut command = Command::new("c++");
-        command.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"]).arg(shop.include());
-        command
-    };
-    for standard in ["-std=c++17", "-std=c++20"] {
-        run(compile().args([standard, "-fsyntax-only", "-x", "c++"]).arg(source("yinian.hpp")));
-    }
-    for (name, flag) in [("throwing", "-fsanitize=address,undefined"), ("nothrow", "-fno-exceptions")] {
-        let sources = ["test/main.cpp", "test/nothrow.cpp"].map(source);
-        run(compile()
-            .args(["-std=c++17", "-g", flag, "-o"])
-            .arg(shop.path(name))
-            .args(sources)
-            .args(shop.link())
-            .arg("-lyinian"));
-        assert_eq!(run(&mut shop.test(shop.path(name))), "ok\n");
-    }
-}
-
-/// Changes with the headers: Go does not look at them when it asks its build cache.
-fn headers_hash() -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for name in ["include/yinian.h", "bindings/flat_request.h"] {
-        std::fs::read(root().join(name)).unwrap().hash(&mut hasher);
-    }
-    hasher.finish()
-}
-
-/// Go without network and the user's settings; its temporary files go to `dir`.
-fn go_alone(mut command: Command, dir: &Path) -> Command {
-    for (name, value) in [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")] {
-        command.env(name, value);
-    }
-    command.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build"));
-    command.env("GOTMPDIR", dir).env("GOPATH", dir.join("gopath")).env("GOENV", "off").env("GOWORK", "off");
-    command
-}
-
-#[test]
-fn go() {
-    let Some(_) = ask("go", &["version"]) else { return skip("bindings/go", "there is no Go toolchain, go") };
-    let shop = Workshop::new();
-    let go = |args: &[&str]| shop.go("bindings/go", args);
-    // The race detector exists on few platforms; one of them is enough to find races.
-    let race = if cfg!(target_arch = "x86_64") { "-race=true" } else { "-race=false" };
-    run(&mut go(&["vet", race, "./..."]));
-    let out = run(&mut go(&["test", race, "-count=1", "-timeout=60s", "./..."]));
-    assert!(out.starts_with("ok"), "{out}");
-}
-
-/// A value of `java -XshowSettings:properties`.
-fn property<'a>(settings: &'a str, name: &str) -> Option<&'a str> {
-    settings.lines().find_map(|line| line.trim().strip_prefix(name)?.trim_start().strip_prefix('=')).map(str::trim)
-}
-
-fn java_sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            java_sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "java") {
-            found.push(path);
-        }
-    }
-}
-
-#[test]
-fn java() {
-    let settings = ask("java", &["-XshowSettings:properties", "-version"]).unwrap_or_default();
-    let release = property(&settings, "java.specification.version").and_then(|v| v.parse::<u32>().ok()).unwrap_or(0);
-    let home = PathBuf::from(property(&settings, "java.home").unwrap_or_default());
-    if release < 17 || !home.join("bin/javac").exists() || !home.join("include/jni.h").exists() {
-        return skip("bindings/java", "there is no JDK of version 17 or later (java, javac, jni.h)");
-    }
-    if ask("cc", &["--version"]).is_none() {
-        return skip("bindings/java", "there is no C compiler, cc");
-    }
-    let shop = Workshop::new();
-    let (jni, classes) = (shop.path("libyinian_jni.so"), shop.path("classes"));
-    run(Command::new("cc")
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"])
-        .arg(&jni)
-        .arg(root().join("bindings/java/src/main/c/yinian_jni.c"))
-        .arg(shop.include())
-        .arg(format!("-I{}", root().join("bindings").display()))
-        .args(["include", "include/linux"].map(|dir| format!("-I{}", home.join(dir).display())))
-        .args(shop.link())
-        .arg("-lyinian"));
-    let mut sources = Vec::new();
-    java_sources(&root().join("bindings/java/src"), &mut sources);
-    run(Command::new(home.join("bin/javac"))
-        .args(["-Xlint:all,-try", "-Werror", "--release", "17", "-encoding", "UTF-8", "-d"])
-        .arg(&classes)
-        .args(&sources));
-    let out = run(shop
-        .test(home.join("bin/java"))
-        .args(["-Xcheck:jni", "-ea", "-Xmx512m"])
-        .arg(format!("-Dai.yinian.library={}", jni.display()))
-        .arg("-cp")
-        .arg(&classes)
-        .arg("ai.yinian.EngineTest"));
-    // -Xcheck:jni warns on standard output.
-    assert_eq!(out, "ok\n");
 }

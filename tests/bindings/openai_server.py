@@ -8,13 +8,14 @@ With a base URL, the checks that need a server of their own (another model, limi
 """
 
 import argparse
-import concurrent.futures
+import asyncio
 import http.client
 import json
 import re
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ ENDLESS = {"prompt": "hello", "max_tokens": 30000, "ignore_eos": True}
 class Server:
     """One that runs already, or one of our own."""
 
-    def __init__(self, model=None, config=None, base_url=None):
+    def __init__(self, model=None, config=None, base_url=None, loaded=True):
         self.process = None
         if base_url is None:
             with socket.socket() as s:
@@ -46,13 +47,13 @@ class Server:
         url = urllib.parse.urlparse(base_url)
         self.host, self.port = url.hostname, url.port
         if self.process:
-            while not self.healthy():
+            while not (self.healthy() if loaded else self.health()):
                 if self.process.poll() is not None or time.monotonic() - began > 30:
                     self.process.kill()
                     raise AssertionError(f"the server does not start: {self.process.communicate()[1]}")
                 time.sleep(0.005)
             self.start_seconds = time.monotonic() - began
-        self.model = self.json("GET", "/v1/models")[2]["data"][0]["id"]
+        self.model = self.json("GET", "/v1/models")[2]["data"][0]["id"] if loaded else None
 
     def __enter__(self):
         return self
@@ -61,15 +62,21 @@ class Server:
         self.close()
 
     def close(self):
-        if self.process:
-            self.process.kill()
-            self.process.communicate()
+        process, self.process = self.process, None
+        if process:
+            process.kill()
+            process.communicate()
+
+    def health(self):
+        """As json(); None while nobody listens."""
+        try:
+            return self.json("GET", "/health")
+        except OSError:
+            return None
 
     def healthy(self):
-        try:
-            return self.json("GET", "/health")[0] == 200
-        except OSError:
-            return False
+        health = self.health()
+        return health is not None and health[0] == 200
 
     def connect(self):
         return http.client.HTTPConnection(self.host, self.port, timeout=60)
@@ -106,6 +113,42 @@ class Server:
 
     def client(self):
         return openai.OpenAI(base_url=f"http://{self.host}:{self.port}/v1", api_key="none", max_retries=0)
+
+
+class Streams:
+    """Many clients at once, each with a connection of its own, on one thread."""
+
+    def __init__(self, server, count, tokens):
+        self.server, self.count, self.tokens = server, count, tokens
+        self.begun = 0
+
+    async def open(self, i):
+        """Behind the first event."""
+        body = {"prompt": f"Story {i}", "max_tokens": self.tokens, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
+        text = json.dumps(body)
+        reader, writer = await asyncio.open_connection(self.server.host, self.server.port)
+        writer.write(f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+                     f"content-length: {len(text)}\r\n\r\n{text}".encode())
+        status = await reader.readline()
+        assert b" 200 " in status, status
+        while not (await reader.readline()).startswith(b"data: "):
+            pass
+        self.begun += 1
+        return reader, writer
+
+    async def read(self, opened):
+        """How often the stream ended, in each of the ways that the protocol has, and how many tokens it counted."""
+        reader, writer = opened
+        rest = (await reader.read()).decode()
+        writer.close()
+        data = re.findall(r"data: (.*)\n\n", rest)
+        usage = [int(n) for n in re.findall(r'"completion_tokens":\s*(\d+)', rest)]
+        reasons = sum(bool(re.search(r'"finish_reason":\s*"length"', d)) for d in data)
+        return data.count("[DONE]"), data[-1:] == ["[DONE]"], reasons, usage
+
+    async def all(self, use):
+        """Opens all, and only when every one has begun gives them to `use`."""
+        return await use(await asyncio.gather(*(self.open(i) for i in range(self.count))))
 
 
 def events(response):
@@ -260,10 +303,12 @@ class Wire(unittest.TestCase):
 
     def test_fields_without_effect_are_refused_by_name(self):
         chat, text = {"messages": CHAT, "max_tokens": 1}, {"prompt": "x", "max_tokens": 1}
-        for more in ({"temprature": 1}, {"tools": []}, {"Temperature": 1}, {"prompt": "x"}):
+        for more in ({"temprature": 1}, {"tools": []}, {"response_format": {"type": "text"}}, {"Temperature": 1}, {"prompt": "x"}):
             name = next(iter(more))
             self.assertIn(f'"{name}"', self.refused("/v1/chat/completions", {**chat, **more}, name))
-        self.assertIn('"echo"', self.refused("/v1/completions", {**text, "echo": True}, "echo"))
+        for more in ({"echo": True}, {"suffix": "end"}, {"best_of": 2}):
+            name = next(iter(more))
+            self.assertIn(f'"{name}"', self.refused("/v1/completions", {**text, **more}, name))
         self.refused("/v1/completions", {**text, "stream": True, "stream_options": {"x": 1}}, "stream_options.x")
         self.assertEqual(shared.json("POST", "/v1/completions", {**text, "echo": None})[0], 200)
 
@@ -290,25 +335,19 @@ class Wire(unittest.TestCase):
         self.assertEqual(len({json.loads(c)["id"] for c in chunks}), 1)
         connection.close()
 
+    def test_the_page_is_at_the_root(self):
+        if "-web " not in (options.command or ""):
+            self.skipTest("needs a --command with -web")
+        status, headers, page = shared.json("GET", "/")
+        self.assertEqual((status, headers["content-type"]), (200, "text/html; charset=utf-8"))
+        self.assertIn("</html>", page)
+
     def test_request_ids(self):
         for path, body in (("/v1/completions", {"prompt": "x", "max_tokens": 1}), ("/v1/completions", {"bad": 1}), ("/v1/models", None)):
             method = "POST" if body else "GET"
             self.assertEqual(shared.json(method, path, body, {"x-request-id": "fox-7"})[1]["x-request-id"], "fox-7")
             made = {shared.json(method, path, body)[1]["x-request-id"] for _ in range(2)}
             self.assertEqual(len(made), 2)
-
-    def test_two_hundred_streams_at_once(self):
-        def one(i):
-            connection = shared.connect()
-            body = {"prompt": f"Story {i}", "max_tokens": 8, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
-            shared.send(connection, "/v1/completions", body)
-            *_, usage, done = events(connection.getresponse())
-            connection.close()
-            return done == "[DONE]" and json.loads(usage)["usage"]["completion_tokens"] == 8
-
-        with concurrent.futures.ThreadPoolExecutor(200) as pool:
-            self.assertEqual(sum(pool.map(one, range(200))), 200)
-        shared.until("num_requests_running", 0)
 
 
 class OwnServer(unittest.TestCase):
@@ -319,9 +358,9 @@ class OwnServer(unittest.TestCase):
             self.skipTest("needs --command")
 
     def test_it_starts_within_a_second(self):
-        # The best of three: the machine may be busy with something else.
+        # The machine may be busy with something else.
         took = []
-        for _ in range(3):
+        while len(took) < 20 and min(took, default=2) >= 1:
             with Server(options.model) as server:
                 took.append(server.start_seconds)
         self.assertLess(min(took), 1)
@@ -355,6 +394,65 @@ class OwnServer(unittest.TestCase):
                 connection.close()
                 server.until("num_requests_running", 0)
 
+    def test_five_hundred_streams_at_once(self):
+        async def use(opened):
+            running = await asyncio.to_thread(server.gauge, "num_requests_running")
+            return running, await asyncio.gather(*(streams.read(o) for o in opened))
+
+        with Server("mock:words,delay_us=100000", {"max_num_seqs": 500}) as server:
+            # A busy machine takes long to open all: then they run for longer.
+            for round, tokens in enumerate((40, 120, 360), start=1):
+                streams = Streams(server, 500, tokens)
+                running, ends = asyncio.run(streams.all(use))
+                self.assertEqual([end for end in ends if end != (1, True, 1, [tokens])], [])
+                server.until("requests_finished_total", 500 * round)
+                self.idle(server)
+                if running == 500:
+                    break
+            self.assertEqual(running, 500)
+
+    def test_killed_clients_free_their_blocks(self):
+        async def use(opened):
+            used = await asyncio.to_thread(server.gauge, "kv_cache_usage_perc")
+            for _, writer in opened:
+                # A reset, as of a process that was killed with data unread.
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            return used
+
+        with Server("mock:words,delay_us=20000", {"max_num_seqs": 100}) as server:
+            streams = Streams(server, 100, 30000)
+            self.assertGreater(asyncio.run(streams.all(use)), 0)
+            server.until("requests_finished_total", 100)
+            self.idle(server)
+            status, _, answer = server.json("POST", "/v1/completions", {"prompt": "x", "max_tokens": 3, "ignore_eos": True})
+            self.assertEqual((status, answer["usage"]["completion_tokens"]), (200, 3))
+
+    def idle(self, server):
+        for gauge in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+            server.until(gauge, 0)
+
+    def test_health_tells_that_the_model_still_loads(self):
+        with Server("mock:words,load_ms=1500", {"async_load": True, "served_model_name": "fox"}, loaded=False) as server:
+            status, headers, answer = server.health()
+            self.assertEqual((status, answer["status"]), (503, "loading"))
+            self.assertIn("retry-after", headers)
+            body = {"prompt": "x", "max_tokens": 1}
+            status, headers, answer = server.json("POST", "/v1/completions", body)
+            self.assertEqual((status, answer["error"]["type"]), (503, "server_error"))
+            self.assertIn("retry-after", headers)
+            end = time.monotonic() + 20
+            while not server.healthy() and time.monotonic() < end:
+                time.sleep(0.01)
+            self.assertEqual(server.health()[2], {"status": "ok"})
+            self.assertEqual(server.json("GET", "/v1/models")[2]["data"][0]["id"], "fox")
+            self.assertEqual(server.json("POST", "/v1/completions", body)[0], 200)
+
+    def test_a_model_that_does_not_load_ends_the_server(self):
+        for config in ({}, {"async_load": True}):
+            with self.assertRaisesRegex(AssertionError, "(?s)does not start.*/no/such/model"):
+                Server("/no/such/model", config)
+
     def test_a_deadline_ends_a_request(self):
         with Server(SLOW) as server:
             began, headers = time.monotonic(), {"x-request-timeout-ms": "100"}
@@ -377,6 +475,8 @@ class OwnServer(unittest.TestCase):
             end = time.monotonic() + 5
             while server.healthy() and time.monotonic() < end:
                 time.sleep(0.005)
+            status, headers, answer = server.health()
+            self.assertEqual((status, answer["status"]), (503, "draining"))
             status, headers, answer = server.json("POST", "/v1/completions", ENDLESS)
             self.assertEqual((status, answer["error"]["type"]), (503, "server_error"))
             self.assertIn("retry-after", headers)

@@ -1,4 +1,4 @@
-// The throwing half of the C++ wrapper, and the main function of both halves.
+// The throwing half of the C++ wrapper, and the main function of all its tests.
 #include "test.hpp"
 
 #include <cstdlib>
@@ -39,7 +39,7 @@ static void a_callback_that_throws_cancels_its_request() {
 static void fifty_streams_at_once_say_what_one_says() {
   const auto engine = yinian::Engine::open(R"({"model": "mock:words"})");
   std::vector<std::string> alone, together(50);
-  for (int i = 0; i < 50; i++) alone.push_back(engine.generate(short_request(i)).text);
+  for (int i = 0; i < 50; i++) alone.push_back(engine.generate(short_request(i)).text());
   std::vector<std::thread> threads;
   for (int i = 0; i < 50; i++) {
     threads.emplace_back([&, i] {
@@ -88,6 +88,8 @@ static void throwing_tests() {}
 
 int main() {
   nothrow_tests();
+  wide_tests();
+  dispatcher_tests();
   throwing_tests();
   std::puts("ok");
 }

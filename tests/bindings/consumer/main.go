@@ -5,7 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"yinian"
+	"yinian.ai/yinian"
 )
 
 func answer(model string) (string, error) {

@@ -1,46 +1,52 @@
 package ai.yinian;
 
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
-import java.nio.charset.StandardCharsets;
-import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.atomic.AtomicLong;
 
 /** What an engine's poll thread knows. It does not know the Engine, so that a forgotten one can be cleaned up. */
 final class Core implements Runnable {
-    private static final int EV_OUTPUT = 1;
-    private static final int EV_DONE = 2;
-
     /** Where the records of one request go. Called on the poll thread, so nothing here may wait or run code of users. */
     interface Sink {
-        /** False: there is no room left, the request is to be cancelled. */
-        boolean output(String text, int bytes, int[] tokens);
+        /** OUTPUT or PROMPT. False: there is no room left, the request is to be cancelled. */
+        boolean output(Event event);
 
-        /** The end; {@code error} is null when it came by itself. */
+        /** Wakes whoever waits for what output and end have brought. */
+        void wake();
+
+        /** The end. A status other than OK has a message. */
         void end(Result result, Status status, String message);
     }
 
+    private static final int AWAKE = 64;
+
     final long engine;
+    private final Loading loading;
     private final AtomicLong lastKey = new AtomicLong();
     private final Map<Long, Sink> sinks = new ConcurrentHashMap<>();
-    private final ByteBuffer buffer = ByteBuffer.allocateDirect(65536 + 8).alignedSlice(8).order(ByteOrder.nativeOrder());
+    private final Event event = new Event();
+    /** Those that have something new. Woken together, they find fewer threads asleep, so a wake-up costs less. */
+    private final List<Sink> awake = new ArrayList<>(AWAKE);
+    private final CountDownLatch ended = new CountDownLatch(1);
     private final Thread poller = new Thread(this, "yinian-poll");
 
-    Core(long engine) {
+    Core(long engine, Loading loading) {
         this.engine = engine;
+        this.loading = loading;
         poller.setDaemon(true);
         poller.start();
     }
 
     /** Hands a request in; its id. */
-    long submit(Request request, Sink sink, boolean finalOnly) {
+    long submit(Request.Encoded request, Sink sink) {
         long key = lastKey.incrementAndGet();
         // The end may be polled before submit returns.
         sinks.put(key, sink);
         try {
-            return request.submit(engine, key, finalOnly);
+            return request.submit(engine, key);
         } catch (Throwable t) {
             sinks.remove(key);
             throw t;
@@ -51,16 +57,17 @@ final class Core implements Runnable {
         Native.cancel(engine, id);
     }
 
-    /** Ends every request; the poll thread then comes to its end. */
+    /** Ends every request; the poll thread then comes to its end. Waits for about a step. */
     void free() {
         Native.free(engine);
     }
 
     void awaitEnd() {
         boolean interrupted = false;
-        while (poller.isAlive() && Thread.currentThread() != poller) {
+        while (Thread.currentThread() != poller) {
             try {
-                poller.join();
+                ended.await();
+                break;
             } catch (InterruptedException e) {
                 interrupted = true;
             }
@@ -79,58 +86,88 @@ final class Core implements Runnable {
         Status why = Status.INTERNAL;
         String message = "the poll thread failed";
         try {
-            int used = Native.poll(engine, buffer);
+            int used = Native.poll(engine, event.buffer);
             while (used > 0 || used == Native.TIMEOUT) {
-                for (int at = 0; at < used; at += buffer.getInt(at)) {
-                    route(at);
+                for (int at = 0; at < used;) {
+                    at = event.seek(at);
+                    route();
                 }
-                used = Native.poll(engine, buffer);
+                wakeAll();
+                used = Native.poll(engine, event.buffer);
             }
             why = Status.of(used);
-            message = "the engine is gone";
+            message = "the engine is closed";
         } catch (Throwable t) {
             message = t.toString();
             free();
         } finally {
             // None are left unless the library broke its word or this thread failed.
             for (Sink sink : sinks.values()) {
-                sink.end(Result.failed(), why, message);
+                end(sink, Result.failed(), why, message);
             }
             sinks.clear();
+            wakeAll();
+            loading.end(why, message);
+            ended.countDown();
         }
     }
 
-    private void route(int at) {
-        int kind = buffer.getShort(at + 4);
-        if (kind != EV_OUTPUT && kind != EV_DONE) {
-            return;
+    private void route() {
+        int kind = event.kind();
+        if (kind == Event.ENGINE) {
+            loading.event(new EngineEvent(EngineState.of(event.finish()), event.nTokens(), event.text()), Status.of(event.status()));
+        } else if (kind == Event.DONE) {
+            Sink sink = sinks.remove(event.key());
+            if (sink != null) {
+                end(sink, event.result(), Status.of(event.status()), event.text());
+            }
+        } else if (kind == Event.OUTPUT || kind == Event.PROMPT) {
+            output();
         }
-        long key = buffer.getLong(at + 16);
-        Sink sink = kind == EV_DONE ? sinks.remove(key) : sinks.get(key);
+    }
+
+    private void output() {
+        Sink sink = sinks.get(event.key());
         if (sink == null) {
             return;
         }
-        byte[] bytes = new byte[buffer.getInt(at + 40)];
-        buffer.get(at + buffer.getInt(at + 44), bytes);
-        String text = new String(bytes, StandardCharsets.UTF_8);
-        if (kind == EV_DONE) {
-            sink.end(result(at), Status.of(buffer.getInt(at + 24)), text);
-            return;
-        }
-        int[] tokens = new int[buffer.getInt(at + 32)];
-        for (int i = 0; i < tokens.length; i++) {
-            tokens[i] = buffer.getInt(at + buffer.getInt(at + 36) + 4 * i);
-        }
-        if (!sink.output(text, bytes.length, tokens)) {
-            cancel(buffer.getLong(at + 8));
+        try {
+            if (!sink.output(event)) {
+                cancel(event.request());
+            }
+            wake(sink);
+        } catch (Throwable t) {
+            // Of this request alone, memory most likely.
+            sinks.remove(event.key());
+            cancel(event.request());
+            end(sink, Result.failed(), Status.INTERNAL, t.toString());
         }
     }
 
-    private Result result(int at) {
-        long submit = buffer.getLong(at + 72);
-        long first = buffer.getLong(at + 80);
-        return new Result(Finish.of(buffer.getInt(at + 28)), "", buffer.getInt(at + 56), buffer.getInt(at + 60),
-            buffer.getInt(at + 64), first == 0 ? Duration.ZERO : Duration.ofNanos(first - submit),
-            Duration.ofNanos(buffer.getLong(at + 88) - submit));
+    private void end(Sink sink, Result result, Status status, String message) {
+        try {
+            sink.end(result, status, message);
+        } catch (Throwable t) {
+            Serial.report(t);
+        }
+        wake(sink);
+    }
+
+    private void wake(Sink sink) {
+        awake.add(sink);
+        if (awake.size() == AWAKE) {
+            wakeAll();
+        }
+    }
+
+    private void wakeAll() {
+        for (Sink sink : awake) {
+            try {
+                sink.wake();
+            } catch (Throwable t) {
+                Serial.report(t);
+            }
+        }
+        awake.clear();
     }
 }

@@ -2,30 +2,32 @@ package ai.yinian;
 
 import java.lang.ref.Cleaner;
 import java.lang.ref.Reference;
-import java.util.Arrays;
 import java.util.Iterator;
 import java.util.NoSuchElementException;
 import java.util.concurrent.CancellationException;
 
 /**
  * One request's output as it is made. Iterating ends when the answer is whole, and throws a {@link YinianException} when it
- * was cancelled, late, overrun or failed. What is not read is kept up to the engine's {@code maxUnreadBytes}. Closing, or
- * forgetting it, cancels the request.
+ * was cancelled, late, overrun or failed. What is not read is kept up to the engine's
+ * {@link Engine.Options#maxUnreadBytes maxUnreadBytes}. Closing, or forgetting it, cancels the request. Waiting threads may be
+ * interrupted: the wait then ends with a {@link CancellationException}, and the request goes on.
+ *
+ * <p>A thread of the platform is woken for about every token. Where there are hundreds of streams, virtual threads, or
+ * {@link Engine#publisher(Request) a publisher}, cost a fraction of that.
  */
 public final class Generation implements Iterator<Chunk>, AutoCloseable {
-    private final State state;
+    private final Inbox inbox;
     private final Core core;
     private final long id;
     /** Keeps the engine from being cleaned up. */
     private final Engine engine;
     private final Cleaner.Cleanable cleanable;
 
-    Generation(Engine engine, Core core, Request request, int maxUnreadBytes) {
+    Generation(Engine engine, Core core, Request.Encoded request, int maxUnreadBytes) {
         this.engine = engine;
         this.core = core;
-        State s = new State(maxUnreadBytes);
-        state = s;
-        id = core.submit(request, s, false);
+        inbox = new Inbox(request.choices(), request.finalOnly(), maxUnreadBytes, () -> {});
+        id = core.submit(request, inbox);
         long requestId = id;
         cleanable = Engine.CLEANER.register(this, () -> core.cancel(requestId));
     }
@@ -35,129 +37,62 @@ public final class Generation implements Iterator<Chunk>, AutoCloseable {
         core.cancel(id);
     }
 
-    /** Cancels what is left. */
+    /** Cancels what is left. Idempotent. */
     @Override
     public void close() {
         cleanable.clean();
     }
 
-    /** Waits for output or the end. */
+    /**
+     * Waits for output or the end.
+     *
+     * @return false when all was read and the answer is whole
+     * @throws YinianException when all was read and the answer is not whole
+     */
     @Override
     public boolean hasNext() {
         try {
-            return state.await();
+            return inbox.await();
         } finally {
-            // The wait is on the state alone; collected meanwhile, this object would cancel the request.
+            // The wait is on the inbox alone; collected meanwhile, this object would cancel the request.
             Reference.reachabilityFence(this);
         }
     }
 
+    /**
+     * Waits for output: all there is of one choice, of several choices in turn.
+     *
+     * @return the output
+     * @throws NoSuchElementException when all was read and the answer is whole
+     * @throws YinianException when all was read and the answer is not whole
+     */
     @Override
     public Chunk next() {
         try {
-            return state.take();
+            while (inbox.await()) {
+                // Another reader may have been faster.
+                Chunk chunk = inbox.poll();
+                if (chunk != null) {
+                    return chunk;
+                }
+            }
+            throw new NoSuchElementException("the answer has ended");
         } finally {
             Reference.reachabilityFence(this);
         }
     }
 
-    /** Waits for the end; never throws for how it came. */
+    /** {@return how the request ended, waiting for it; never throws for how it came} */
     public Result result() {
         try {
-            return state.result();
+            return inbox.result();
         } finally {
             Reference.reachabilityFence(this);
         }
     }
 
-    /** The engine it runs on. */
+    /** {@return the engine it runs on} */
     public Engine engine() {
         return engine;
-    }
-
-    /** What the poll thread fills. */
-    private static final class State implements Core.Sink {
-        private final int limit;
-        private final StringBuilder text = new StringBuilder();
-        private int[] tokens = {};
-        private int nTokens;
-        private int unreadBytes;
-        private boolean overrun;
-        private Result result;
-        private YinianException error;
-
-        State(int limit) {
-            this.limit = limit;
-        }
-
-        @Override
-        public synchronized boolean output(String more, int bytes, int[] moreTokens) {
-            if (overrun) {
-                return true;
-            }
-            if (unreadBytes + bytes + 4L * moreTokens.length > limit) {
-                overrun = true;
-                return false;
-            }
-            unreadBytes += bytes + 4 * moreTokens.length;
-            text.append(more);
-            if (nTokens + moreTokens.length > tokens.length) {
-                tokens = Arrays.copyOf(tokens, Math.max(2 * tokens.length, nTokens + moreTokens.length));
-            }
-            System.arraycopy(moreTokens, 0, tokens, nTokens, moreTokens.length);
-            nTokens += moreTokens.length;
-            notifyAll();
-            return true;
-        }
-
-        @Override
-        public synchronized void end(Result ended, Status status, String message) {
-            result = overrun ? ended.with(Finish.OVERRUN, "") : ended;
-            if (!result.finish().isWhole()) {
-                error = new YinianException(overrun ? Status.OK : status, message, result);
-            }
-            notifyAll();
-        }
-
-        private boolean unread() {
-            return text.length() > 0 || nTokens > 0;
-        }
-
-        synchronized boolean await() {
-            while (!unread() && result == null) {
-                pause();
-            }
-            if (!unread() && error != null) {
-                throw error;
-            }
-            return unread();
-        }
-
-        synchronized Chunk take() {
-            if (!await()) {
-                throw new NoSuchElementException("the answer has ended");
-            }
-            Chunk chunk = new Chunk(text.toString(), Arrays.copyOf(tokens, nTokens));
-            text.setLength(0);
-            nTokens = 0;
-            unreadBytes = 0;
-            return chunk;
-        }
-
-        synchronized Result result() {
-            while (result == null) {
-                pause();
-            }
-            return result;
-        }
-
-        private void pause() {
-            try {
-                wait();
-            } catch (InterruptedException e) {
-                Thread.currentThread().interrupt();
-                throw (CancellationException) new CancellationException("interrupted while waiting for output").initCause(e);
-            }
-        }
     }
 }

@@ -1,6 +1,16 @@
 package ai.yinian;
 
-import java.io.File;
+import static ai.yinian.Checks.MODEL;
+import static ai.yinian.Checks.TEXT;
+import static ai.yinian.Checks.check;
+import static ai.yinian.Checks.config;
+import static ai.yinian.Checks.endless;
+import static ai.yinian.Checks.fails;
+import static ai.yinian.Checks.open;
+import static ai.yinian.Checks.read;
+import static ai.yinian.Checks.shortRequest;
+import static ai.yinian.Checks.waitIdle;
+
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -14,74 +24,31 @@ import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
 
-/** Tests against the real library, without a framework: exit status 0 is success. */
-public final class EngineTest {
-    private static final String MODEL = System.getenv("YINIAN_TEST_MODEL");
-    private static final String TEXT = "🦊\0é 一";
-
+/** Requests and their ends, against the real library. */
+final class EngineTest {
     private EngineTest() {}
 
-    private interface Test {
-        void run() throws Exception;
+    public static void aStreamSaysWhatTheWholeAnswerSays() {
+        streamsWhatItSaysWhole("mock:words", System.getenv("YINIAN_TEST_MOCK_TEXT"));
+        streamsWhatItSaysWhole(MODEL, System.getenv("YINIAN_TEST_MODEL_TEXT"));
     }
 
-    private static void check(boolean ok, Object... context) {
-        if (!ok) {
-            throw new AssertionError(List.of(context).toString());
-        }
-    }
-
-    private static YinianException fails(Test test) throws Exception {
-        try {
-            test.run();
-        } catch (YinianException e) {
-            return e;
-        }
-        throw new AssertionError("nothing was thrown");
-    }
-
-    private static Engine open(String model) {
-        return Engine.open("{\"model\": \"" + model + "\", \"log_level\": \"off\"}");
-    }
-
-    private static Request endless() {
-        return Request.prompt("hello").maxTokens(30000).ignoreEos();
-    }
-
-    private static Request shortRequest(int i) {
-        return Request.prompt("prompt " + i).maxTokens(40 + i).ignoreEos();
-    }
-
-    private static String read(Generation g) {
-        StringBuilder text = new StringBuilder();
-        g.forEachRemaining(chunk -> text.append(chunk.text()));
-        return text.toString();
-    }
-
-    private static void waitIdle(Engine engine) throws Exception {
-        for (int ms = 0;; ms++) {
-            Engine.Stats s = engine.stats();
-            if (s.waiting() + s.running() == 0 && s.blocksFree() == s.blocksTotal() && engine.openRequests() == 0) {
-                return;
-            }
-            check(ms < 10_000, "not idle", s, engine.openRequests());
-            Thread.sleep(1);
-        }
-    }
-
-    private static void aStreamSaysWhatTheWholeAnswerSays(String model, String expected) {
+    private static void streamsWhatItSaysWhole(String model, String expected) {
         try (Engine engine = open(model)) {
             Request r = Request.prompt("Once upon a time").maxTokens(48).temperature(0).ignoreEos().wantTokens();
             StringBuilder text = new StringBuilder();
             int tokens = 0;
+            Finish last = Finish.NONE;
             Generation g = engine.generate(r);
             while (g.hasNext()) {
                 Chunk c = g.next();
+                check(c.choice() == 0 && last == Finish.NONE && c.logprobs().isEmpty() && c.promptLogprobs().isEmpty(), c);
+                last = c.finish();
                 text.append(c.text());
                 tokens += c.tokens().length;
             }
             Result end = g.result();
-            check(end.finish() == Finish.LENGTH && end.completionTokens() == 48 && tokens == 48, end, tokens);
+            check(end.finish() == Finish.LENGTH && end.completionTokens() == 48 && tokens == 48 && last == Finish.LENGTH, end, tokens);
             check(!end.timeToFirst().isZero() && end.timeToFirst().compareTo(end.total()) <= 0, end);
             Result whole = engine.complete(r).join();
             check(whole.text().contentEquals(text) && !whole.text().isEmpty(), whole, text);
@@ -90,7 +57,7 @@ public final class EngineTest {
         }
     }
 
-    private static void errorsHaveAStatusAndAMessage() throws Exception {
+    public static void errorsHaveAStatusAndAMessage() throws Exception {
         YinianException e = fails(() -> Engine.open("{\"model\": \"mock:words\", \"max_num_seq\": 4}"));
         check(e.status() == Status.INVALID && e.getMessage().contains("max_num_seqs") && !e.mayRetry(), e);
         e = fails(() -> Engine.open("{\"model\": \"mock:words\", \"modél🦊\": 4}"));
@@ -116,7 +83,7 @@ public final class EngineTest {
         }
     }
 
-    private static void cancelEndsAStream() throws Exception {
+    public static void cancelEndsAStream() throws Exception {
         try (Engine engine = open("mock:words,delay_us=1000")) {
             Generation g = engine.generate(endless());
             check(!g.next().text().isEmpty());
@@ -143,7 +110,7 @@ public final class EngineTest {
         }
     }
 
-    private static void aThousandRequestsWithCancelsAmongThem() throws Exception {
+    public static void aThousandRequestsWithCancelsAmongThem() throws Exception {
         try (Engine engine = Engine.open("{\"model\": \"mock:words\", \"max_num_seqs\": 64}")) {
             List<Generation> streams = new ArrayList<>();
             List<CompletableFuture<Result>> futures = new ArrayList<>();
@@ -165,7 +132,7 @@ public final class EngineTest {
         }
     }
 
-    private static void aFailedEngineSaysSo() throws Exception {
+    public static void aFailedEngineSaysSo() throws Exception {
         try (Engine engine = Engine.open("{\"model\": \"mock:words,hang_step=20\", \"watchdog_ms\": 50}")) {
             YinianException e = fails(() -> read(engine.generate(endless())));
             check(e.status() == Status.DEVICE && e.finish() == Finish.ERROR && !e.getMessage().isEmpty(), e);
@@ -174,11 +141,7 @@ public final class EngineTest {
         }
     }
 
-    private static int openFiles() {
-        return new File("/proc/self/fd").list().length;
-    }
-
-    private static void aDeadlineEndsAStream() throws Exception {
+    public static void aDeadlineEndsAStream() throws Exception {
         try (Engine engine = open("mock:words,delay_us=1000")) {
             Generation g = engine.generate(endless().timeout(Duration.ofMillis(40)));
             check(fails(() -> read(g)).finish() == Finish.DEADLINE);
@@ -192,7 +155,7 @@ public final class EngineTest {
         }
     }
 
-    private static void fiftyStreamsAtOnceSayWhatOneSays() throws Exception {
+    public static void fiftyStreamsAtOnceSayWhatOneSays() throws Exception {
         ExecutorService pool = Executors.newFixedThreadPool(50);
         try (Engine engine = open("mock:words")) {
             List<Future<String>> streams = new ArrayList<>();
@@ -212,7 +175,7 @@ public final class EngineTest {
         }
     }
 
-    private static void closeUnderTrafficEndsEveryStream() throws Exception {
+    public static void closeUnderTrafficEndsEveryStream() throws Exception {
         Engine engine = Engine.open("{\"model\": \"mock:words,delay_us=1000\", \"max_num_seqs\": 8}");
         ExecutorService pool = Executors.newFixedThreadPool(20);
         CountDownLatch started = new CountDownLatch(20);
@@ -249,8 +212,8 @@ public final class EngineTest {
         check(fails(engine::stats).status() == Status.BAD_HANDLE);
     }
 
-    private static void anUnreadStreamIsOverrun() throws Exception {
-        try (Engine engine = Engine.open("{\"model\": \"mock:words\"}", 4096)) {
+    public static void anUnreadStreamIsOverrun() throws Exception {
+        try (Engine engine = Engine.open(config("mock:words", ""), new Engine.Options().maxUnreadBytes(4096))) {
             Generation g = engine.generate(endless());
             check(g.result().finish() == Finish.OVERRUN, g.result());
             String text = g.next().text();
@@ -261,16 +224,18 @@ public final class EngineTest {
         }
     }
 
-    private static void anyTextCrossesWhole() throws Exception {
+    public static void anyTextCrossesWhole() throws Exception {
         try (Engine engine = open("mock:words"); Tokenizer mock = engine.tokenizer(); Tokenizer demo = Tokenizer.open(MODEL)) {
             int[] ids = mock.encode(TEXT, true);
             check(ids.length == 11 && ids[0] == 0xf0 && ids[4] == 0, ids.length);
             check(mock.decode(ids).equals(TEXT) && mock.decode().isEmpty());
+            check(fails(() -> mock.encode("\ud83e", true)).status() == Status.INVALID);
             check(demo.decode(demo.encode(TEXT, false)).equals(TEXT));
             Result a = engine.complete(Request.prompt(TEXT).maxTokens(5)).join();
             Result b = engine.complete(Request.tokens(ids).maxTokens(5)).join();
             check(a.promptTokens() == 11 && a.text().equals(b.text()), a, b);
             Result stopped = engine.complete(endless().stopTexts(List.of(TEXT, "e")).stopTokens('z')).join();
+            check(a.choices().size() == 1 && a.choices().get(0).finish() == a.finish(), a);
             check(stopped.finish() == Finish.STOP && stopped.text().chars().noneMatch(c -> c == 'e' || c == 'z'), stopped);
             check(fails(() -> Request.prompt("lone \ud83e surrogate")).status() == Status.INVALID);
             check(fails(() -> Tokenizer.open("/no/such/model")).status() == Status.NOT_FOUND);
@@ -279,7 +244,7 @@ public final class EngineTest {
         }
     }
 
-    private static void whatIsForgottenIsCleanedUp() throws Exception {
+    public static void whatIsForgottenIsCleanedUp() throws Exception {
         try (Engine engine = open("mock:words,delay_us=1000")) {
             for (int i = 0; i < 1000; i++) {
                 engine.generate(endless());
@@ -293,23 +258,5 @@ public final class EngineTest {
         }
         // The engine is forgotten at once, and is freed when its last request has ended.
         check(open("mock:words").complete(shortRequest(1)).join().text().length() == 41);
-    }
-
-    public static void main(String[] args) throws Exception {
-        aStreamSaysWhatTheWholeAnswerSays("mock:words", System.getenv("YINIAN_TEST_MOCK_TEXT"));
-        aStreamSaysWhatTheWholeAnswerSays(MODEL, System.getenv("YINIAN_TEST_MODEL_TEXT"));
-        int files = openFiles();
-        errorsHaveAStatusAndAMessage();
-        aFailedEngineSaysSo();
-        aThousandRequestsWithCancelsAmongThem();
-        cancelEndsAStream();
-        aDeadlineEndsAStream();
-        fiftyStreamsAtOnceSayWhatOneSays();
-        closeUnderTrafficEndsEveryStream();
-        anUnreadStreamIsOverrun();
-        anyTextCrossesWhole();
-        check(openFiles() <= files, "descriptors are left open", files, openFiles());
-        whatIsForgottenIsCleanedUp();
-        System.out.println("ok");
     }
 }

@@ -1,0 +1,5 @@
+//go:build !race
+
+package yinian
+
+const raceDetector = false

@@ -1,0 +1,166 @@
+//! The C++ wrapper: by several compilers, with and without exceptions, under sanitizers.
+
+use super::server::{check, packages};
+use super::{Workshop, ask, root, run, skip};
+use std::path::PathBuf;
+use std::process::Command;
+
+const WARNINGS: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"];
+const TESTS: [&str; 4] = ["main.cpp", "nothrow.cpp", "wide.cpp", "dispatcher.cpp"];
+
+fn source(name: &str) -> PathBuf {
+    root().join("bindings/cpp").join(name)
+}
+
+/// `None`, and said aloud, where there is no C++ compiler, or none that can do `flag`.
+fn compiler(shop: &Workshop, what: &str, flag: &str) -> Option<Command> {
+    if ask("c++", &["--version"]).is_none() {
+        skip(what, "there is no C++ compiler, c++");
+        return None;
+    }
+    let (empty, program) = (shop.path("empty.cpp"), shop.path("empty"));
+    std::fs::write(&empty, "int main() {}\n").unwrap();
+    if ask("c++", &[flag, "-o", &program.display().to_string(), &empty.display().to_string()]).is_none() {
+        skip(what, &format!("c++ does not know {flag}"));
+        return None;
+    }
+    let mut command = Command::new("c++");
+    command.args(WARNINGS).args(["-std=c++17", flag]).arg(shop.include());
+    Some(command)
+}
+
+/// Builds tests with `flag` and returns the program.
+fn tests(shop: &Workshop, flags: &[&str], sources: &[&str]) -> Option<PathBuf> {
+    let program = shop.path("tests");
+    let mut command = compiler(shop, &format!("bindings/cpp with {}", flags[0]), flags[0])?;
+    run(command
+        .args(flags)
+        .args(["-g1", "-o"])
+        .arg(&program)
+        .args(sources.iter().map(|name| source("test").join(name)))
+        .args(shop.link())
+        .arg("-lyinian"));
+    Some(program)
+}
+
+#[test]
+fn cpp_headers() {
+    for compiler in ["g++", "clang++"] {
+        if ask(compiler, &["--version"]).is_none() {
+            skip(&format!("bindings/cpp with {compiler}"), "it is not there");
+            continue;
+        }
+        for standard in ["-std=c++17", "-std=c++20"] {
+            for exceptions in ["-fexceptions", "-fno-exceptions"] {
+                run(Command::new(compiler)
+                    .args(WARNINGS)
+                    .args([standard, exceptions, "-fsyntax-only", "-x", "c++"])
+                    .arg(format!("-I{}", root().join("include").display()))
+                    .arg(source("yinian.hpp")));
+            }
+        }
+    }
+}
+
+#[test]
+fn cpp() {
+    let shop = Workshop::new();
+    let Some(program) = tests(&shop, &["-fsanitize=address,undefined"], &TESTS) else { return };
+    assert_eq!(run(&mut shop.test(program)), "ok\n");
+}
+
+#[test]
+fn cpp_without_exceptions() {
+    let shop = Workshop::new();
+    let Some(program) = tests(&shop, &["-fno-exceptions"], &TESTS) else { return };
+    assert_eq!(run(&mut shop.test(program)), "ok\n");
+}
+
+/// Of the dispatcher alone: nothing else has threads. The sanitizer does not see into the library, whose own threads would be reported.
+#[test]
+fn cpp_under_the_thread_sanitizer() {
+    let shop = Workshop::new();
+    let Some(program) = tests(&shop, &["-fsanitize=thread", "-DDISPATCHER_ALONE"], &["dispatcher.cpp"]) else { return };
+    let suppressions = shop.path("suppressions");
+    std::fs::write(&suppressions, "called_from_lib:libyinian.so\n").unwrap();
+    let options = format!("suppressions={} halt_on_error=1", suppressions.display());
+    assert_eq!(run(shop.test(program).env("TSAN_OPTIONS", options)), "ok\n");
+}
+
+/// `part` of YINIAN_SOAK_SECONDS, which is 600 for a night's run and 15 without being set.
+fn soak(flag: &str, part: f64) {
+    let shop = Workshop::new();
+    let Some(mut command) = compiler(&shop, &format!("the C++ soak with {flag}"), flag) else { return };
+    let program = shop.path("soak");
+    let source = root().join("tests/bindings/cpp_soak.cpp");
+    run(command.args(["-g1", "-o"]).arg(&program).arg(source).args(shop.link()).arg("-lyinian"));
+    let seconds: f64 =
+        std::env::var("YINIAN_SOAK_SECONDS").map_or(15.0, |text| text.parse().expect("YINIAN_SOAK_SECONDS"));
+    let out = Command::new(program).arg(format!("{:.0}", seconds * part)).output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.ends_with("ok\n"), "{}: {said}{errors}", out.status);
+    println!("{flag}: {said}");
+}
+
+#[test]
+fn cpp_soak() {
+    soak("-fno-sanitize=all", 1.0);
+}
+
+#[test]
+fn cpp_soak_under_the_address_sanitizer() {
+    soak("-fsanitize=address", 0.5);
+}
+
+/// Builds examples/server-cpp file by file, as one command would take long.
+fn server(shop: &Workshop, compiler: impl Fn() -> Command + Sync + Copy + Send) -> PathBuf {
+    let source = |name: &str| root().join("examples/server-cpp").join(name).with_extension("cpp");
+    let object = |name: &str| shop.path(name).with_extension("o");
+    let files = [["connection"].as_slice(), &["server", "main"], &["answer", "request"]];
+    std::thread::scope(|scope| {
+        for some in files {
+            scope.spawn(move || {
+                some.iter()
+                    .for_each(|name| drop(run(compiler().arg("-c").arg(source(name)).arg("-o").arg(object(name)))))
+            });
+        }
+    });
+    let program = shop.path("server-cpp");
+    run(compiler()
+        .arg("-o")
+        .arg(&program)
+        .args(files.concat().into_iter().map(object))
+        .args(shop.link())
+        .arg("-lyinian"));
+    program
+}
+
+#[test]
+fn cpp_server() {
+    const DIR: &str = "examples/server-cpp";
+    let shop = Workshop::new();
+    let Some(_) = compiler(&shop, DIR, "-std=c++20") else { return };
+    let include = shop.include();
+    let compiler = || {
+        let mut command = Command::new("c++");
+        command
+            .args(WARNINGS)
+            .args(["-std=c++20", &include])
+            .arg(format!("-I{}", root().join("bindings/cpp").display()));
+        command
+    };
+    let probe = shop.path("probe.cpp");
+    std::fs::write(&probe, "#include <boost/beast/version.hpp>\n#include <nlohmann/json_fwd.hpp>\n").unwrap();
+    if !compiler().arg("-fsyntax-only").arg(&probe).output().unwrap().status.success() {
+        return skip(DIR, "there are no headers of Boost.Beast and nlohmann/json");
+    }
+    let program = server(&shop, compiler);
+    match packages("openai_client") {
+        Ok(client) => {
+            let page = root().join("examples/web/index.html");
+            let served = "-model {model} -addr {addr} -config {config} -web";
+            check(&format!("{} {served} {}", program.display(), page.display()), client);
+        }
+        Err(why) => skip(DIR, &why),
+    }
+}
