@@ -18,7 +18,7 @@
 
 namespace {
 
-const char* usage =
+const char* help =
     "usage: server-cpp [-model DIR] [-addr 127.0.0.1:8000] [-config JSON] [-web FILE] [-drain SECONDS]\n"
     "  -model   model directory, or mock:words\n"
     "  -addr    IP address and port to listen on\n"
@@ -31,7 +31,7 @@ std::map<std::string, std::string> parse_options(int argc, char** argv) {
       {"-model", ""}, {"-addr", "127.0.0.1:8000"}, {"-config", "{}"}, {"-web", ""}, {"-drain", "60"}};
   for (int i = 1; i < argc; i += 2) {
     const auto option = options.find(argv[i]);
-    if (option == options.end() || i + 1 == argc) throw std::invalid_argument(usage);
+    if (option == options.end() || i + 1 == argc) throw std::invalid_argument(help);
     option->second = argv[i + 1];
   }
   return options;
