@@ -95,6 +95,25 @@ fn compiler(root: &Path) -> Option<PathBuf> {
     candidates.into_iter().find(|path| path.is_file())
 }
 
+/// Those of `headers` that a source includes, or that one of them does.
+fn included<'a>(source: &[u8], headers: &'a [(PathBuf, Vec<u8>)]) -> Vec<&'a (PathBuf, Vec<u8>)> {
+    let mut found: Vec<&(PathBuf, Vec<u8>)> = Vec::new();
+    let mut texts = vec![source];
+    while let Some(text) = texts.pop() {
+        let text = String::from_utf8_lossy(text).into_owned();
+        for name in text.lines().filter_map(|line| line.trim().strip_prefix("#include \"")?.strip_suffix('"')) {
+            let header = headers.iter().find(|header| header.0.as_os_str() == name);
+            let header = header.unwrap_or_else(|| panic!("kernels/ has no {name}"));
+            if !found.iter().any(|other| other.0 == header.0) {
+                found.push(header);
+                texts.push(&header.1);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
 /// Images by file stem. Compiled ones are kept under the hash of all that went into them.
 fn compile(
     nvcc: &Path,
@@ -108,7 +127,8 @@ fn compile(
     for source in sources {
         let stem = source.file_stem().expect("a file").to_string_lossy().into_owned();
         let mut hash = DefaultHasher::new();
-        (&version, FLAGS, headers, std::fs::read(source).expect("a kernel")).hash(&mut hash);
+        let text = std::fs::read(source).expect("a kernel");
+        (&version, FLAGS, included(&text, headers), text).hash(&mut hash);
         let image = kept.join(format!("{stem}-{:016x}.fatbin", hash.finish()));
         images.push((stem, image.clone()));
         if image.is_file() {

@@ -5,6 +5,8 @@
 // the whole of k. One warp has tiles of 128 numbers of k copied into a ring, w's first ones while the launch in front is still
 // under way; two such blocks fit on a multiprocessor, so the next product's ring fills while this one ends. Eight warps multiply,
 // each one of a tile's eight steps of 16, and add up what they have at the end of a unit, in the order of warps.
+// Where k is long and columns are few, the blocks of a cluster have a unit each a part of k, and add up their results in the order
+// of parts.
 // Tiles are copied by the hardware (tensor maps) and swizzled by 128 bytes, so that ldmatrix meets no bank twice.
 // Instances: f16 and bf16 x up to 8 and up to 16 rows. Other architectures have empty bodies, which are never launched.
 #include "common.cuh"
@@ -23,6 +25,7 @@ struct FewParams {
   uint32_t wide;   // out is f32
   uint32_t pairs;  // rows of out are whole aligned pairs
   uint32_t stages;  // of the ring
+  uint32_t splits;  // of k, one a block of a cluster
 };
 static_assert(sizeof(FewParams) == 320, "mirrored in src/hal/cuda/ops/linear_few.rs");
 
@@ -34,6 +37,7 @@ struct FewShared {
   // Of each stage w's and x's columns 0..64, then columns 64..128; rows of 128 bytes.
   unsigned char ring[RING_BYTES];
   float reduced[REDUCED];
+  float2 part[16][STRIPS * 4];  // a block's sums of a unit, for its cluster
   uint64_t full[MAX_STAGES], free[MAX_STAGES];
 };
 
@@ -44,14 +48,17 @@ struct Few {
   const FewParams& p;
   FewShared& sh;
   const uint32_t warp, lane;
-  uint32_t first, last, steps;  // units of this block, tiles of a unit
+  uint32_t first, last;         // units of this block
+  uint32_t tile, steps;         // the first tile of its part of k, and how many it has
   uint32_t w_bytes;             // of half a tile
   float acc[STRIPS][4];
 
   __device__ Few(const FewParams& p, FewShared& sh) : p(p), sh(sh), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
     first = uint32_t(uint64_t(p.units) * blockIdx.x / gridDim.x);
     last = uint32_t(uint64_t(p.units) * (blockIdx.x + 1) / gridDim.x);
-    steps = (p.k + STEP - 1) / STEP;
+    const uint32_t all = (p.k + STEP - 1) / STEP;
+    tile = all * blockIdx.z / p.splits;
+    steps = all * (blockIdx.z + 1) / p.splits - tile;
     w_bytes = 8 * p.strips * ROW_BYTES;
   }
   __device__ unsigned char* half_of(uint32_t stage, uint32_t half) const {
@@ -62,13 +69,13 @@ struct Few {
     barrier_expect(&sh.full[stage], 2 * (w_bytes + ROWS * ROW_BYTES));
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
-      copy_box(half_of(stage, half), p.w_map, int(step * STEP + half * 64), int(unit * p.strips * 8), &sh.full[stage]);
+      copy_box(half_of(stage, half), p.w_map, int((tile + step) * STEP + half * 64), int(unit * p.strips * 8), &sh.full[stage]);
     }
   }
   __device__ void copy_x(uint32_t step, uint32_t stage) {
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
-      copy_box(half_of(stage, half) + w_bytes, p.x_map, int(step * STEP + half * 64), 0, &sh.full[stage]);
+      copy_box(half_of(stage, half) + w_bytes, p.x_map, int((tile + step) * STEP + half * 64), 0, &sh.full[stage]);
     }
   }
   // One thread: all tiles of the block, in order.
@@ -135,7 +142,8 @@ struct Few {
           sum.x += part.x;
           sum.y += part.y;
         }
-        store(row, (unit * p.strips + from + strip) * 8 + column, sum);
+        if (p.splits > 1) sh.part[row][(from + strip) * 4 + column / 2] = sum;
+        else store(row, (unit * p.strips + from + strip) * 8 + column, sum);
       }
       meet(1, 32 * WARPS);
     }
@@ -178,6 +186,23 @@ struct Few {
     }
   }
 
+  // The cluster's results of its unit.
+  __device__ void finish_cluster() {
+    meet_cluster();
+    const uint32_t pairs = p.strips * 4, threads = blockDim.x;
+    for (uint32_t i = blockIdx.z * threads + threadIdx.x; i < p.m * pairs; i += p.splits * threads) {
+      const uint32_t row = i / pairs, pair = i % pairs;
+      float2 sum = make_float2(0, 0);
+      for (uint32_t split = 0; split < p.splits; split++) {
+        const float2 part = load_of_cluster(shared_address(&sh.part[row][pair]), split);
+        sum.x += part.x;
+        sum.y += part.y;
+      }
+      store(row, first * p.strips * 8 + 2 * pair, sum);
+    }
+    meet_cluster();
+  }
+
   __device__ void run() {
     if (threadIdx.x == 0) {
       prefetch_map(p.w_map);
@@ -191,6 +216,8 @@ struct Few {
     __syncthreads();
     if (warp < WARPS) compute();
     else if (lane == 0) copy();
+    __syncwarp();
+    if (p.splits > 1) finish_cluster();
   }
 };
 
@@ -203,7 +230,7 @@ struct Few {
 #define YN_FEW_BODY(ROWS, T) wait_for_prior()
 #endif
 
-static_assert(sizeof(FewShared) + 1024 == 101632, "mirrored in src/hal/cuda/ops/linear_few.rs");
+static_assert(sizeof(FewShared) + 1024 == 105728, "mirrored in src/hal/cuda/ops/linear_few.rs");
 #define YN_FEW(ROWS, NAME, T)                                              \
   extern "C" __global__ void __launch_bounds__(THREADS, 2)                 \
       yn_linear_few_##ROWS##_##NAME(const __grid_constant__ FewParams p) { \

@@ -119,6 +119,13 @@ __device__ __forceinline__ void load_tiles_transposed(uint32_t (&r)[4], const vo
                : "memory");
 }
 
+// An 8 x 8 tile of two-byte numbers whose row lane / 4 a lane has two of, transposed.
+__device__ __forceinline__ uint32_t transposed(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // c += a * b for a 16 x 16 by row, b 16 x 8 by column, c 16 x 8.
 template <typename T>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);

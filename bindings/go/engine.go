@@ -23,6 +23,7 @@ import "C"
 import (
 	"encoding/json"
 	"iter"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -106,6 +107,8 @@ func (e *Engine) poll() {
 			for event := range events(buf, used) {
 				e.route(event)
 			}
+			// Who was woken runs here and now, rather than on a thread that has to be woken too.
+			runtime.Gosched()
 		case C.YN_E_TIMEOUT:
 		default:
 			e.abandon(check(status, nil))

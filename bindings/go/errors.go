@@ -81,7 +81,13 @@ func (f Finish) String() string {
 // whole says that the answer is.
 func (f Finish) whole() bool { return f == FinishEOS || f == FinishStop || f == FinishLength }
 
-func (f Finish) Error() string { return "yinian: the request ended early: " + f.String() }
+// Error is String's but of an early end: fmt prints an error as such.
+func (f Finish) Error() string {
+	if f.whole() || f == FinishNone {
+		return f.String()
+	}
+	return "yinian: the request ended early: " + f.String()
+}
 
 // Is equates FinishCancelled with context.Canceled, and FinishDeadline with context.DeadlineExceeded.
 func (f Finish) Is(target error) bool {

@@ -32,7 +32,7 @@ func Example() {
 		length += len(chunk.Text)
 	}
 	result, _ := stream.Result(context.Background())
-	fmt.Println(length, "bytes,", result.CompletionTokens, "tokens,", result.Finish.String())
+	fmt.Println(length, "bytes,", result.CompletionTokens, "tokens,", result.Finish)
 	// Output: 8 bytes, 8 tokens, length
 }
 

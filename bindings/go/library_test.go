@@ -161,6 +161,28 @@ func TestChunksAreAnIterator(t *testing.T) {
 	waitIdle(t, e)
 }
 
+func TestAllWhoWaitHearTheEnd(t *testing.T) {
+	e := open(t, "mock:words,delay_us=1000")
+	limit, stop := context.WithTimeout(background, 20*time.Second)
+	defer stop()
+	s := generate(t, e, background, Request{Prompt: "x", MaxTokens: Ptr(30), IgnoreEOS: true, FinalOnly: true})
+	var all sync.WaitGroup
+	for i := 0; i < 8; i++ {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			ctx := background
+			if i%2 == 0 {
+				ctx = limit
+			}
+			if _, err := s.All(ctx); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	all.Wait()
+}
+
 func TestPromptLogprobsAreOfThePromptsTokens(t *testing.T) {
 	e := open(t, demo(t))
 	tokenizer, err := e.Tokenizer()

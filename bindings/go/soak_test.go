@@ -161,8 +161,15 @@ func (k *soak) round(t *testing.T, seed int64) {
 	all.Wait()
 	if seed%2 != 0 {
 		waitIdle(t, k.engine)
-		if s, err := k.engine.Stats(); err != nil || s.Finished != k.accepted.Load() {
-			t.Error(s, err, k.accepted.Load(), "were accepted")
+		// The last DONE may be read before it is counted.
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			s, err := k.engine.Stats()
+			if err == nil && s.Finished == k.accepted.Load() {
+				break
+			}
+			if err != nil || time.Now().After(end) {
+				t.Fatal(s, err, k.accepted.Load(), "were accepted")
+			}
 		}
 	}
 	k.engine.Close()

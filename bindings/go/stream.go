@@ -54,7 +54,7 @@ type Stream struct {
 	engine *Engine
 	id     C.yn_request_id
 	limit  int           // bytes that may be unread
-	ready  chan struct{} // holds at most one: there is something to read
+	ready  chan struct{} // holds at most one: there is something to read, or the end
 	ended  chan struct{} // closed: result and err are set
 
 	mu      sync.Mutex
@@ -161,14 +161,25 @@ func (s *Stream) Next(ctx context.Context) (Chunk, error) {
 			return chunk, nil
 		}
 		if ended {
+			s.wake() // the next one who waits
 			return Chunk{}, err
+		}
+		if ctx.Done() == nil {
+			<-s.ready // costs less than a select
+			continue
 		}
 		select {
 		case <-s.ready:
-		case <-s.ended:
 		case <-ctx.Done():
 			return Chunk{}, ctx.Err()
 		}
+	}
+}
+
+func (s *Stream) wake() {
+	select {
+	case s.ready <- struct{}{}:
+	default:
 	}
 }
 
@@ -260,10 +271,7 @@ func (s *Stream) push(event *C.yn_event, text []byte) (over bool) {
 		}
 	}
 	s.mu.Unlock()
-	select {
-	case s.ready <- struct{}{}:
-	default:
-	}
+	s.wake()
 	return over
 }
 
@@ -329,6 +337,7 @@ func (s *Stream) finish(r Result, err error) {
 	close(s.ended)
 	forget := s.forget
 	s.mu.Unlock()
+	s.wake()
 	if forget != nil {
 		forget()
 	}

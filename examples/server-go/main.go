@@ -158,7 +158,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !ok:
 		err = &apiError{status: http.StatusNotFound, Message: "there is nothing at " + r.URL.Path, Type: "invalid_request_error"}
-	case r.Method != route.method:
+	case r.Method != route.method && !(r.Method == "HEAD" && route.method == "GET"):
 		w.Header().Set("allow", route.method)
 		err = &apiError{status: http.StatusMethodNotAllowed, Message: r.URL.Path + " takes " + route.method, Type: "invalid_request_error"}
 	default:

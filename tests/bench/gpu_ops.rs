@@ -2,16 +2,19 @@
 //! with random numbers. Each figure is the best of several rounds of many launches, recorded where the device records work,
 //! over weights that no cache holds; rates stand beside 4.3 TB/s and 790 TFLOP/s, what one NVIDIA H200 reaches.
 //!
-//! `cargo bench --bench gpu_ops -- [--device cuda] [--only TEXT] [linear] [attention] [layer] [tiny]`; `tiny` is for a look on
-//! any device, `--only` takes what has TEXT in its name. `layer` runs the ops of decoder layers one after the other, as a step
-//! does, and tells what each of them costs there: how much less time the layers take without it.
+//! `cargo bench --bench gpu_ops -- [--device cuda] [--only TEXT] [linear] [attention] [layer] [host] [tiny]`; `tiny` is for a
+//! look on any device, `--only` takes what has TEXT in its name. `layer` runs the ops of decoder layers one after the other, as
+//! a step does, and tells what each of them costs there: how much less time the layers take without it. `host` tells what the
+//! calls cost that enqueue such layers as one recording, between an upload and a download.
+
+mod layers;
 
 use std::sync::Arc;
 use std::time::Instant;
 use yinian::base::DType;
 use yinian::base::config::NumericMode;
 use yinian::base::rng::SplitMix64;
-use yinian::hal::ops::{Activation, KvLayer, PagedAttention, RopeWriteKv};
+use yinian::hal::ops::{KvLayer, PagedAttention};
 use yinian::hal::registry::{self, DeviceOptions};
 use yinian::hal::{Device, Matrix, RandomRows, Stream, Tensor};
 
@@ -294,120 +297,12 @@ fn attention(device: &str, only: &str, tiny: bool) {
     print(&batches.iter().map(work).collect::<Vec<_>>(), &times);
 }
 
-/// Layers of decodes of `rows` sequences with `context` keys each.
-struct Layers {
-    name: &'static str,
-    hidden: usize,
-    heads: (usize, usize, usize),
-    inner: usize,
-    layers: usize,
-}
-
-const LAYERS: [Layers; 2] = [
-    Layers { name: "s8", hidden: 4096, heads: (32, 8, 128), inner: 14_336, layers: 32 },
-    Layers { name: "s05", hidden: 896, heads: (14, 2, 64), inner: 4864, layers: 24 },
-];
-const TINY_LAYERS: Layers = Layers { name: "tiny", hidden: 64, heads: (4, 2, 16), inner: 128, layers: 2 };
-const STAGES: [&str; 9] = ["norm", "qkv", "rope", "attention", "out", "norm", "gate, up", "activation", "down"];
-
-/// Microseconds of all layers, whole and without each of [`STAGES`].
-fn layer_times(bench: &Bench, l: &Layers, rows: usize, context: usize) -> Vec<f64> {
-    let (heads, kv_heads, dim) = l.heads;
-    let (queries, qkv_cols) = (heads * dim, (heads + 2 * kv_heads) * dim);
-    let matrix = |n, k| {
-        let rows = RandomRows { rows: n, seed: 1, width: 0.05 };
-        bench.device.random_matrix(&[rows], k, DType::Bf16).expect("memory")
-    };
-    let weights: Vec<[Matrix; 4]> = (0..l.layers)
-        .map(|_| {
-            let gate_up = matrix(2 * l.inner, l.hidden);
-            [matrix(qkv_cols, l.hidden), matrix(l.hidden, queries), gate_up, matrix(l.hidden, l.inner)]
-        })
-        .collect();
-    let blocks = context.div_ceil(BLOCK);
-    let block_bytes = l.layers * 2 * kv_heads * dim * BLOCK * 2;
-    let pool = bench.device.alloc(rows * blocks * block_bytes).expect("memory");
-    let pool = Tensor::new(pool, 0, rows * blocks, block_bytes, DType::U8);
-    let ints = |values: Vec<i32>, cols| bench.ints(&values, cols);
-    let starts = ints((0..=rows as i32).collect(), 1);
-    let (lens, positions) = (ints(vec![context as i32; rows], 1), ints(vec![context as i32 - 1; rows], 1));
-    let tables = ints((0..(rows * blocks) as i32).collect(), blocks);
-    let slots = ints((0..rows).map(|r| (r * blocks * BLOCK + context - 1) as i32).collect(), 1);
-    let floats = |rows: usize, cols| bench.upload(&numbers(rows * cols, DType::F32), rows, cols, DType::F32);
-    let (rope, weight) = (floats(context, dim), floats(1, l.hidden));
-    let [x, residual] = [0; 2].map(|_| bench.acts(rows, l.hidden));
-    let (qkv, attended) = (bench.acts(rows, qkv_cols), bench.acts(rows, queries));
-    let (gate_up, inner) = (bench.acts(rows, 2 * l.inner), bench.acts(rows, l.inner));
-    let layer = |i: usize, without: usize| {
-        let (s, kv) = (bench.stream.as_ref(), |layer| KvLayer {
-            pool: &pool,
-            layer,
-            layers: l.layers,
-            kv_heads,
-            head_dim: dim,
-            block_size: BLOCK,
-            dtype: DType::Bf16,
-        });
-        let [w_qkv, w_out, w_gate_up, w_down] = &weights[i];
-        let turn =
-            RopeWriteKv { qkv: &qkv, positions: &positions, slots: &slots, rope: &rope, heads, norms: None, kv: kv(i) };
-        let attend = PagedAttention {
-            out: &attended,
-            qkv: &qkv,
-            starts: &starts,
-            context_lens: &lens,
-            tables: &tables,
-            scale: 1.0 / (dim as f32).sqrt(),
-            soft_cap: None,
-            window: None,
-            heads,
-            singles: rows,
-            kv: kv(i),
-        };
-        let stages: [&dyn Fn() -> yinian::base::Result<()>; 9] = [
-            &|| s.add_rms_norm(&x, &residual, &x, &weight, 1e-5),
-            &|| s.linear(&qkv, &x, w_qkv, None),
-            &|| s.rope_write_kv(&turn),
-            &|| s.paged_attention(&attend),
-            &|| s.linear(&x, &attended, w_out, None),
-            &|| s.add_rms_norm(&x, &residual, &x, &weight, 1e-5),
-            &|| s.linear(&gate_up, &x, w_gate_up, None),
-            &|| s.act_mul(&inner, &gate_up, Activation::Silu),
-            &|| s.linear(&x, &inner, w_down, None),
-        ];
-        stages.iter().enumerate().filter(|s| s.0 != without).for_each(|s| s.1().expect("an op"));
-    };
-    let variants = std::iter::once(usize::MAX).chain(0..STAGES.len());
-    variants.map(|without| bench.time(1, &mut || (0..l.layers).for_each(|i| layer(i, without)))).collect()
-}
-
-fn layers(device: &str, only: &str, tiny: bool) {
-    let bench = Bench::open(device, NumericMode::Fast);
-    print!("{:<22} {:>9} {:>9}", "us of a layer", "all, us", "a layer");
-    STAGES.iter().for_each(|stage| print!(" {stage:>10}"));
-    println!();
-    let shapes: &[Layers] = if tiny { &[TINY_LAYERS] } else { &LAYERS };
-    for shape in shapes {
-        for rows in if tiny { vec![2] } else { vec![1, 8, 32, 64, 256] } {
-            let name = format!("{} decode {rows} x 600", shape.name);
-            if !name.contains(only) {
-                continue;
-            }
-            let times = layer_times(&bench, shape, rows, 600);
-            let of_layer = |us: f64| us / shape.layers as f64;
-            print!("{name:<22} {:>9.1} {:>9.2}", times[0], of_layer(times[0]));
-            times[1..].iter().for_each(|us| print!(" {:>10.2}", of_layer(times[0] - us)));
-            println!();
-        }
-    }
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let option = |name: &str| arguments.iter().position(|a| a == name).map(|i| arguments[i + 1].as_str());
     let (device, only) = (option("--device").unwrap_or("auto"), option("--only").unwrap_or(""));
     let named = |name: &str| arguments.iter().any(|a| a == name);
-    let all = !["linear", "attention", "layer"].iter().any(|name| named(name));
+    let all = !["linear", "attention", "layer", "host"].iter().any(|name| named(name));
     println!("{}", Bench::open(device, NumericMode::Fast).device.caps().description);
     if all || named("linear") {
         products(device, only, named("tiny"));
@@ -416,6 +311,9 @@ fn main() {
         attention(device, only, named("tiny"));
     }
     if all || named("layer") {
-        layers(device, only, named("tiny"));
+        layers::stages(device, only, named("tiny"));
+    }
+    if all || named("host") {
+        layers::calls(device, only, named("tiny"));
     }
 }

@@ -152,6 +152,11 @@ pub(crate) fn few<T>(items: impl IntoIterator<Item = T>, every: usize) -> impl I
     cut(items, every, &["smallest"])
 }
 
+/// Whether lengths are those for race checkers, too: as short as still reaches every path.
+pub(crate) fn smallest() -> bool {
+    std::env::var("YN_CONFORMANCE").is_ok_and(|setting| setting == "smallest")
+}
+
 fn cut<T>(items: impl IntoIterator<Item = T>, every: usize, settings: &[&str]) -> impl Iterator<Item = T> {
     let setting = std::env::var("YN_CONFORMANCE").unwrap_or_default();
     assert!(["", "small", "smallest"].contains(&setting.as_str()), "YN_CONFORMANCE={setting}: not small, not smallest");

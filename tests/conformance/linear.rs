@@ -43,6 +43,34 @@ pub(crate) fn edges(kit: &Kit) {
     }
 }
 
+/// Few rows over vectors, which some devices have a kernel of their own for: columns and rows at the borders of its strips, and
+/// sums that fill its ring of stages once and more often.
+pub(crate) fn few_rows(kit: &Kit) {
+    const SHAPES: [(usize, usize); 12] = [
+        (1, 8),
+        (33, 16),
+        (129, 520),
+        (257, 712),
+        (1000, 192),
+        (1152, 896),
+        (896, 2048),
+        (4225, 136),
+        (896, 4864),
+        (33, 2056),
+        (130, 3592),
+        (500, 4096),
+    ];
+    for dtype in dtypes(kit) {
+        for (n, k) in some(SHAPES, 2) {
+            let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
+            let matrix = kit.matrix(&[n], k, &w, dtype);
+            for m in some([1, 2, 8, 9, 16, 7, 15, 4], 2) {
+                edge(kit, &w, &matrix, (m, n, k, dtype));
+            }
+        }
+    }
+}
+
 /// One product, into logits where the number of rows is even. Of large ones some elements are compared, over all rows and
 /// columns.
 fn edge(kit: &Kit, w: &[f32], matrix: &yinian::hal::Matrix, (m, n, k, dtype): (usize, usize, usize, DType)) {

@@ -7,6 +7,7 @@ mod attention;
 mod invariance;
 mod kit;
 mod linear;
+mod many;
 mod rows;
 mod rowwise;
 mod sample;
@@ -67,9 +68,11 @@ const TABLE: &[Case] = &[
     ("mask_logits", rowwise::mask_logits),
     ("linear", linear::all),
     ("linear: edges", linear::edges),
+    ("few rows: linear", linear::few_rows),
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),
+    ("attention: many sequences", many::sequences),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),

@@ -35,8 +35,10 @@ const fn decode_shared(dim: usize) -> u32 {
     ((128 * stages * stride + DECODE_ROWS * (dim + 8)) * 2 + 1408) as u32
 }
 
-/// Decodes in mode `fast`: head dimensions, blocks that a multiprocessor holds, shared memory of a block without its items.
-const STREAMS: [(usize, u32, u32); 2] = [(64, 3, 70_404), (128, 2, 100_868)];
+/// Decodes in mode `fast`: head dimensions, query heads of a row of work, blocks that a multiprocessor holds, shared memory of a
+/// block without its items.
+const STREAMS: [(usize, usize, u32, u32); 4] =
+    [(64, 8, 3, 63_876), (64, 16, 3, 69_892), (128, 8, 2, 91_396), (128, 16, 2, 100_356)];
 /// Fewest tokens of their KV blocks.
 const STREAM_BLOCK: usize = 16;
 /// Shared memory of the items of a launch.
@@ -75,8 +77,8 @@ struct Tensor {
     dtype: DType,
     dim: usize,
     decode: Kernel,
-    /// With the blocks that a multiprocessor holds, and their shared memory.
-    stream: Option<(Kernel, u32, u32)>,
+    /// By rising rows.
+    streams: Vec<StreamKernel>,
     prefill: Kernel,
     prefill_rows: usize,
     prefill_shared: u32,
@@ -84,6 +86,16 @@ struct Tensor {
     prefill_merge: Kernel,
     /// Prefills in the order of decodes, where heads are short enough.
     ordered: Option<Kernel>,
+}
+
+/// The kernel of decodes in mode `fast` for up to so many query heads of a key head at once.
+#[derive(Debug)]
+struct StreamKernel {
+    kernel: Kernel,
+    rows: usize,
+    /// That one multiprocessor holds.
+    blocks: u32,
+    shared_bytes: u32,
 }
 
 /// Rows of a tile of the ordered kernel, and threads of its block.
@@ -107,10 +119,12 @@ impl Kernels {
                 };
                 let prefill_shared = prefill_shared(dim, prefill_rows, keys);
                 let decode = load("decode", decode_shared(dim) + PLAN_BYTES)?;
-                let stream = STREAMS.iter().find(|s| s.0 == dim);
-                let stream = stream
-                    .map(|&(_, blocks, shared)| Ok((load("stream", shared + LINE_BYTES)?, blocks, shared)))
-                    .transpose()?;
+                let streams = STREAMS.iter().filter(|s| s.0 == dim).map(|&(_, rows, blocks, shared_bytes)| {
+                    let name = format!("yn_attention_stream{rows}_{dim}_{}", short_name(dtype));
+                    let kernel = modules.kernel_with_shared("attention_stream", &name, shared_bytes + LINE_BYTES)?;
+                    Ok(StreamKernel { kernel, rows, blocks, shared_bytes })
+                });
+                let streams = streams.collect::<Result<_>>()?;
                 let prefill = load("prefill", prefill_shared)?;
                 let merge = format!("yn_attention_prefill_merge_{}", short_name(dtype));
                 let prefill_merge = modules.kernel_with_shared("attention_prefill", &merge, 0)?;
@@ -119,7 +133,7 @@ impl Kernels {
                     dtype,
                     dim,
                     decode,
-                    stream,
+                    streams,
                     prefill,
                     prefill_rows,
                     prefill_shared,
@@ -351,7 +365,11 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
     // Where each query head has keys of its own, rows are short and end often: the other kernel is faster there.
     let size = args.kv.block_size;
     let shares = args.heads > args.kv.kv_heads && !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
-    if let Some(stream) = kernels.tensor(args).filter(|_| shares).and_then(|tensor| tensor.stream.as_ref()) {
+    let streams = kernels.tensor(args).filter(|_| shares).map_or(&[][..], |tensor| &tensor.streams);
+    let ratio = args.heads / args.kv.kv_heads;
+    let slices = |stream: &StreamKernel| args.kv.kv_heads * ratio.div_ceil(stream.rows);
+    let most = |stream: &&StreamKernel| slices(stream) <= (s.sm_count() * stream.blocks) as usize;
+    if let Some(stream) = streams.iter().find(|stream| ratio <= stream.rows).or(streams.last()).filter(most) {
         return streamed(s, params, (stream, from, to));
     }
     let chosen = choose(kernels, args)?;
@@ -388,12 +406,8 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
 }
 
 /// The same in mode `fast`, where blocks share all keys evenly.
-fn streamed(
-    s: &CudaStream,
-    mut params: Params,
-    (&(ref kernel, blocks, shared_bytes), from, to): (&(Kernel, u32, u32), usize, usize),
-) -> Result<()> {
-    let grid = s.sm_count() * blocks;
+fn streamed(s: &CudaStream, mut params: Params, (stream, from, to): (&StreamKernel, usize, usize)) -> Result<()> {
+    let grid = s.sm_count() * stream.blocks;
     let (workspace, _) = s.workspace();
     params.plan = s.counters();
     params.limits = workspace;
@@ -401,7 +415,7 @@ fn streamed(
     for first in (from..to).step_by(MAX_ITEMS) {
         params.first_item = small(first);
         params.items = small(MAX_ITEMS.min(to - first));
-        s.launch(kernel, [grid, 1, 1], BLOCK, shared_bytes + 4 * (params.items + 1), &params)?;
+        s.launch(&stream.kernel, [grid, 1, 1], BLOCK, stream.shared_bytes + 4 * (params.items + 1), &params)?;
     }
     Ok(())
 }

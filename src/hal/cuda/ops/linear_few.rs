@@ -12,17 +12,22 @@ use crate::hal::{MatrixStorage, Tensor};
 /// Most rows of each kernel.
 const KERNELS: [usize; 2] = [8, 16];
 /// Shared memory of a block, that of its ring, and most stages in it.
-const SHARED: u32 = 101_632;
+const SHARED: u32 = 105_728;
 const RING_BYTES: usize = 80 << 10;
 const MAX_STAGES: usize = 16;
 /// Bytes of a row of a stage: 128 numbers of k.
 const STAGE_ROW: usize = 256;
 /// Threads of a block.
 const BLOCK: u32 = 288;
-/// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, whose blocks share the device better with what
-/// stands between two products (layers of an 8B model: 137 us against 151).
+/// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, but where each block has one unit of a large one: its
+/// ring fills while a norm or an activation runs (layers of an 8B model at one row: 135 us with cuBLASLt, 129 with qkv here, 133 with
+/// down, 136 with out, 139 with gate and up).
 const MOST_WEIGHTS: usize = 1 << 24;
 const MOST_K: usize = 2048;
+/// Parts of longer sums, for as many blocks that form a cluster, where the ring then holds most of a block's share.
+const SPLITS: [usize; 3] = [2, 4, 8];
+/// Numbers of k of a stage.
+const STEP: usize = 128;
 /// Columns of a strip, and most strips of a unit.
 const STRIP: usize = 8;
 const STRIPS: usize = 8;
@@ -43,6 +48,7 @@ struct Params {
     wide: u32,
     pairs: u32,
     stages: u32,
+    splits: u32,
 }
 const _: () = assert!(size_of::<Params>() == 320);
 
@@ -62,8 +68,7 @@ impl Few {
 pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
     !s.kernels().few.0.is_empty()
         && (1..=KERNELS[KERNELS.len() - 1]).contains(&x.rows())
-        && w.rows() * w.cols() <= MOST_WEIGHTS
-        && x.cols() <= MOST_K
+        && cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).is_some()
         && x.dtype() != DType::F32
         && x.cols().is_multiple_of(VECTOR)
         && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
@@ -77,10 +82,10 @@ pub(in crate::hal::cuda) fn linear(
     bias: Option<&Tensor>,
 ) -> Result<()> {
     let (m, n, k) = (x.rows(), w.rows(), x.cols());
-    let Some(index) = KERNELS.iter().position(|rows| m <= *rows).filter(|_| n > 0) else { return Ok(()) };
-    let rows = KERNELS[index];
     let blocks = s.sm_count() as usize;
-    let strips = strips(n, blocks);
+    let Some(index) = KERNELS.iter().position(|rows| m <= *rows).filter(|_| n > 0) else { return Ok(()) };
+    let Some(Cut { strips, splits }) = cut(m, (n, k), blocks) else { return Ok(()) };
+    let rows = KERNELS[index];
     let units = n.div_ceil(STRIP * strips);
     let params = Params {
         w_map: tensor_map::new(w.addr(), x.dtype(), (n, k), small(STRIP * strips))?,
@@ -95,9 +100,37 @@ pub(in crate::hal::cuda) fn linear(
         wide: u32::from(out.dtype() == DType::F32),
         pairs: u32::from(n.is_multiple_of(2) && out.addr().is_multiple_of(8)),
         stages: small((RING_BYTES / (STAGE_ROW * (STRIP * strips + rows))).min(MAX_STAGES)),
+        splits: small(splits),
     };
     let kernel = s.kernels().few.0[index].of(x.dtype());
-    s.launch(kernel, [small(units.min(blocks)), 1, 1], BLOCK, SHARED, &params)
+    let grid = [small(units.min(blocks)), 1, small(splits)];
+    s.launch_clusters(kernel, grid, (BLOCK, SHARED, small(splits)), &params)
+}
+
+/// How a product is cut: strips of a unit, and parts of k.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    strips: usize,
+    splits: usize,
+}
+
+/// None where cuBLASLt is as fast.
+fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
+    let large = n * k > MOST_WEIGHTS;
+    let one_unit = m <= KERNELS[0] && n.div_ceil(STRIP).div_ceil(blocks) <= STRIPS;
+    if if large { one_unit } else { k <= MOST_K } {
+        return Some(Cut { strips: strips(n, blocks), splits: 1 });
+    }
+    if large {
+        return None;
+    }
+    let rows = *KERNELS.iter().find(|rows| m <= **rows)?;
+    let cuts = SPLITS.iter().filter_map(|&splits| {
+        let strips = n.div_ceil(STRIP).div_ceil(blocks / splits);
+        let bytes = k.div_ceil(STEP).div_ceil(splits) * STAGE_ROW * (STRIP * strips + rows);
+        (strips <= STRIPS && bytes <= RING_BYTES * 5 / 4).then_some((bytes, Cut { strips, splits }))
+    });
+    cuts.min_by_key(|cut| cut.0).map(|cut| cut.1)
 }
 
 /// Strips of a unit: all that a block has, or so many that no block has many more than another, and the more the better.
@@ -113,6 +146,21 @@ fn strips(n: usize, blocks: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_sums_are_cut_where_a_ring_holds_most_of_a_share() {
+        assert_eq!(cut(1, (896, 4864), 132), Some(Cut { strips: 7, splits: 8 }));
+        assert_eq!(cut(16, (896, 4864), 132), Some(Cut { strips: 7, splits: 8 }));
+        assert_eq!(cut(4, (896, 896), 132), Some(Cut { strips: 1, splits: 1 }));
+        // An 8B model's: qkv and down at few rows; out, gate and up, the head.
+        for (m, shape, strips) in [(1, (6144, 4096), Some(6)), (8, (4096, 14_336), Some(4)), (9, (4096, 14_336), None)]
+        {
+            assert_eq!(cut(m, shape, 132), strips.map(|strips| Cut { strips, splits: 1 }), "{m} {shape:?}");
+        }
+        for shape in [(4096, 4096), (28_672, 4096), (128_256, 4096)] {
+            assert_eq!(cut(1, shape, 132), None, "{shape:?}");
+        }
+    }
 
     #[test]
     fn units_spread_columns_evenly() {

@@ -145,7 +145,11 @@ final class Core implements Runnable {
     }
 
     private void end(Sink sink, Result result, Status status, String message) {
-        sink.end(result, status, message);
+        try {
+            sink.end(result, status, message);
+        } catch (Throwable t) {
+            Serial.report(t);
+        }
         wake(sink);
     }
 

@@ -2,8 +2,10 @@ package ai.yinian;
 
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.OutputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.util.Locale;
 
@@ -12,6 +14,8 @@ final class NativeLibrary {
     private static final String GLUE = "libyinian_jni.so";
     /** The glue looks for it beside itself. */
     private static final String LIBRARY = "libyinian.so.0.1";
+
+    private static final int PIECE_BYTES = 1 << 20;
 
     private NativeLibrary() {}
 
@@ -68,7 +72,13 @@ final class NativeLibrary {
             if (in == null) {
                 throw new IOException("the jar has no " + resource(file));
             }
-            Files.copy(in, to);
+            // In large pieces: a JVM that starts copies slowly.
+            byte[] piece = new byte[PIECE_BYTES];
+            try (OutputStream out = Files.newOutputStream(to, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE)) {
+                for (int n = in.read(piece); n > 0; n = in.read(piece)) {
+                    out.write(piece, 0, n);
+                }
+            }
         }
         return to;
     }

@@ -4,12 +4,14 @@ import io.netty.buffer.ByteBufUtil;
 import io.netty.channel.ChannelHandlerContext;
 import io.netty.channel.ChannelInboundHandlerAdapter;
 import io.netty.channel.ChannelInitializer;
+import io.netty.channel.ChannelPipeline;
 import io.netty.channel.socket.SocketChannel;
 import io.netty.handler.codec.http.FullHttpRequest;
 import io.netty.handler.codec.http.HttpMessage;
 import io.netty.handler.codec.http.HttpObjectAggregator;
 import io.netty.handler.codec.http.HttpServerCodec;
 import io.netty.handler.codec.http.HttpServerKeepAliveHandler;
+import io.netty.handler.codec.http.HttpUtil;
 import io.netty.handler.timeout.IdleStateEvent;
 import io.netty.handler.timeout.IdleStateHandler;
 import io.netty.handler.timeout.WriteTimeoutHandler;
@@ -53,9 +55,13 @@ final class Connection extends ChannelInboundHandlerAdapter {
 
         @Override
         protected void handleOversizedMessage(ChannelHandlerContext ctx, HttpMessage oversized) {
-            ApiError error = ApiError.http(413, "the body is larger than " + MOST_BODY_BYTES + " bytes");
-            new Exchange(ctx, oversized.headers().get("x-request-id"), () -> {}).fail(error);
-            ctx.channel().close();
+            Exchange.refuse(ctx, oversized, ApiError.http(413, "the body is larger than " + MOST_BODY_BYTES + " bytes"));
+        }
+
+        /** Of a client that asks before it sends: it is told in {@link #handleOversizedMessage}. */
+        @Override
+        protected Object newContinueResponse(HttpMessage start, int most, ChannelPipeline pipeline) {
+            return HttpUtil.getContentLength(start, 0L) > most ? null : super.newContinueResponse(start, most, pipeline);
         }
     }
 
@@ -63,7 +69,11 @@ final class Connection extends ChannelInboundHandlerAdapter {
     public void channelRead(ChannelHandlerContext ctx, Object message) {
         FullHttpRequest request = (FullHttpRequest) message;
         try {
-            if (request.decoderResult().isFailure() || waiting.size() >= MOST_PIPELINED) {
+            if (request.decoderResult().isFailure()) {
+                Exchange.refuse(ctx, request, ApiError.http(400, "this is no HTTP: " + request.decoderResult().cause().getMessage()));
+                return;
+            }
+            if (waiting.size() >= MOST_PIPELINED) {
                 ctx.close();
                 return;
             }

@@ -6,12 +6,14 @@ import io.netty.handler.codec.http.DefaultFullHttpResponse;
 import io.netty.handler.codec.http.DefaultHttpContent;
 import io.netty.handler.codec.http.DefaultHttpResponse;
 import io.netty.handler.codec.http.HttpHeaders;
+import io.netty.handler.codec.http.HttpMessage;
 import io.netty.handler.codec.http.HttpResponse;
 import io.netty.handler.codec.http.HttpResponseStatus;
 import io.netty.handler.codec.http.HttpUtil;
 import io.netty.handler.codec.http.HttpVersion;
 import io.netty.handler.codec.http.LastHttpContent;
 import java.nio.charset.StandardCharsets;
+import java.util.HexFormat;
 import java.util.Map;
 import java.util.concurrent.ThreadLocalRandom;
 
@@ -31,9 +33,15 @@ final class Exchange {
         this.ended = ended;
     }
 
+    /** Answers what cannot be served, and closes the connection. */
+    static void refuse(ChannelHandlerContext connection, HttpMessage request, ApiError error) {
+        new Exchange(connection, request.headers().get("x-request-id"), connection::close).fail(error);
+    }
+
     static String newId(String prefix) {
         ThreadLocalRandom random = ThreadLocalRandom.current();
-        return String.format("%s%016x%08x", prefix, random.nextLong(), random.nextInt());
+        HexFormat hex = HexFormat.of();
+        return prefix + hex.toHexDigits(random.nextLong()) + hex.toHexDigits(random.nextInt());
     }
 
     void answer(int status, Map<String, ?> body) {

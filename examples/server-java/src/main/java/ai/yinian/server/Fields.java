@@ -1,5 +1,7 @@
 package ai.yinian.server;
 
+import com.fasterxml.jackson.core.JsonProcessingException;
+import java.io.IOException;
 import java.math.BigInteger;
 import java.util.ArrayList;
 import java.util.HashSet;
@@ -23,7 +25,9 @@ final class Fields {
     static Fields of(byte[] body) throws ApiError {
         try {
             return new Fields(Json.object(body), "");
-        } catch (java.io.IOException e) {
+        } catch (JsonProcessingException e) {
+            throw ApiError.invalid(null, "the body is not a JSON object: %s", e.getOriginalMessage());
+        } catch (IOException e) {
             throw ApiError.invalid(null, "the body is not a JSON object: %s", e.getMessage());
         }
     }

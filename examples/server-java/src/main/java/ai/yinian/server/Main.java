@@ -17,6 +17,7 @@ import java.time.Duration;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.CompletionException;
 
 /**
  * An HTTP server with OpenAI's API over one model.
@@ -29,8 +30,9 @@ import java.util.Set;
  *
  * SIGTERM refuses new requests, lets those that run finish, and exits with 0.
  *
- * <p>Started once with {@code -XX:ArchiveClassesAtExit=server.jsa}, asked something and ended, it starts in two thirds of the time with
- * {@code -XX:SharedArchiveFile=server.jsa}.
+ * <p>Started once with {@code -XX:ArchiveClassesAtExit=server.jsa}, asked something and ended, it starts with
+ * {@code -XX:SharedArchiveFile=server.jsa} in half the time, and with {@code -XX:TieredStopAtLevel=1}, which makes less of long runs, in
+ * less than that.
  */
 public final class Main {
     private static final Set<String> OPTIONS = Set.of("-model", "-addr", "-config", "-web", "-drain");
@@ -87,7 +89,7 @@ public final class Main {
 
     private static Channel listen(Server server, String address) throws IOException {
         int colon = address.lastIndexOf(':');
-        if (colon < 0) {
+        if (colon < 0 || !address.substring(colon + 1).matches("[0-9]{1,5}")) {
             throw new IllegalArgumentException("-addr is " + address + "; expected HOST:PORT");
         }
         InetSocketAddress at = new InetSocketAddress(address.substring(0, colon), Integer.parseInt(address.substring(colon + 1)));
@@ -105,7 +107,7 @@ public final class Main {
             server.loaded(model);
             System.err.println("serving " + model.name());
         } catch (Throwable t) {
-            System.err.println(t.getMessage());
+            System.err.println((t instanceof CompletionException && t.getCause() != null ? t.getCause() : t).getMessage());
             // Without the hook, which drains.
             Runtime.getRuntime().halt(1);
         }
