@@ -8,7 +8,6 @@ use std::path::PathBuf;
 const WITHOUT: &[(&str, &str, &str)] = &[
     ("*", "yn_buf_free", "called inside, behind every copy"),
     ("C++", "yn_tokenizer_free", "called inside, by the destructor"),
-    ("C++", "yn_status_name", "called inside, for an error without a message"),
     ("Go", "yn_engine_fd", "the engine's goroutine polls"),
     ("Go", "yn_engine_wake", "the engine's goroutine polls"),
     ("Go", "yn_queue_create", "called inside, by LogTo: goroutines need no queue each"),

@@ -94,6 +94,7 @@ static void an_engine_tells_about_itself(const std::string& model) {
   const auto plan = yinian::try_plan_memory(json_of(model));
   CHECK(plan && plan->front() == '{' && plan->find("weights") != std::string::npos);
   CHECK(yinian::try_plan_memory(json_of("/no/such/model")).error().status() == Status::not_found);
+  CHECK(yinian::status_name(Status::busy) == std::string_view("YN_E_BUSY"));
   CHECK(yinian::version() >> 16 == 1 && yinian::build_info().find("\"version\"") != std::string_view::npos);
 }
 

@@ -38,6 +38,9 @@ enum class State : uint32_t {
   loading = YN_STATE_LOADING, ready = YN_STATE_READY, draining = YN_STATE_DRAINING, failed = YN_STATE_FAILED,
 };
 
+// The C API's name, "YN_E_BUSY".
+[[nodiscard]] inline const char* status_name(Status status) noexcept { return yn_status_name(static_cast<int32_t>(status)); }
+
 enum class LogLevel : uint32_t { off, error, warn, info, debug, trace };
 
 // Why a call failed. what() is the library's message, UTF-8.
