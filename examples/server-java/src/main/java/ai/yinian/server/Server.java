@@ -51,7 +51,7 @@ final class Server {
         try {
             if (method == null || request.path().equals("/") && page == null) {
                 exchange.fail(ApiError.http(404, "there is nothing at " + request.path()));
-            } else if (!method.equals(request.method())) {
+            } else if (!method.equals(request.method()) && !(method.equals("GET") && request.method().equals("HEAD"))) {
                 exchange.failMethod(ApiError.http(405, request.path() + " takes " + method), method);
             } else {
                 switch (request.path()) {
