@@ -157,11 +157,13 @@ func (s *Stream) Cancel() { C.yn_engine_cancel(s.engine.handle, s.id) }
 func (s *Stream) Next(ctx context.Context) (Chunk, error) {
 	for {
 		chunk, some, ended, err := s.take()
+		if ended {
+			s.wake() // the next one who waits
+		}
 		if some {
 			return chunk, nil
 		}
 		if ended {
-			s.wake() // the next one who waits
 			return Chunk{}, err
 		}
 		if ctx.Done() == nil {
@@ -231,24 +233,25 @@ func (s *Stream) Result(ctx context.Context) (Result, error) {
 	}
 }
 
+// take is what there is to read of one choice, and whether no more will come.
 func (s *Stream) take() (chunk Chunk, some, ended bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	select {
+	case <-s.ended:
+		ended = true
+	default:
+	}
 	for range s.unread {
 		choice := s.next
 		s.next = (s.next + 1) % len(s.unread)
 		if u := &s.unread[choice]; u.size != 0 || u.finish != FinishNone {
 			chunk = Chunk{Choice: choice, Text: string(u.text), Tokens: u.tokens, Logprobs: u.logprobs, Finish: u.finish}
 			*u = unread{text: u.text[:0]}
-			return chunk, true, false, nil
+			return chunk, true, ended, nil
 		}
 	}
-	select {
-	case <-s.ended:
-		return chunk, false, true, s.err
-	default:
-		return chunk, false, false, nil
-	}
+	return chunk, false, ended, s.err
 }
 
 // push appends output. True: there is too much now, and the request is to be cancelled.

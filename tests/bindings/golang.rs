@@ -50,7 +50,7 @@ fn go() {
     // The race detector exists on few platforms; one of them is enough to find races.
     let race = if cfg!(target_arch = "x86_64") { "-race=true" } else { "-race=false" };
     run(&mut go(&["vet", race, "./..."]));
-    let out = run(&mut go(&["test", race, "-count=1", "-timeout=100s", "./..."]));
+    let out = run(&mut go(&["test", race, "-count=1", "-timeout=280s", "./..."]));
     assert!(out.starts_with("ok"), "{out}");
 }
 

@@ -31,7 +31,7 @@ final class Checks {
 
     static void until(BooleanSupplier condition, Object... context) throws InterruptedException {
         for (int ms = 0; !condition.getAsBoolean(); ms++) {
-            check(ms < 10_000, context);
+            check(ms < 60_000, context);
             Thread.sleep(1);
         }
     }

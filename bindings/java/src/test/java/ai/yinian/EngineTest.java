@@ -216,9 +216,10 @@ final class EngineTest {
         try (Engine engine = Engine.open(config("mock:words", ""), new Engine.Options().maxUnreadBytes(4096))) {
             Generation g = engine.generate(endless());
             check(g.result().finish() == Finish.OVERRUN, g.result());
-            String text = g.next().text();
-            check(!text.isEmpty() && text.length() <= 4096, text.length());
-            check(fails(g::hasNext).finish() == Finish.OVERRUN);
+            StringBuilder text = new StringBuilder();
+            check(fails(() -> g.forEachRemaining(chunk -> text.append(chunk.text()))).finish() == Finish.OVERRUN);
+            // Where the machine is slow, the first record is more already, and nothing is kept.
+            check(text.length() <= 4096, text.length());
             Result whole = engine.complete(endless().maxTokens(8000)).join();
             check(whole.text().length() > 7500, whole.text().length());
         }
