@@ -62,8 +62,9 @@ fn go_soak() {
         return skip(DIR, &why);
     }
     let shop = Workshop::new();
-    let mut soak = shop.go(DIR, &["test", "-count=1", "-run=^TestSoak$", "./..."]);
-    let out = run(soak.env("YINIAN_SOAK_SECONDS", "15"));
+    let mut soak = shop.go(DIR, &["test", "-count=1", "-run=^TestSoak$", "-timeout=0", "./..."]);
+    let seconds = std::env::var("YINIAN_SOAK_SECONDS").unwrap_or_else(|_| "15".into());
+    let out = run(soak.env("YINIAN_SOAK_SECONDS", seconds));
     assert!(out.starts_with("ok"), "{out}");
 }
 
