@@ -1,7 +1,7 @@
 //! The C++ wrapper: by several compilers, with and without exceptions, under sanitizers.
 
 use super::server::{check, packages};
-use super::{Workshop, ask, root, run, skip};
+use super::{Workshop, ask, root, run, skip, soak_seconds};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -87,16 +87,14 @@ fn cpp_under_the_thread_sanitizer() {
     assert_eq!(run(shop.test(program).env("TSAN_OPTIONS", options)), "ok\n");
 }
 
-/// `part` of YINIAN_SOAK_SECONDS, which is 600 for a night's run and 15 without being set.
+/// For `part` of a soak's time.
 fn soak(flag: &str, part: f64) {
     let shop = Workshop::new();
     let Some(mut command) = compiler(&shop, &format!("the C++ soak with {flag}"), flag) else { return };
     let program = shop.path("soak");
     let source = root().join("tests/bindings/cpp_soak.cpp");
     run(command.args(["-g1", "-o"]).arg(&program).arg(source).args(shop.link()).arg("-lyinian"));
-    let seconds: f64 =
-        std::env::var("YINIAN_SOAK_SECONDS").map_or(15.0, |text| text.parse().expect("YINIAN_SOAK_SECONDS"));
-    let out = Command::new(program).arg(format!("{:.0}", seconds * part)).output().unwrap();
+    let out = Command::new(program).arg(format!("{:.0}", f64::from(soak_seconds()) * part)).output().unwrap();
     let (said, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.ends_with("ok\n"), "{}: {said}{errors}", out.status);
     println!("{flag}: {said}");

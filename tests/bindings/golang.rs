@@ -1,6 +1,6 @@
 //! The Go wrapper: its own tests, in each of the ways in which the library gets into a program.
 
-use super::{Workshop, ask, root, run, skip};
+use super::{Workshop, ask, root, run, skip, soak_seconds};
 use std::path::Path;
 use std::process::Command;
 
@@ -63,8 +63,7 @@ fn go_soak() {
     }
     let shop = Workshop::new();
     let mut soak = shop.go(DIR, &["test", "-count=1", "-run=^TestSoak$", "-timeout=0", "./..."]);
-    let seconds = std::env::var("YINIAN_SOAK_SECONDS").unwrap_or_else(|_| "15".into());
-    let out = run(soak.env("YINIAN_SOAK_SECONDS", seconds));
+    let out = run(soak.env("YINIAN_SOAK_SECONDS", soak_seconds().to_string()));
     assert!(out.starts_with("ok"), "{out}");
 }
 

@@ -1,6 +1,6 @@
 //! bindings/java: its tests on each JDK that is there, the Maven build with a project that uses what it installs, and the server.
 
-use super::{Workshop, ask, host, root, run, server, skip};
+use super::{Workshop, ask, host, root, run, server, skip, soak_seconds};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -121,9 +121,7 @@ fn java() {
     for (i, jdk) in jdks.iter().enumerate() {
         let mut java = shop.test(jdk.home.join("bin/java"));
         // A long soak is for one of them.
-        if i > 0 {
-            java.env("YINIAN_SOAK_SECONDS", "6");
-        }
+        java.env("YINIAN_SOAK_SECONDS", if i == 0 { soak_seconds() } else { 6 }.to_string());
         // A heap that does not grow: what grows is a leak.
         java.args(["-Xcheck:jni", "-ea", "-Xms256m", "-Xmx256m", "-XX:+AlwaysPreTouch", "-XX:+UseSerialGC"])
             .arg(format!("-Dai.yinian.library={}", jni.display()));
@@ -142,6 +140,8 @@ fn maven(jdk: &Jdk, dir: &Path, project: &str) -> Command {
         command.arg(format!("-D{name}={}", dir.join(value).display()));
     }
     command.env("JAVA_HOME", &jdk.home).env("MAVEN_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx512m");
+    // A long soak is for the suite of `java`.
+    command.env_remove("YINIAN_SOAK_SECONDS");
     command
 }
 

@@ -22,11 +22,16 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// How long a soak lasts: YINIAN_SOAK_SECONDS, 600 for a night's run, and half a minute unless set.
+fn soak_seconds() -> u32 {
+    let text = std::env::var("YINIAN_SOAK_SECONDS").unwrap_or_else(|_| "30".into());
+    text.parse().unwrap_or_else(|_| panic!("YINIAN_SOAK_SECONDS is a number of seconds, not {text:?}"))
+}
+
 /// Runs a command for at most five minutes, and as long as soaks are told to last; its standard output. It must succeed.
 fn run(command: &mut Command) -> String {
-    let soak = std::env::var("YINIAN_SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(0u64);
     let mut limited = Command::new("timeout");
-    limited.arg((300 + soak).to_string()).arg(command.get_program()).args(command.get_args());
+    limited.arg((300 + soak_seconds()).to_string()).arg(command.get_program()).args(command.get_args());
     limited.envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
     if let Some(dir) = command.get_current_dir() {
         limited.current_dir(dir);
