@@ -7,7 +7,7 @@ use yinian::base::config::NumericMode;
 use yinian::hal::ops::{Activation, KvLayer, PagedAttention, RopeWriteKv};
 use yinian::hal::{Matrix, RandomRows, Tensor};
 
-/// Layers of decodes of `rows` sequences with `context` keys each.
+/// Decoder layers of a model.
 struct Layers {
     name: &'static str,
     hidden: usize,
@@ -31,7 +31,6 @@ const STAGES: [&str; 9] = ["norm", "qkv", "rope", "attention", "out", "norm", "g
 
 /// Gives `run` what enqueues all layers, without one of [`STAGES`] or with all.
 fn with_layers<T>(bench: &Bench, l: &Layers, rows: usize, run: impl FnOnce(&dyn Fn(usize)) -> T) -> T {
-    let context = CONTEXT;
     let (heads, kv_heads, dim) = l.heads;
     let (queries, qkv_cols) = (heads * dim, (heads + 2 * kv_heads) * dim);
     let matrix = |n, k| {
@@ -44,17 +43,17 @@ fn with_layers<T>(bench: &Bench, l: &Layers, rows: usize, run: impl FnOnce(&dyn 
             [matrix(qkv_cols, l.hidden), matrix(l.hidden, queries), gate_up, matrix(l.hidden, l.inner)]
         })
         .collect();
-    let blocks = context.div_ceil(BLOCK);
+    let blocks = CONTEXT.div_ceil(BLOCK);
     let block_bytes = l.layers * 2 * kv_heads * dim * BLOCK * 2;
     let pool = bench.device.alloc(rows * blocks * block_bytes).expect("memory");
     let pool = Tensor::new(pool, 0, rows * blocks, block_bytes, DType::U8);
     let ints = |values: Vec<i32>, cols| bench.ints(&values, cols);
     let starts = ints((0..=rows as i32).collect(), 1);
-    let (lens, positions) = (ints(vec![context as i32; rows], 1), ints(vec![context as i32 - 1; rows], 1));
+    let (lens, positions) = (ints(vec![CONTEXT as i32; rows], 1), ints(vec![CONTEXT as i32 - 1; rows], 1));
     let tables = ints((0..(rows * blocks) as i32).collect(), blocks);
-    let slots = ints((0..rows).map(|r| (r * blocks * BLOCK + context - 1) as i32).collect(), 1);
+    let slots = ints((0..rows).map(|r| (r * blocks * BLOCK + CONTEXT - 1) as i32).collect(), 1);
     let floats = |rows: usize, cols| bench.upload(&numbers(rows * cols, DType::F32), rows, cols, DType::F32);
-    let (rope, weight) = (floats(context, dim), floats(1, l.hidden));
+    let (rope, weight) = (floats(CONTEXT, dim), floats(1, l.hidden));
     let [x, residual] = [0; 2].map(|_| bench.acts(rows, l.hidden));
     let (qkv, attended) = (bench.acts(rows, qkv_cols), bench.acts(rows, queries));
     let (gate_up, inner) = (bench.acts(rows, 2 * l.inner), bench.acts(rows, l.inner));

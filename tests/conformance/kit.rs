@@ -154,13 +154,17 @@ pub(crate) fn few<T>(items: impl IntoIterator<Item = T>, every: usize) -> impl I
 
 /// Whether lengths are those for race checkers, too: as short as still reaches every path.
 pub(crate) fn smallest() -> bool {
-    std::env::var("YN_CONFORMANCE").is_ok_and(|setting| setting == "smallest")
+    setting() == "smallest"
 }
 
 fn cut<T>(items: impl IntoIterator<Item = T>, every: usize, settings: &[&str]) -> impl Iterator<Item = T> {
+    items.into_iter().step_by(if settings.contains(&setting().as_str()) { every } else { 1 })
+}
+
+fn setting() -> String {
     let setting = std::env::var("YN_CONFORMANCE").unwrap_or_default();
     assert!(["", "small", "smallest"].contains(&setting.as_str()), "YN_CONFORMANCE={setting}: not small, not smallest");
-    items.into_iter().step_by(if settings.contains(&setting.as_str()) { every } else { 1 })
+    setting
 }
 
 /// Uniform in -1..1.

@@ -367,14 +367,13 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
     let shares = args.heads > args.kv.kv_heads && !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
     let streams = kernels.tensor(args).filter(|_| shares).map_or(&[][..], |tensor| &tensor.streams);
     let ratio = args.heads / args.kv.kv_heads;
-    let slices = |stream: &StreamKernel| args.kv.kv_heads * ratio.div_ceil(stream.rows);
-    let most = |stream: &&StreamKernel| slices(stream) <= (s.sm_count() * stream.blocks) as usize;
-    if let Some(stream) = streams.iter().find(|stream| ratio <= stream.rows).or(streams.last()).filter(most) {
+    let slices = |rows: usize| args.kv.kv_heads * ratio.div_ceil(rows);
+    let fits = |stream: &&StreamKernel| slices(stream.rows) <= (s.sm_count() * stream.blocks) as usize;
+    if let Some(stream) = streams.iter().find(|stream| ratio <= stream.rows).or(streams.last()).filter(fits) {
         return streamed(s, params, (stream, from, to));
     }
     let chosen = choose(kernels, args)?;
     let dim = args.kv.head_dim;
-    let slices = args.kv.kv_heads * (args.heads / args.kv.kv_heads).div_ceil(chosen.rows);
     let max_chunks = (args.tables.cols() * args.kv.block_size).div_ceil(CHUNK);
     let (workspace, bytes) = s.workspace();
     let most = s.sm_count() * chosen.blocks;
@@ -393,7 +392,7 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
         let count = MAX_ITEMS.min(to - first);
         params.first_item = small(first);
         params.items = small(count);
-        let units = u64::from(params.items) * (slices * max_chunks) as u64;
+        let units = u64::from(params.items) * (slices(chosen.rows) * max_chunks) as u64;
         let grid = u32::try_from(units).unwrap_or(u32::MAX).min(most);
         let shared = chosen.shared_bytes + 8 * (params.items + 1);
         s.launch(chosen.kernel, [grid, 1, 1], BLOCK, shared, &params)?;

@@ -116,13 +116,13 @@ struct Cut {
 
 /// None where cuBLASLt is as fast.
 fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
-    let large = n * k > MOST_WEIGHTS;
-    let one_unit = m <= KERNELS[0] && n.div_ceil(STRIP).div_ceil(blocks) <= STRIPS;
-    if if large { one_unit } else { k <= MOST_K } {
-        return Some(Cut { strips: strips(n, blocks), splits: 1 });
+    let whole = Cut { strips: strips(n, blocks), splits: 1 };
+    if n * k > MOST_WEIGHTS {
+        let one_unit = m <= KERNELS[0] && n.div_ceil(STRIP * whole.strips) <= blocks;
+        return one_unit.then_some(whole);
     }
-    if large {
-        return None;
+    if k <= MOST_K {
+        return Some(whole);
     }
     let rows = *KERNELS.iter().find(|rows| m <= **rows)?;
     let cuts = SPLITS.iter().filter_map(|&splits| {
