@@ -19,6 +19,20 @@ pub(crate) fn missing() -> Option<String> {
     }
 }
 
+/// Where the wrapper is.
+const DIR: &str = "bindings/go";
+
+/// None, and told, where there is no Go for the wrapper.
+fn workshop() -> Option<Workshop> {
+    match missing() {
+        Some(why) => {
+            skip(DIR, &why);
+            None
+        }
+        None => Some(Workshop::new()),
+    }
+}
+
 /// Go without network and the user's settings; its temporary files go to `dir`.
 pub(crate) fn alone(mut command: Command, dir: &Path) -> Command {
     for (name, value) in [("GOPROXY", "off"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")] {
@@ -41,11 +55,7 @@ impl Workshop {
 
 #[test]
 fn go() {
-    const DIR: &str = "bindings/go";
-    if let Some(why) = missing() {
-        return skip(DIR, &why);
-    }
-    let shop = Workshop::new();
+    let Some(shop) = workshop() else { return };
     let go = |args: &[&str]| shop.go(DIR, args);
     // The race detector exists on few platforms; one of them is enough to find races.
     let race = if cfg!(target_arch = "x86_64") { "-race=true" } else { "-race=false" };
@@ -57,11 +67,7 @@ fn go() {
 /// A thousand streams at a time, without the race detector, whose memory is its own.
 #[test]
 fn go_soak() {
-    const DIR: &str = "bindings/go";
-    if let Some(why) = missing() {
-        return skip(DIR, &why);
-    }
-    let shop = Workshop::new();
+    let Some(shop) = workshop() else { return };
     let mut soak = shop.go(DIR, &["test", "-count=1", "-run=^TestSoak$", "-timeout=0", "./..."]);
     let out = run(soak.env("YINIAN_SOAK_SECONDS", soak_seconds().to_string()));
     assert!(out.starts_with("ok"), "{out}");
@@ -70,11 +76,7 @@ fn go_soak() {
 /// Loaded at the first call, by the programs that do not link it.
 #[test]
 fn go_loads_the_library() {
-    const DIR: &str = "bindings/go";
-    if let Some(why) = missing() {
-        return skip(DIR, &why);
-    }
-    let shop = Workshop::new();
+    let Some(shop) = workshop() else { return };
     let program = shop.path("bin/yinian.test");
     let mut build = shop.go(DIR, &["test", "-tags=yinian_dlopen", "-c", "-o", program.to_str().unwrap()]);
     // Without a library to link.
