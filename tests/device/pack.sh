@@ -2,6 +2,7 @@
 # Builds everything that a machine with a GPU needs to test and measure this library, without Rust or a network there: test and
 # bench programs with the kernels in them, test data, and run.sh. It comes to lie in target/device-kit and, packed, in
 # target/device-kit.tar.xz, which is what travels: `tar xJf device-kit.tar.xz && device-kit/run.sh`.
+# FlashInfer's kernels travel too, as a measuring stick, when flashinfer/build.sh has built target/flashinfer_bench.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # Tests and benches that travel, as Cargo.toml names them, and the most bytes that all may have.
@@ -28,6 +29,7 @@ cp tests/conformance/*.json "$kit/tests/conformance/"
 cp -r tests/golden "$kit/tests/"
 cp -r examples/demo_model "$kit/examples/"
 cp tests/device/run.sh "$kit/"
+if [[ -x target/flashinfer_bench ]]; then cp target/flashinfer_bench "$kit/bin/"; fi
 # The programs share most of their code, so the dictionary spans them all.
 tar -C target -cf - device-kit | xz -T1 --lzma2=preset=5,dict=128MiB >"$kit.tar.xz"
 du -sh "$kit" "$kit.tar.xz"

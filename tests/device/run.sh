@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # On the machine with the GPU, in the folder that pack.sh made: tests and benches, one table last.
-# usage: run.sh [-l FOLDER FOR LOGS] [-t SECONDS] [all | tests | latency | load | workloads [NAME ...] | sanitize [PART ...]]
-# `all` (the default) is the first four and every workload. Everything ends within the seconds (570): a program gets what its
-# limit and the rest of them allow, and what comes after that is told and left out. `sanitize` needs compute-sanitizer; its
-# parts, all of which run when none is named, are those of `sanitizers` below.
+# usage: run.sh [-l FOLDER FOR LOGS] [-t SECONDS] [PART]; PART is one of
+#   all | tests | latency | load | workloads [NAME ...] | attention | sanitize [PART ...]
+# `all` (the default) is the first four and every workload. `attention` sets our attention beside FlashInfer's. Everything ends
+# within the seconds (570): a program gets what its limit and the rest of them allow, and what comes after that is told and left
+# out. `sanitize` needs compute-sanitizer; its parts, all of which run when none is named, are those of `sanitizers` below.
 set -uo pipefail
 cd "$(dirname "$0")"
 logs=logs budget=570
@@ -83,6 +84,25 @@ sanitize() {
   for part in "${@:-${sanitizers[@]}}"; do sanitizer "$part"; done
 }
 
+# Both tables as they are, then both times of each case, FlashInfer's of its fastest kernel there, and our speed over that one's.
+attention() {
+  run attention 300 bin/gpu_ops --device cuda attention
+  run flashinfer 120 bin/flashinfer_bench
+  cat "$logs"/{attention,flashinfer}.log 2>/dev/null
+  [[ -x bin/flashinfer_bench ]] || return
+  printf '\n%-44s %9s %13s %7s  %s\n' attention 'ours us' 'flashinfer us' speed kernel
+  awk '{ name = substr($0, 1, 44); sub(/ +$/, "", name); $0 = substr($0, 45) }
+    name == "" || $4 !~ /%$/ { next }
+    FILENAME ~ /attention.log$/ { ours[name] = $1; names[++n] = name; next }
+    !(name in best) || $1 < best[name] { best[name] = $1; $1 = $2 = $3 = $4 = ""; sub(/^ +/, ""); kernel[name] = $0 }
+    END {
+      for (i = 1; i <= n; i++) if (names[i] in best) {
+        name = names[i]
+        printf "%-44s %9.2f %13.2f %6.2fx  %s\n", name, ours[name], best[name], best[name] / ours[name], kernel[name]
+      }
+    }' "$logs/attention.log" "$logs/flashinfer.log" 2>/dev/null
+}
+
 # Of logs of workloads: name, limit, the peer, ours, and both ratios; of latency and load what has a bar.
 table() {
   printf '\n%-24s %10s %10s %10s %9s %8s\n' workload limit vllm ours 'of limit' 'vs vllm'
@@ -100,6 +120,10 @@ case $what in
   latency) run latency 120 bin/latency --device cuda "$@" ;;
   load) run load 240 bin/load --device cuda "$@" ;;
   workloads) run workloads 560 bin/workloads --device cuda "$@" ;;
+  attention)
+    attention
+    exit $failed
+    ;;
   all)
     tests
     run latency 60 bin/latency --device cuda
@@ -107,7 +131,7 @@ case $what in
     run load 120 bin/load --device cuda
     ;;
   *)
-    echo "run.sh: $what is none of all, tests, latency, load, workloads, sanitize" >&2
+    echo "run.sh: $what is none of all, tests, latency, load, workloads, attention, sanitize" >&2
     exit 2
     ;;
 esac
