@@ -65,6 +65,15 @@ __device__ __forceinline__ void copy_box(void* to, const void* map, int column, 
       : "memory");
 }
 
+// A tile of the map's, which begins at `row` and at `box` times 64 columns: box by box, each by rows.
+__device__ __forceinline__ void copy_tile(void* to, const void* map, int row, int box, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {0, %2, %3}], [%4];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(row), "r"(box), "r"(shared_address(barrier))
+      : "memory");
+}
+
 // Has a map at hand when it is first used.
 __device__ __forceinline__ void prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -2,19 +2,21 @@
 // Bound by reading w once.
 //
 // There is one block for each multiprocessor at most, and each has an equal number of units: 8 to 64 neighbouring columns over
-// the whole of k. One warp has tiles of 128 numbers of k copied into a ring, w's first ones while the launch in front is still
+// the whole of k. One warp has tiles of 128 to 512 numbers of k copied into a ring, w's first ones while the launch in front is still
 // under way; two such blocks fit on a multiprocessor, so the next product's ring fills while this one ends. Eight warps multiply,
-// each one of a tile's eight steps of 16, and add up what they have at the end of a unit, in the order of warps.
+// each its steps of 16 of a tile, and add up what they have at the end of a unit, in the order of warps.
 // Where k is long and columns are few, the blocks of a cluster have a unit each a part of k, and add up their results in the order
 // of parts.
-// Tiles are copied by the hardware (tensor maps) and swizzled by 128 bytes, so that ldmatrix meets no bank twice.
+// A tile of w and one of x are copied by one instruction each (tensor maps), and the fewer columns a unit has, the more of k: the copy
+// hardware of an H200 brings 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB. They are swizzled by 128 bytes, so that
+// ldmatrix meets no bank twice.
 // Instances: f16 and bf16 x up to 8 and up to 16 rows. Other architectures have empty bodies, which are never launched.
 #include "common.cuh"
 #include "hopper.cuh"
 
 struct FewParams {
-  alignas(64) unsigned char w_map[128];  // CUtensorMap of w: boxes of 8 * strips rows by 64 columns
-  alignas(64) unsigned char x_map[128];  // of x: boxes of 8 or 16 rows by 64 columns
+  alignas(64) unsigned char w_map[128];  // CUtensorMap of w: tiles of 8 * strips rows
+  alignas(64) unsigned char x_map[128];  // of x: tiles of 8 or 16 rows
   uint64_t out;
   uint64_t bias;  // 0: none
   uint32_t m;
@@ -26,15 +28,16 @@ struct FewParams {
   uint32_t pairs;  // rows of out are whole aligned pairs
   uint32_t stages;  // of the ring
   uint32_t splits;  // of k, one a block of a cluster
+  uint32_t boxes;   // of 64 numbers of k, in a tile
 };
 static_assert(sizeof(FewParams) == 320, "mirrored in src/hal/cuda/ops/linear_few.rs");
 
-constexpr uint32_t WARPS = 8, THREADS = 32 * (WARPS + 1), STEP = 128, STRIPS = 8, MAX_STAGES = 16;
+constexpr uint32_t WARPS = 8, THREADS = 32 * (WARPS + 1), STRIPS = 8, MAX_STAGES = 16;
 constexpr uint32_t ROW_BYTES = 128, RING_BYTES = 80 * 1024;
 constexpr uint32_t REDUCED = 4608;  // numbers of a round of adding up
 
 struct FewShared {
-  // Of each stage w's and x's columns 0..64, then columns 64..128; rows of 128 bytes.
+  // Of each stage w's boxes, then x's; rows of 128 bytes.
   unsigned char ring[RING_BYTES];
   float reduced[REDUCED];
   float2 part[16][STRIPS * 4];  // a block's sums of a unit, for its cluster
@@ -48,71 +51,90 @@ struct Few {
   const FewParams& p;
   FewShared& sh;
   const uint32_t warp, lane;
-  uint32_t first, last;         // units of this block
-  uint32_t tile, steps;         // the first tile of its part of k, and how many it has
-  uint32_t w_bytes;             // of half a tile
+  uint32_t first, last;      // units of this block
+  uint32_t tile, tiles;      // the first tile of its part of k, and how many it has
+  uint32_t w_bytes, bytes;   // of a tile of w, of a stage
   float acc[STRIPS][4];
 
   __device__ Few(const FewParams& p, FewShared& sh) : p(p), sh(sh), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
-    first = uint32_t(uint64_t(p.units) * blockIdx.x / gridDim.x);
-    last = uint32_t(uint64_t(p.units) * (blockIdx.x + 1) / gridDim.x);
-    const uint32_t all = (p.k + STEP - 1) / STEP;
+    first = p.units * blockIdx.x / gridDim.x;
+    last = p.units * (blockIdx.x + 1) / gridDim.x;
+    const uint32_t all = (p.k / 64 + p.boxes - 1) / p.boxes;
     tile = all * blockIdx.z / p.splits;
-    steps = all * (blockIdx.z + 1) / p.splits - tile;
-    w_bytes = 8 * p.strips * ROW_BYTES;
-  }
-  __device__ unsigned char* half_of(uint32_t stage, uint32_t half) const {
-    return sh.ring + (2 * stage + half) * (w_bytes + ROWS * ROW_BYTES);
+    tiles = all * (blockIdx.z + 1) / p.splits - tile;
+    w_bytes = p.boxes * 8 * p.strips * ROW_BYTES;
+    bytes = w_bytes + p.boxes * ROWS * ROW_BYTES;
   }
 
-  __device__ void copy_w(uint32_t unit, uint32_t step, uint32_t stage) {
-    barrier_expect(&sh.full[stage], 2 * (w_bytes + ROWS * ROW_BYTES));
-#pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-      copy_box(half_of(stage, half), p.w_map, int((tile + step) * STEP + half * 64), int(unit * p.strips * 8), &sh.full[stage]);
-    }
+  __device__ void copy_w(uint32_t unit, uint32_t t, uint32_t stage) {
+    barrier_expect(&sh.full[stage], bytes);
+    copy_tile(sh.ring + stage * bytes, p.w_map, int(unit * p.strips * 8), int((tile + t) * p.boxes), &sh.full[stage]);
   }
-  __device__ void copy_x(uint32_t step, uint32_t stage) {
-#pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-      copy_box(half_of(stage, half) + w_bytes, p.x_map, int((tile + step) * STEP + half * 64), 0, &sh.full[stage]);
-    }
+  __device__ void copy_x(uint32_t t, uint32_t stage) {
+    copy_tile(sh.ring + stage * bytes + w_bytes, p.x_map, 0, int((tile + t) * p.boxes), &sh.full[stage]);
   }
   // One thread: all tiles of the block, in order.
   __device__ void copy() {
-    const uint32_t total = (last - first) * steps, ahead = min(total, p.stages);
-    uint32_t unit = first, step = 0;
+    const uint32_t total = (last - first) * tiles, ahead = min(total, p.stages);
+    uint32_t unit = first, t = 0;
     for (uint32_t i = 0; i < ahead; i++) {
-      copy_w(unit, step, i);
-      if (++step == steps) step = 0, unit++;
+      copy_w(unit, t, i);
+      if (++t == tiles) t = 0, unit++;
     }
     wait_for_prior();
-    for (uint32_t i = 0; i < ahead; i++) copy_x(i % steps, i);
+    for (uint32_t i = 0; i < ahead; i++) copy_x(i % tiles, i);
     uint32_t stage = 0, parity = 0;
     for (uint32_t i = ahead; i < total; i++) {
       barrier_wait(&sh.free[stage], parity);
-      copy_w(unit, step, stage);
-      copy_x(step, stage);
-      if (++step == steps) step = 0, unit++;
+      copy_w(unit, t, stage);
+      copy_x(t, stage);
+      if (++t == tiles) t = 0, unit++;
       if (++stage == p.stages) stage = 0, parity ^= 1;
     }
   }
 
-  // This warp's 16 numbers of k of a tile.
+  // This warp's steps of a tile of BOXES boxes, two at a time: all that they read, and then the products. Where there are few strips
+  // odd steps have sums of their own, as one sum would wait for the other.
+  template <uint32_t BOXES>
   __device__ void multiply(uint32_t stage) {
-    const unsigned char* ws = half_of(stage, warp / 4);
-    const unsigned char* xs = ws + w_bytes;
-    const uint32_t k = warp % 4, x_row = lane % ROWS, w_row = lane / 16 * 8 + lane % 8;
-    uint32_t a[4];
-    load_tiles(a, xs + x_row * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
+    constexpr uint32_t STEPS = BOXES / 2, TURN = STEPS < 2 ? 1 : 2, PAIRS = STRIPS / BOXES, ODD = BOXES == STRIPS ? 2 : 0;
+    const uint32_t x_row = lane % ROWS, w_row = lane / 16 * 8 + lane % 8;
+    const unsigned char* ws = sh.ring + stage * bytes + w_row * ROW_BYTES;
+    const unsigned char* xs = sh.ring + stage * bytes + w_bytes + x_row * ROW_BYTES;
 #pragma unroll
-    for (uint32_t j = 0; j < STRIPS; j += 2) {
-      if (j >= p.strips) break;
-      uint32_t b[4];
-      load_tiles(b, ws + (8 * j + w_row) * ROW_BYTES + (2 * k + lane / 8 % 2 ^ w_row % 8) * 16);
-      mma<T>(acc[j], a, b[0], b[1]);
-      mma<T>(acc[j + 1], a, b[2], b[3]);  // of other numbers behind the last strip, which nobody looks at
+    for (uint32_t turn = 0; turn < STEPS; turn += TURN) {
+      uint32_t a[TURN][4], b[TURN][PAIRS][4];
+#pragma unroll
+      for (uint32_t i = 0; i < TURN; i++) {
+        const uint32_t step = warp + (turn + i) * WARPS, box = step / 4, k = step % 4;
+        load_tiles(a[i], xs + box * ROWS * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
+#pragma unroll
+        for (uint32_t j = 0; j < PAIRS; j++) {
+          if (2 * j >= p.strips) break;
+          const uint32_t piece = 2 * k + lane / 8 % 2 ^ w_row % 8;
+          load_tiles(b[i][j], ws + (box * p.strips + 2 * j) * 8 * ROW_BYTES + piece * 16);
+        }
+      }
+      if (turn + TURN == STEPS) {
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&sh.free[stage]);
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < TURN; i++) {
+#pragma unroll
+        for (uint32_t j = 0; j < PAIRS; j++) {
+          if (2 * j >= p.strips) break;
+          const uint32_t to = 2 * j + i * ODD;
+          mma<T>(acc[to], a[i], b[i][j][0], b[i][j][1]);
+          mma<T>(acc[to + 1], a[i], b[i][j][2], b[i][j][3]);  // of other numbers behind the last strip, which nobody looks at
+        }
+      }
     }
+  }
+  __device__ void multiply_any(uint32_t stage) {
+    if (p.boxes == 2) multiply<2>(stage);
+    else if (p.boxes == 4) multiply<4>(stage);
+    else multiply<8>(stage);
   }
 
   // Adds up the warps' results of a unit, some strips at a time, and stores them.
@@ -175,12 +197,14 @@ struct Few {
     for (uint32_t unit = first; unit < last; unit++) {
 #pragma unroll
       for (uint32_t j = 0; j < STRIPS; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0;
-      for (uint32_t step = 0; step < steps; step++) {
+      for (uint32_t t = 0; t < tiles; t++) {
         barrier_wait(&sh.full[stage], parity);
-        multiply(stage);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&sh.free[stage]);
+        multiply_any(stage);
         if (++stage == p.stages) stage = 0, parity ^= 1;
+      }
+      if (p.boxes == STRIPS) {
+#pragma unroll
+        for (uint32_t j = 0; j < 8; j++) acc[j / 4][j % 4] += acc[2 + j / 4][j % 4];
       }
       finish(unit);
     }

@@ -46,19 +46,22 @@ pub(crate) fn edges(kit: &Kit) {
 /// Few rows over vectors, which some devices have a kernel of their own for: columns and rows at the borders of its strips, and
 /// sums that fill its ring of stages once and more often.
 pub(crate) fn few_rows(kit: &Kit) {
-    const SHAPES: [(usize, usize); 12] = [
-        (1, 8),
+    // Tiles of two, four and eight boxes of 64 numbers of k, whole and not; sums cut in parts; and numbers of k that are no whole boxes.
+    const SHAPES: [(usize, usize); 14] = [
+        (1, 64),
         (33, 16),
-        (129, 520),
-        (257, 712),
+        (129, 576),
+        (257, 704),
         (1000, 192),
         (1152, 896),
         (896, 2048),
-        (4225, 136),
+        (4225, 192),
         (896, 4864),
-        (33, 2056),
-        (130, 3592),
+        (33, 2112),
+        (130, 3648),
         (500, 4096),
+        (129, 520),
+        (8000, 320),
     ];
     for dtype in dtypes(kit) {
         for (n, k) in some(SHAPES, 2) {

@@ -2,7 +2,7 @@
 
 use super::attention_hopper::CAPABILITY;
 use super::tensor_map::{self, TensorMap};
-use super::{HalfFamily, VECTOR, small};
+use super::{HalfFamily, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::memory::CudaMatrix;
@@ -15,8 +15,8 @@ const KERNELS: [usize; 2] = [8, 16];
 const SHARED: u32 = 105_728;
 const RING_BYTES: usize = 80 << 10;
 const MAX_STAGES: usize = 16;
-/// Bytes of a row of a stage: 128 numbers of k.
-const STAGE_ROW: usize = 256;
+/// Bytes of a row of a box.
+const BOX_ROW: usize = 128;
 /// Threads of a block.
 const BLOCK: u32 = 288;
 /// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, but where each block has one unit of a large one: its
@@ -26,8 +26,6 @@ const MOST_WEIGHTS: usize = 1 << 24;
 const MOST_K: usize = 2048;
 /// Parts of longer sums, for as many blocks that form a cluster, where the ring then holds most of a block's share.
 const SPLITS: [usize; 3] = [2, 4, 8];
-/// Numbers of k of a stage.
-const STEP: usize = 128;
 /// Columns of a strip, and most strips of a unit.
 const STRIP: usize = 8;
 const STRIPS: usize = 8;
@@ -49,6 +47,7 @@ struct Params {
     pairs: u32,
     stages: u32,
     splits: u32,
+    boxes: u32,
 }
 const _: () = assert!(size_of::<Params>() == 320);
 
@@ -70,7 +69,7 @@ pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) ->
         && (1..=KERNELS[KERNELS.len() - 1]).contains(&x.rows())
         && cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).is_some()
         && x.dtype() != DType::F32
-        && x.cols().is_multiple_of(VECTOR)
+        && x.cols().is_multiple_of(tensor_map::BOX_COLS)
         && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
 }
 
@@ -86,10 +85,11 @@ pub(in crate::hal::cuda) fn linear(
     let Some(index) = KERNELS.iter().position(|rows| m <= *rows).filter(|_| n > 0) else { return Ok(()) };
     let Some(Cut { strips, splits }) = cut(m, (n, k), blocks) else { return Ok(()) };
     let rows = KERNELS[index];
-    let units = n.div_ceil(STRIP * strips);
+    let (units, boxes) = (n.div_ceil(STRIP * strips), boxes(strips));
+    let tile = |rows: usize| (small(rows), small(boxes));
     let params = Params {
-        w_map: tensor_map::new(w.addr(), x.dtype(), (n, k), small(STRIP * strips))?,
-        x_map: tensor_map::new(x.addr(), x.dtype(), (m, k), small(rows))?,
+        w_map: tensor_map::tiles(w.addr(), x.dtype(), (n, k), tile(STRIP * strips))?,
+        x_map: tensor_map::tiles(x.addr(), x.dtype(), (m, k), tile(rows))?,
         out: out.addr(),
         bias: bias.map_or(0, Tensor::addr),
         m: small(m),
@@ -99,8 +99,9 @@ pub(in crate::hal::cuda) fn linear(
         units: small(units),
         wide: u32::from(out.dtype() == DType::F32),
         pairs: u32::from(n.is_multiple_of(2) && out.addr().is_multiple_of(8)),
-        stages: small((RING_BYTES / (STAGE_ROW * (STRIP * strips + rows))).min(MAX_STAGES)),
+        stages: small((RING_BYTES / (boxes * BOX_ROW * (STRIP * strips + rows))).min(MAX_STAGES)),
         splits: small(splits),
+        boxes: small(boxes),
     };
     let kernel = s.kernels().few.0[index].of(x.dtype());
     let grid = [small(units.min(blocks)), 1, small(splits)];
@@ -127,10 +128,20 @@ fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     let rows = *KERNELS.iter().find(|rows| m <= **rows)?;
     let cuts = SPLITS.iter().filter_map(|&splits| {
         let strips = n.div_ceil(STRIP).div_ceil(blocks / splits);
-        let bytes = k.div_ceil(STEP).div_ceil(splits) * STAGE_ROW * (STRIP * strips + rows);
+        let tiles = k.div_ceil(tensor_map::BOX_COLS).div_ceil(boxes(strips));
+        let bytes = tiles.div_ceil(splits) * boxes(strips) * BOX_ROW * (STRIP * strips + rows);
         (strips <= STRIPS && bytes <= RING_BYTES * 5 / 4).then_some((bytes, Cut { strips, splits }))
     });
     cuts.min_by_key(|cut| cut.0).map(|cut| cut.1)
+}
+
+/// Boxes of 64 numbers of k in a tile: the more, the fewer columns it has, as small copies take as long as larger ones.
+fn boxes(strips: usize) -> usize {
+    match strips {
+        0..=2 => 8,
+        3..=4 => 4,
+        _ => 2,
+    }
 }
 
 /// Strips of a unit: all that a block has, or so many that no block has many more than another, and the more the better.

@@ -10,25 +10,45 @@ pub(super) type TensorMap = [u64; 16];
 
 /// Columns of a box: its rows are 128 bytes, which copies swizzle.
 const COLS: u32 = 64;
+pub(super) const BOX_COLS: usize = COLS as usize;
+
+/// A matrix of `rows` times `cols` numbers of 16 bits, in tiles of `boxes` times 64 columns and `tile_rows` rows (at most 256 each), which
+/// one copy brings: box by box, each by rows. What a tile has beyond the matrix becomes zeros. `cols` is whole boxes.
+pub(super) fn tiles(
+    addr: u64,
+    dtype: DType,
+    (rows, cols): (usize, usize),
+    (tile_rows, boxes): (u32, u32),
+) -> Result<TensorMap> {
+    assert!(cols.is_multiple_of(BOX_COLS), "tiles of {rows} by {cols}");
+    let (row_bytes, box_bytes) = ((cols * dtype.size()) as u64, (BOX_COLS * dtype.size()) as u64);
+    let sizes = [BOX_COLS as u64, rows as u64, (cols / BOX_COLS) as u64];
+    encode(addr, dtype, (&sizes, &[row_bytes, box_bytes]), &[COLS, tile_rows, boxes])
+}
 
 /// A matrix of `rows` times `cols` numbers of 16 bits, in boxes of 64 columns and `box_rows` (at most 256) rows. What a box has
 /// beyond the matrix becomes zeros. Rows are whole multiples of 16 bytes, and the matrix stands at one.
 pub(super) fn new(addr: u64, dtype: DType, (rows, cols): (usize, usize), box_rows: u32) -> Result<TensorMap> {
+    encode(addr, dtype, (&[cols as u64, rows as u64], &[(cols * dtype.size()) as u64]), &[COLS, box_rows])
+}
+
+/// Of an array of as many dimensions as `sizes` has, whose strides in bytes start with that of the second.
+fn encode(addr: u64, dtype: DType, (sizes, strides): (&[u64], &[u64]), sides: &[u32]) -> Result<TensorMap> {
     let kind = match dtype {
         DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
     };
-    let (sizes, strides) = ([cols as u64, rows as u64], [(cols * dtype.size()) as u64]);
-    let (sides, steps) = ([COLS, box_rows], [1u32; 2]);
+    let steps = [1u32; 3];
+    assert!(sizes.len() <= steps.len() && (sizes.len(), sizes.len()) == (strides.len() + 1, sides.len()));
     // SAFETY: plain bytes, whose zero is a value; replaced below.
     let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
-    // SAFETY: `map` is writable and every array has an element for each of two dimensions (one for strides); the address is
-    // only described, what it points to outlives the launch.
+    // SAFETY: `map` is writable and every array has an element for each dimension (but one for strides); the address is only
+    // described, what it points to outlives the launch.
     let result = unsafe {
         sys::cuTensorMapEncodeTiled(
             &raw mut map,
             kind,
-            2,
+            sizes.len() as u32,
             addr as *mut c_void,
             sizes.as_ptr(),
             strides.as_ptr(),
