@@ -85,7 +85,7 @@ pub(in crate::hal::cuda) fn linear(
     let Some(index) = KERNELS.iter().position(|rows| m <= *rows).filter(|_| n > 0) else { return Ok(()) };
     let Some(Cut { strips, splits }) = cut(m, (n, k), blocks) else { return Ok(()) };
     let rows = KERNELS[index];
-    let (units, boxes) = (n.div_ceil(STRIP * strips), boxes(strips));
+    let (units, boxes) = (n.div_ceil(STRIP * strips), boxes(strips, k));
     let tile = |rows: usize| (small(rows), small(boxes));
     let params = Params {
         w_map: tensor_map::tiles(w.addr(), x.dtype(), (n, k), tile(STRIP * strips))?,
@@ -118,7 +118,7 @@ struct Cut {
 /// None where cuBLASLt is as fast.
 fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     let whole = Cut { strips: strips(n, blocks), splits: 1 };
-    if n * k > MOST_WEIGHTS {
+    if n * k >= MOST_WEIGHTS {
         let one_unit = m <= KERNELS[0] && n.div_ceil(STRIP * whole.strips) <= blocks;
         return one_unit.then_some(whole);
     }
@@ -128,16 +128,18 @@ fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     let rows = *KERNELS.iter().find(|rows| m <= **rows)?;
     let cuts = SPLITS.iter().filter_map(|&splits| {
         let strips = n.div_ceil(STRIP).div_ceil(blocks / splits);
-        let tiles = k.div_ceil(tensor_map::BOX_COLS).div_ceil(boxes(strips));
-        let bytes = tiles.div_ceil(splits) * boxes(strips) * BOX_ROW * (STRIP * strips + rows);
+        let tiles = k.div_ceil(tensor_map::BOX_COLS).div_ceil(boxes(strips, k));
+        let bytes = tiles.div_ceil(splits) * boxes(strips, k) * BOX_ROW * (STRIP * strips + rows);
         (strips <= STRIPS && bytes <= RING_BYTES * 5 / 4).then_some((bytes, Cut { strips, splits }))
     });
     cuts.min_by_key(|cut| cut.0).map(|cut| cut.1)
 }
 
-/// Boxes of 64 numbers of k in a tile: the more, the fewer columns it has, as small copies take as long as larger ones.
-fn boxes(strips: usize) -> usize {
+/// Boxes of 64 numbers of k in a tile. Where a sum is long, the more the fewer columns it has, as small copies take as long as larger
+/// ones; where it is short, the first tile should be there soon.
+fn boxes(strips: usize, k: usize) -> usize {
     match strips {
+        _ if k <= MOST_K => 2,
         0..=2 => 8,
         3..=4 => 4,
         _ => 2,
@@ -163,12 +165,16 @@ mod tests {
         assert_eq!(cut(1, (896, 4864), 132), Some(Cut { strips: 7, splits: 8 }));
         assert_eq!(cut(16, (896, 4864), 132), Some(Cut { strips: 7, splits: 8 }));
         assert_eq!(cut(4, (896, 896), 132), Some(Cut { strips: 1, splits: 1 }));
-        // An 8B model's: qkv and down at few rows; out, gate and up, the head.
-        for (m, shape, strips) in [(1, (6144, 4096), Some(6)), (8, (4096, 14_336), Some(4)), (9, (4096, 14_336), None)]
-        {
+        // An 8B model's: qkv, down and out at few rows; gate and up, the head.
+        for (m, shape, strips) in [
+            (1, (6144, 4096), Some(6)),
+            (8, (4096, 14_336), Some(4)),
+            (9, (4096, 14_336), None),
+            (8, (4096, 4096), Some(4)),
+        ] {
             assert_eq!(cut(m, shape, 132), strips.map(|strips| Cut { strips, splits: 1 }), "{m} {shape:?}");
         }
-        for shape in [(4096, 4096), (28_672, 4096), (128_256, 4096)] {
+        for shape in [(28_672, 4096), (128_256, 4096)] {
             assert_eq!(cut(1, shape, 132), None, "{shape:?}");
         }
     }
