@@ -2,14 +2,16 @@
 // Bound by reading w once.
 //
 // There is one block for each multiprocessor at most, and each has an equal number of units: 8 to 64 neighbouring columns over
-// the whole of k. One warp has tiles of 128 to 512 numbers of k copied into a ring, w's first ones while the launch in front is still
-// under way; two such blocks fit on a multiprocessor, so the next product's ring fills while this one ends. Eight warps multiply,
+// the whole of k. One warp has tiles of 128 or 256 numbers of k copied into a ring, w's first ones while the launch in front is still
+// under way; two such blocks fit on a multiprocessor, so the next product's ring fills while this one ends. Where blocks have many
+// units one multiprocessor must not get two of them: such launches ask for so much shared memory that one fits beside a small one.
+// Eight warps multiply,
 // each its steps of 16 of a tile, and add up what they have at the end of a unit, in the order of warps.
 // Where k is long and columns are few, the blocks of a cluster have a unit each a part of k, and add up their results in the order
 // of parts.
-// A tile of w and one of x are copied by one instruction each (tensor maps), and the fewer columns a unit has, the more of k: the copy
-// hardware of an H200 brings 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB. They are swizzled by 128 bytes, so that
-// ldmatrix meets no bank twice.
+// Tiles are copied by the hardware (tensor maps) in boxes of 64 numbers of k and swizzled by 128 bytes, so that ldmatrix meets no bank
+// twice. Where a unit has few columns and k is long a tile is four boxes, which one instruction copies: the hardware of an H200 brings
+// 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB.
 // Instances: f16 and bf16 x up to 8 and up to 16 rows. Other architectures have empty bodies, which are never launched.
 #include "common.cuh"
 #include "hopper.cuh"
@@ -59,22 +61,31 @@ struct Few {
   __device__ Few(const FewParams& p, FewShared& sh) : p(p), sh(sh), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
     first = p.units * blockIdx.x / gridDim.x;
     last = p.units * (blockIdx.x + 1) / gridDim.x;
-    const uint32_t all = (p.k / 64 + p.boxes - 1) / p.boxes;
+    const uint32_t all = (p.k + 64 * p.boxes - 1) / (64 * p.boxes);
     tile = all * blockIdx.z / p.splits;
     tiles = all * (blockIdx.z + 1) / p.splits - tile;
     w_bytes = p.boxes * 8 * p.strips * ROW_BYTES;
     bytes = w_bytes + p.boxes * ROWS * ROW_BYTES;
   }
 
+  __device__ void copy(unsigned char* to, const void* map, uint32_t rows, int row, uint32_t t, uint32_t stage) {
+    const int box = int((tile + t) * p.boxes);
+    if (p.boxes != 2) {
+      copy_tile(to, map, row, box, &sh.full[stage]);
+      return;
+    }
+    copy_box(to, map, 64 * box, row, &sh.full[stage]);
+    copy_box(to + rows * ROW_BYTES, map, 64 * box + 64, row, &sh.full[stage]);
+  }
   __device__ void copy_w(uint32_t unit, uint32_t t, uint32_t stage) {
     barrier_expect(&sh.full[stage], bytes);
-    copy_tile(sh.ring + stage * bytes, p.w_map, int(unit * p.strips * 8), int((tile + t) * p.boxes), &sh.full[stage]);
+    copy(sh.ring + stage * bytes, p.w_map, 8 * p.strips, int(unit * p.strips * 8), t, stage);
   }
   __device__ void copy_x(uint32_t t, uint32_t stage) {
-    copy_tile(sh.ring + stage * bytes + w_bytes, p.x_map, 0, int((tile + t) * p.boxes), &sh.full[stage]);
+    copy(sh.ring + stage * bytes + w_bytes, p.x_map, ROWS, 0, t, stage);
   }
   // One thread: all tiles of the block, in order.
-  __device__ void copy() {
+  __device__ void copy_all() {
     const uint32_t total = (last - first) * tiles, ahead = min(total, p.stages);
     uint32_t unit = first, t = 0;
     for (uint32_t i = 0; i < ahead; i++) {
@@ -93,48 +104,36 @@ struct Few {
     }
   }
 
-  // This warp's steps of a tile of BOXES boxes, two at a time: all that they read, and then the products. Where there are few strips
-  // odd steps have sums of their own, as one sum would wait for the other.
+  // This warp's step or two of a tile: all that they read, and then the products.
   template <uint32_t BOXES>
   __device__ void multiply(uint32_t stage) {
-    constexpr uint32_t STEPS = BOXES / 2, TURN = STEPS < 2 ? 1 : 2, PAIRS = STRIPS / BOXES, ODD = BOXES == STRIPS ? 2 : 0;
+    constexpr uint32_t STEPS = BOXES / 2, PAIRS = STRIPS / BOXES;
     const uint32_t x_row = lane % ROWS, w_row = lane / 16 * 8 + lane % 8;
     const unsigned char* ws = sh.ring + stage * bytes + w_row * ROW_BYTES;
     const unsigned char* xs = sh.ring + stage * bytes + w_bytes + x_row * ROW_BYTES;
+    uint32_t a[STEPS][4], b[STEPS][PAIRS][4];
 #pragma unroll
-    for (uint32_t turn = 0; turn < STEPS; turn += TURN) {
-      uint32_t a[TURN][4], b[TURN][PAIRS][4];
+    for (uint32_t i = 0; i < STEPS; i++) {
+      const uint32_t step = warp + i * WARPS, box = step / 4, k = step % 4;
+      load_tiles(a[i], xs + box * ROWS * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
 #pragma unroll
-      for (uint32_t i = 0; i < TURN; i++) {
-        const uint32_t step = warp + (turn + i) * WARPS, box = step / 4, k = step % 4;
-        load_tiles(a[i], xs + box * ROWS * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
-#pragma unroll
-        for (uint32_t j = 0; j < PAIRS; j++) {
-          if (2 * j >= p.strips) break;
-          const uint32_t piece = 2 * k + lane / 8 % 2 ^ w_row % 8;
-          load_tiles(b[i][j], ws + (box * p.strips + 2 * j) * 8 * ROW_BYTES + piece * 16);
-        }
-      }
-      if (turn + TURN == STEPS) {
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&sh.free[stage]);
-      }
-#pragma unroll
-      for (uint32_t i = 0; i < TURN; i++) {
-#pragma unroll
-        for (uint32_t j = 0; j < PAIRS; j++) {
-          if (2 * j >= p.strips) break;
-          const uint32_t to = 2 * j + i * ODD;
-          mma<T>(acc[to], a[i], b[i][j][0], b[i][j][1]);
-          mma<T>(acc[to + 1], a[i], b[i][j][2], b[i][j][3]);  // of other numbers behind the last strip, which nobody looks at
-        }
+      for (uint32_t j = 0; j < PAIRS; j++) {
+        if (2 * j >= p.strips) break;
+        const uint32_t piece = 2 * k + lane / 8 % 2 ^ w_row % 8;
+        load_tiles(b[i][j], ws + (box * p.strips + 2 * j) * 8 * ROW_BYTES + piece * 16);
       }
     }
-  }
-  __device__ void multiply_any(uint32_t stage) {
-    if (p.boxes == 2) multiply<2>(stage);
-    else if (p.boxes == 4) multiply<4>(stage);
-    else multiply<8>(stage);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&sh.free[stage]);
+#pragma unroll
+    for (uint32_t i = 0; i < STEPS; i++) {
+#pragma unroll
+      for (uint32_t j = 0; j < PAIRS; j++) {
+        if (2 * j >= p.strips) break;
+        mma<T>(acc[2 * j], a[i], b[i][j][0], b[i][j][1]);
+        mma<T>(acc[2 * j + 1], a[i], b[i][j][2], b[i][j][3]);  // behind an odd last strip of numbers that nobody looks at
+      }
+    }
   }
 
   // Adds up the warps' results of a unit, some strips at a time, and stores them.
@@ -199,12 +198,9 @@ struct Few {
       for (uint32_t j = 0; j < STRIPS; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0;
       for (uint32_t t = 0; t < tiles; t++) {
         barrier_wait(&sh.full[stage], parity);
-        multiply_any(stage);
+        if (p.boxes == 2) multiply<2>(stage);
+        else multiply<4>(stage);
         if (++stage == p.stages) stage = 0, parity ^= 1;
-      }
-      if (p.boxes == STRIPS) {
-#pragma unroll
-        for (uint32_t j = 0; j < 8; j++) acc[j / 4][j % 4] += acc[2 + j / 4][j % 4];
       }
       finish(unit);
     }
@@ -239,7 +235,7 @@ struct Few {
     }
     __syncthreads();
     if (warp < WARPS) compute();
-    else if (lane == 0) copy();
+    else if (lane == 0) copy_all();
     __syncwarp();
     if (p.splits > 1) finish_cluster();
   }

@@ -46,8 +46,8 @@ pub(crate) fn edges(kit: &Kit) {
 /// Few rows over vectors, which some devices have a kernel of their own for: columns and rows at the borders of its strips, and
 /// sums that fill its ring of stages once and more often.
 pub(crate) fn few_rows(kit: &Kit) {
-    // Tiles of two, four and eight boxes of 64 numbers of k, whole and not; sums cut in parts; and numbers of k that are no whole boxes.
-    const SHAPES: [(usize, usize); 14] = [
+    // Tiles of two and four boxes of 64 numbers of k, whole and not; sums cut in parts; large matrices of one unit a block and of more.
+    const SHAPES: [(usize, usize); 16] = [
         (1, 64),
         (33, 16),
         (129, 576),
@@ -62,6 +62,8 @@ pub(crate) fn few_rows(kit: &Kit) {
         (500, 4096),
         (129, 520),
         (8000, 320),
+        (4096, 4096),
+        (9000, 2048),
     ];
     for dtype in dtypes(kit) {
         for (n, k) in some(SHAPES, 2) {

@@ -2,7 +2,7 @@
 
 use super::attention_hopper::CAPABILITY;
 use super::tensor_map::{self, TensorMap};
-use super::{HalfFamily, small};
+use super::{HalfFamily, VECTOR, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::memory::CudaMatrix;
@@ -13,17 +13,21 @@ use crate::hal::{MatrixStorage, Tensor};
 const KERNELS: [usize; 2] = [8, 16];
 /// Shared memory of a block, that of its ring, and most stages in it.
 const SHARED: u32 = 105_728;
+/// Shared memory of a block that has its multiprocessor to itself but for one of the others.
+const WIDE_SHARED: u32 = 118_784;
 const RING_BYTES: usize = 80 << 10;
 const MAX_STAGES: usize = 16;
 /// Bytes of a row of a box.
 const BOX_ROW: usize = 128;
 /// Threads of a block.
 const BLOCK: u32 = 288;
-/// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, but where each block has one unit of a large one: its
-/// ring fills while a norm or an activation runs (layers of an 8B model at one row: 135 us with cuBLASLt, 129 with qkv here, 133 with
-/// down, 136 with out, 139 with gate and up).
+/// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, but at few rows, where each block's ring fills while a
+/// norm or an activation runs: layers of an 8B model at one row take 132.4 us with qkv and down here, 129.4 with out too, 126.4 with
+/// gate and up too. Heads are read as fast there: nothing runs beside them.
 const MOST_WEIGHTS: usize = 1 << 24;
 const MOST_K: usize = 2048;
+/// Units of a block of a large matrix.
+const MOST_UNITS: usize = 8;
 /// Parts of longer sums, for as many blocks that form a cluster, where the ring then holds most of a block's share.
 const SPLITS: [usize; 3] = [2, 4, 8];
 /// Columns of a strip, and most strips of a unit.
@@ -58,7 +62,8 @@ pub(super) struct Few(Vec<HalfFamily>);
 impl Few {
     pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
         let rows = if capability == CAPABILITY { KERNELS.as_slice() } else { &[] };
-        let load = |rows| HalfFamily::load_with_shared(modules, "linear_few", &format!("yn_linear_few_{rows}"), SHARED);
+        let load =
+            |rows| HalfFamily::load_with_shared(modules, "linear_few", &format!("yn_linear_few_{rows}"), WIDE_SHARED);
         Ok(Self(rows.iter().map(load).collect::<Result<_>>()?))
     }
 }
@@ -69,7 +74,7 @@ pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) ->
         && (1..=KERNELS[KERNELS.len() - 1]).contains(&x.rows())
         && cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).is_some()
         && x.dtype() != DType::F32
-        && x.cols().is_multiple_of(tensor_map::BOX_COLS)
+        && x.cols().is_multiple_of(VECTOR)
         && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
 }
 
@@ -86,10 +91,9 @@ pub(in crate::hal::cuda) fn linear(
     let Some(Cut { strips, splits }) = cut(m, (n, k), blocks) else { return Ok(()) };
     let rows = KERNELS[index];
     let (units, boxes) = (n.div_ceil(STRIP * strips), boxes(strips, k));
-    let tile = |rows: usize| (small(rows), small(boxes));
     let params = Params {
-        w_map: tensor_map::tiles(w.addr(), x.dtype(), (n, k), tile(STRIP * strips))?,
-        x_map: tensor_map::tiles(x.addr(), x.dtype(), (m, k), tile(rows))?,
+        w_map: map(w.addr(), x.dtype(), (n, k), (STRIP * strips, boxes))?,
+        x_map: map(x.addr(), x.dtype(), (m, k), (rows, boxes))?,
         out: out.addr(),
         bias: bias.map_or(0, Tensor::addr),
         m: small(m),
@@ -105,7 +109,8 @@ pub(in crate::hal::cuda) fn linear(
     };
     let kernel = s.kernels().few.0[index].of(x.dtype());
     let grid = [small(units.min(blocks)), 1, small(splits)];
-    s.launch_clusters(kernel, grid, (BLOCK, SHARED, small(splits)), &params)
+    let shared = if n * k >= MOST_WEIGHTS && units > blocks { WIDE_SHARED } else { SHARED };
+    s.launch_clusters(kernel, grid, (BLOCK, shared, small(splits)), &params)
 }
 
 /// How a product is cut: strips of a unit, and parts of k.
@@ -119,8 +124,8 @@ struct Cut {
 fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     let whole = Cut { strips: strips(n, blocks), splits: 1 };
     if n * k >= MOST_WEIGHTS {
-        let one_unit = m <= KERNELS[0] && n.div_ceil(STRIP * whole.strips) <= blocks;
-        return one_unit.then_some(whole);
+        let few = m <= KERNELS[0] && n.div_ceil(STRIP * whole.strips) <= MOST_UNITS * blocks;
+        return few.then_some(whole);
     }
     if k <= MOST_K {
         return Some(whole);
@@ -135,14 +140,16 @@ fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     cuts.min_by_key(|cut| cut.0).map(|cut| cut.1)
 }
 
-/// Boxes of 64 numbers of k in a tile. Where a sum is long, the more the fewer columns it has, as small copies take as long as larger
-/// ones; where it is short, the first tile should be there soon.
+/// Boxes of 64 numbers of k in a tile.
 fn boxes(strips: usize, k: usize) -> usize {
-    match strips {
-        _ if k <= MOST_K => 2,
-        0..=2 => 8,
-        3..=4 => 4,
-        _ => 2,
+    if strips <= STRIPS / 2 && k > MOST_K && k.is_multiple_of(tensor_map::BOX_COLS) { 4 } else { 2 }
+}
+
+/// A matrix in such tiles.
+fn map(addr: u64, dtype: DType, shape: (usize, usize), (rows, boxes): (usize, usize)) -> Result<TensorMap> {
+    match boxes {
+        2 => tensor_map::new(addr, dtype, shape, small(rows)),
+        _ => tensor_map::tiles(addr, dtype, shape, (small(rows), small(boxes))),
     }
 }
 
@@ -165,18 +172,18 @@ mod tests {
         assert_eq!(cut(1, (896, 4864), 132), Some(Cut { strips: 7, splits: 8 }));
         assert_eq!(cut(16, (896, 4864), 132), Some(Cut { strips: 7, splits: 8 }));
         assert_eq!(cut(4, (896, 896), 132), Some(Cut { strips: 1, splits: 1 }));
-        // An 8B model's: qkv, down and out at few rows; gate and up, the head.
+        // An 8B model's: qkv, down, out, gate and up at few rows; the head.
         for (m, shape, strips) in [
             (1, (6144, 4096), Some(6)),
             (8, (4096, 14_336), Some(4)),
             (9, (4096, 14_336), None),
             (8, (4096, 4096), Some(4)),
+            (1, (28_672, 4096), Some(7)),
+            (9, (28_672, 4096), None),
         ] {
             assert_eq!(cut(m, shape, 132), strips.map(|strips| Cut { strips, splits: 1 }), "{m} {shape:?}");
         }
-        for shape in [(28_672, 4096), (128_256, 4096)] {
-            assert_eq!(cut(1, shape, 132), None, "{shape:?}");
-        }
+        assert_eq!(cut(1, (128_256, 4096), 132), None);
     }
 
     #[test]
