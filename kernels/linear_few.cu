@@ -5,14 +5,14 @@
 // the whole of k. One warp has tiles of 128 or 256 numbers of k copied into a ring, w's first ones while the launch in front is still
 // under way; two such blocks fit on a multiprocessor, so the next product's ring fills while this one ends. Where blocks have many
 // units one multiprocessor must not get two of them: such launches ask for so much shared memory that one fits beside a small one.
-// Eight warps multiply,
-// each its steps of 16 of a tile, and add up what they have at the end of a unit, in the order of warps.
+// Eight warps multiply, each its steps of 16 of a tile, and add up what they have at the end of a unit, in the order of warps.
 // Where k is long and columns are few, the blocks of a cluster have a unit each a part of k, and add up their results in the order
 // of parts.
 // Tiles are copied by the hardware (tensor maps) in boxes of 64 numbers of k and swizzled by 128 bytes, so that ldmatrix meets no bank
 // twice. Where a unit has few columns and k is long a tile is four boxes, which one instruction copies: the hardware of an H200 brings
 // 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB.
-// Instances: f16 and bf16 x up to 8 and up to 16 rows. Other architectures have empty bodies, which are never launched.
+// Instances: f16 and bf16 x tiles of two boxes of up to 8 and up to 16 rows, and of four boxes of up to 8. Other
+// architectures have empty bodies, which are never launched.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -30,7 +30,6 @@ struct FewParams {
   uint32_t pairs;  // rows of out are whole aligned pairs
   uint32_t stages;  // of the ring
   uint32_t splits;  // of k, one a block of a cluster
-  uint32_t boxes;   // of 64 numbers of k, in a tile
 };
 static_assert(sizeof(FewParams) == 320, "mirrored in src/hal/cuda/ops/linear_few.rs");
 
@@ -48,7 +47,7 @@ struct FewShared {
 
 #ifdef YN_SM90A
 
-template <typename T, uint32_t ROWS>
+template <typename T, uint32_t ROWS, uint32_t BOXES>
 struct Few {
   const FewParams& p;
   FewShared& sh;
@@ -61,16 +60,16 @@ struct Few {
   __device__ Few(const FewParams& p, FewShared& sh) : p(p), sh(sh), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
     first = p.units * blockIdx.x / gridDim.x;
     last = p.units * (blockIdx.x + 1) / gridDim.x;
-    const uint32_t all = (p.k + 64 * p.boxes - 1) / (64 * p.boxes);
+    const uint32_t all = (p.k + 64 * BOXES - 1) / (64 * BOXES);
     tile = all * blockIdx.z / p.splits;
     tiles = all * (blockIdx.z + 1) / p.splits - tile;
-    w_bytes = p.boxes * 8 * p.strips * ROW_BYTES;
-    bytes = w_bytes + p.boxes * ROWS * ROW_BYTES;
+    w_bytes = BOXES * 8 * p.strips * ROW_BYTES;
+    bytes = w_bytes + BOXES * ROWS * ROW_BYTES;
   }
 
   __device__ void copy(unsigned char* to, const void* map, uint32_t rows, int row, uint32_t t, uint32_t stage) {
-    const int box = int((tile + t) * p.boxes);
-    if (p.boxes != 2) {
+    const int box = int((tile + t) * BOXES);
+    if (BOXES != 2) {
       copy_tile(to, map, row, box, &sh.full[stage]);
       return;
     }
@@ -104,34 +103,23 @@ struct Few {
     }
   }
 
-  // This warp's step or two of a tile: all that they read, and then the products.
-  template <uint32_t BOXES>
+  // This warp's step or two of a tile.
   __device__ void multiply(uint32_t stage) {
-    constexpr uint32_t STEPS = BOXES / 2, PAIRS = STRIPS / BOXES;
     const uint32_t x_row = lane % ROWS, w_row = lane / 16 * 8 + lane % 8;
     const unsigned char* ws = sh.ring + stage * bytes + w_row * ROW_BYTES;
     const unsigned char* xs = sh.ring + stage * bytes + w_bytes + x_row * ROW_BYTES;
-    uint32_t a[STEPS][4], b[STEPS][PAIRS][4];
 #pragma unroll
-    for (uint32_t i = 0; i < STEPS; i++) {
+    for (uint32_t i = 0; i < BOXES / 2; i++) {
       const uint32_t step = warp + i * WARPS, box = step / 4, k = step % 4;
-      load_tiles(a[i], xs + box * ROWS * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
+      uint32_t a[4];
+      load_tiles(a, xs + box * ROWS * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
 #pragma unroll
-      for (uint32_t j = 0; j < PAIRS; j++) {
-        if (2 * j >= p.strips) break;
-        const uint32_t piece = 2 * k + lane / 8 % 2 ^ w_row % 8;
-        load_tiles(b[i][j], ws + (box * p.strips + 2 * j) * 8 * ROW_BYTES + piece * 16);
-      }
-    }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&sh.free[stage]);
-#pragma unroll
-    for (uint32_t i = 0; i < STEPS; i++) {
-#pragma unroll
-      for (uint32_t j = 0; j < PAIRS; j++) {
-        if (2 * j >= p.strips) break;
-        mma<T>(acc[2 * j], a[i], b[i][j][0], b[i][j][1]);
-        mma<T>(acc[2 * j + 1], a[i], b[i][j][2], b[i][j][3]);  // behind an odd last strip of numbers that nobody looks at
+      for (uint32_t j = 0; j < STRIPS / (BOXES / 2); j += 2) {
+        if (j >= p.strips) break;
+        uint32_t b[4];
+        load_tiles(b, ws + (box * p.strips + j) * 8 * ROW_BYTES + (2 * k + lane / 8 % 2 ^ w_row % 8) * 16);
+        mma<T>(acc[j], a, b[0], b[1]);
+        mma<T>(acc[j + 1], a, b[2], b[3]);  // of other numbers behind the last strip, which nobody looks at
       }
     }
   }
@@ -198,8 +186,9 @@ struct Few {
       for (uint32_t j = 0; j < STRIPS; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0;
       for (uint32_t t = 0; t < tiles; t++) {
         barrier_wait(&sh.full[stage], parity);
-        if (p.boxes == 2) multiply<2>(stage);
-        else multiply<4>(stage);
+        multiply(stage);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&sh.free[stage]);
         if (++stage == p.stages) stage = 0, parity ^= 1;
       }
       finish(unit);
@@ -241,23 +230,25 @@ struct Few {
   }
 };
 
-#define YN_FEW_BODY(ROWS, T)                                                                       \
+#define YN_FEW_BODY(ROWS, BOXES, T)                                                                       \
   YN_DYNAMIC_SHARED(dynamic);                                                                      \
-  Few<T, ROWS> few(p, *reinterpret_cast<FewShared*>(dynamic + (-shared_address(dynamic) & 1023))); \
+  Few<T, ROWS, BOXES> few(p, *reinterpret_cast<FewShared*>(dynamic + (-shared_address(dynamic) & 1023))); \
   few.run()
 
 #else
-#define YN_FEW_BODY(ROWS, T) wait_for_prior()
+#define YN_FEW_BODY(ROWS, BOXES, T) wait_for_prior()
 #endif
 
 static_assert(sizeof(FewShared) + 1024 == 105728, "mirrored in src/hal/cuda/ops/linear_few.rs");
-#define YN_FEW(ROWS, NAME, T)                                              \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                 \
-      yn_linear_few_##ROWS##_##NAME(const __grid_constant__ FewParams p) { \
-    let_next_start();                                                      \
-    YN_FEW_BODY(ROWS, T);                                                  \
+#define YN_FEW(ROWS, BOXES, NAME, T)                                              \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                        \
+      yn_linear_few_##ROWS##_##BOXES##_##NAME(const __grid_constant__ FewParams p) { \
+    let_next_start();                                                             \
+    YN_FEW_BODY(ROWS, BOXES, T);                                                  \
   }
-YN_FEW(8, f16, f16)
-YN_FEW(8, bf16, bf16)
-YN_FEW(16, f16, f16)
-YN_FEW(16, bf16, bf16)
+YN_FEW(8, 2, f16, f16)
+YN_FEW(8, 2, bf16, bf16)
+YN_FEW(8, 4, f16, f16)
+YN_FEW(8, 4, bf16, bf16)
+YN_FEW(16, 2, f16, f16)
+YN_FEW(16, 2, bf16, bf16)

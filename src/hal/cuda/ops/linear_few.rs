@@ -9,8 +9,10 @@ use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::{MatrixStorage, Tensor};
 
-/// Most rows of each kernel.
-const KERNELS: [usize; 2] = [8, 16];
+/// Most rows of each kernel, and boxes of 64 numbers of k of its tiles.
+const KERNELS: [(usize, usize); 3] = [(8, 2), (8, 4), (16, 2)];
+const FEW_ROWS: usize = 8;
+const MOST_ROWS: usize = 16;
 /// Shared memory of a block, that of its ring, and most stages in it.
 const SHARED: u32 = 105_728;
 /// Shared memory of a block that has its multiprocessor to itself but for one of the others.
@@ -30,6 +32,9 @@ const MOST_K: usize = 2048;
 const MOST_UNITS: usize = 8;
 /// Parts of longer sums, for as many blocks that form a cluster, where the ring then holds most of a block's share.
 const SPLITS: [usize; 3] = [2, 4, 8];
+/// Numbers of k of a box, and of a tile of two.
+const BOX: usize = tensor_map::BOX_COLS;
+const STEP: usize = 2 * BOX;
 /// Columns of a strip, and most strips of a unit.
 const STRIP: usize = 8;
 const STRIPS: usize = 8;
@@ -51,7 +56,6 @@ struct Params {
     pairs: u32,
     stages: u32,
     splits: u32,
-    boxes: u32,
 }
 const _: () = assert!(size_of::<Params>() == 320);
 
@@ -61,17 +65,18 @@ pub(super) struct Few(Vec<HalfFamily>);
 
 impl Few {
     pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
-        let rows = if capability == CAPABILITY { KERNELS.as_slice() } else { &[] };
-        let load =
-            |rows| HalfFamily::load_with_shared(modules, "linear_few", &format!("yn_linear_few_{rows}"), WIDE_SHARED);
-        Ok(Self(rows.iter().map(load).collect::<Result<_>>()?))
+        let kernels = if capability == CAPABILITY { KERNELS.as_slice() } else { &[] };
+        let load = |(rows, boxes): &(usize, usize)| {
+            HalfFamily::load_with_shared(modules, "linear_few", &format!("yn_linear_few_{rows}_{boxes}"), WIDE_SHARED)
+        };
+        Ok(Self(kernels.iter().map(load).collect::<Result<_>>()?))
     }
 }
 
 /// Whether the kernels take products of `x` on this stream's device, in mode `fast`.
 pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
     !s.kernels().few.0.is_empty()
-        && (1..=KERNELS[KERNELS.len() - 1]).contains(&x.rows())
+        && (1..=MOST_ROWS).contains(&x.rows())
         && cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).is_some()
         && x.dtype() != DType::F32
         && x.cols().is_multiple_of(VECTOR)
@@ -87,10 +92,10 @@ pub(in crate::hal::cuda) fn linear(
 ) -> Result<()> {
     let (m, n, k) = (x.rows(), w.rows(), x.cols());
     let blocks = s.sm_count() as usize;
-    let Some(index) = KERNELS.iter().position(|rows| m <= *rows).filter(|_| n > 0) else { return Ok(()) };
-    let Some(Cut { strips, splits }) = cut(m, (n, k), blocks) else { return Ok(()) };
-    let rows = KERNELS[index];
-    let (units, boxes) = (n.div_ceil(STRIP * strips), boxes(strips, k));
+    let Some(Cut { strips, splits }) = cut(m, (n, k), blocks).filter(|_| n > 0) else { return Ok(()) };
+    let (units, boxes) = (n.div_ceil(STRIP * strips), boxes(strips, (n, k)));
+    let Some(index) = KERNELS.iter().position(|kernel| m <= kernel.0 && boxes == kernel.1) else { return Ok(()) };
+    let rows = KERNELS[index].0;
     let params = Params {
         w_map: map(w.addr(), x.dtype(), (n, k), (STRIP * strips, boxes))?,
         x_map: map(x.addr(), x.dtype(), (m, k), (rows, boxes))?,
@@ -105,7 +110,6 @@ pub(in crate::hal::cuda) fn linear(
         pairs: u32::from(n.is_multiple_of(2) && out.addr().is_multiple_of(8)),
         stages: small((RING_BYTES / (boxes * BOX_ROW * (STRIP * strips + rows))).min(MAX_STAGES)),
         splits: small(splits),
-        boxes: small(boxes),
     };
     let kernel = s.kernels().few.0[index].of(x.dtype());
     let grid = [small(units.min(blocks)), 1, small(splits)];
@@ -124,25 +128,24 @@ struct Cut {
 fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     let whole = Cut { strips: strips(n, blocks), splits: 1 };
     if n * k >= MOST_WEIGHTS {
-        let few = m <= KERNELS[0] && n.div_ceil(STRIP * whole.strips) <= MOST_UNITS * blocks;
+        let few = m <= FEW_ROWS && n.div_ceil(STRIP * whole.strips) <= MOST_UNITS * blocks;
         return few.then_some(whole);
     }
     if k <= MOST_K {
         return Some(whole);
     }
-    let rows = *KERNELS.iter().find(|rows| m <= **rows)?;
+    let rows = [FEW_ROWS, MOST_ROWS].into_iter().find(|rows| m <= *rows)?;
     let cuts = SPLITS.iter().filter_map(|&splits| {
         let strips = n.div_ceil(STRIP).div_ceil(blocks / splits);
-        let tiles = k.div_ceil(tensor_map::BOX_COLS).div_ceil(boxes(strips, k));
-        let bytes = tiles.div_ceil(splits) * boxes(strips, k) * BOX_ROW * (STRIP * strips + rows);
+        let bytes = k.div_ceil(STEP).div_ceil(splits) * STEP / BOX * BOX_ROW * (STRIP * strips + rows);
         (strips <= STRIPS && bytes <= RING_BYTES * 5 / 4).then_some((bytes, Cut { strips, splits }))
     });
     cuts.min_by_key(|cut| cut.0).map(|cut| cut.1)
 }
 
-/// Boxes of 64 numbers of k in a tile.
-fn boxes(strips: usize, k: usize) -> usize {
-    if strips <= STRIPS / 2 && k > MOST_K && k.is_multiple_of(tensor_map::BOX_COLS) { 4 } else { 2 }
+/// Boxes of a tile: one copy of four where a large matrix has narrow units, as small copies take as long as larger ones.
+fn boxes(strips: usize, (n, k): (usize, usize)) -> usize {
+    if n * k >= MOST_WEIGHTS && strips <= STRIPS / 2 && k.is_multiple_of(BOX) { 4 } else { 2 }
 }
 
 /// A matrix in such tiles.
