@@ -377,10 +377,9 @@ fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<
 /// Attention of items `from..to`, tokens or sequences as the parameters say, one query token each.
 fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, to): (usize, usize)) -> Result<()> {
     let kernels = &s.kernels().attention;
-    // Where each query head has keys of its own, rows are short and end often: the other kernel is faster there.
     let size = args.kv.block_size;
-    let shares = args.heads > args.kv.kv_heads && !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
-    if let Some(tensor) = kernels.tensor(args).filter(|_| shares)
+    let takes = !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
+    if let Some(tensor) = kernels.tensor(args).filter(|_| takes)
         && fast(s, args, params, (tensor, from, to))?
     {
         return Ok(());
@@ -436,7 +435,8 @@ fn fast(
         whole_rows(s, params, (rows, from, to), (parts(rows), places(rows)))?;
         return Ok(true);
     }
-    if parts(stream) > places(stream) {
+    // Where each query head has keys of its own, pieces are many and end often: the other kernel is faster there.
+    if ratio == 1 || parts(stream) > places(stream) {
         return Ok(false);
     }
     streamed(s, params, (stream, from, to))?;
