@@ -122,12 +122,21 @@ struct RowLoader {
   const uint32_t shift;  // a block has 2^shift tokens
   Item item;
   uint32_t base, entry;  // a lane's entry of the table is for step base + lane
+  uint32_t guessed;      // the sequence whose first entries are here already
   bool waited;           // for the launch in front
 
   __device__ RowLoader(const AttentionParams& p, Shared& sh, uint32_t kv_head)
       : p(p), sh(sh), lane(threadIdx.x % 32), warp(threadIdx.x / 32), kv_head(kv_head),
-        shift(31 - __clz(int(p.block_size))), waited(false) {}
+        shift(31 - __clz(int(p.block_size))), guessed(~0u), waited(false) {}
 
+  // Loads the table of what is most likely the row's sequence, while its length is on its way.
+  __device__ void guess(uint32_t index) {
+    const uint32_t sequence = p.first_item + index;
+    if (sequence >= p.sequences) return;
+    const uint32_t column = min((lane * STEP + warp * GROUP) >> shift, p.table_cols - 1);
+    entry = uint32_t(at<int>(p.tables)[uint64_t(sequence) * p.table_cols + column]);
+    guessed = sequence;
+  }
   __device__ void wait() {
     if (!waited) wait_for_prior();
     waited = true;
@@ -141,7 +150,9 @@ struct RowLoader {
   // The first steps of `from..to`.
   __device__ void begin(const Item& of, uint32_t from, uint32_t to) {
     item = of;
-    look_up(from);
+    if (from == 0 && item.sequence == guessed) base = 0;
+    else look_up(from);
+    guessed = ~0u;
 #pragma unroll
     for (uint32_t stage = 0; stage < Shared::STAGES; stage++) load(from + stage, to, stage);
   }
@@ -237,6 +248,7 @@ struct RowsBlock {
 
   __device__ void run() {
     const uint32_t index = blockIdx.x / part.parts;
+    loader.guess(index);
     Item item = item_near(p, index);
     const uint32_t begin = item.first_key / STEP;
     if (item.active) loader.begin(item, begin, begin + steps_of(item));
