@@ -14,8 +14,9 @@ pub(crate) fn sequences(kit: &Kit) {
         ((8, 4, 128), 1000, None, None),
         ((12, 4, 64), 1000, Some(250), Some(3.0)),
         ((8, 4, 128), 150, None, None),
-        ((40, 4, 64), 400, Some(900), None),
-        ((72, 4, 128), 250, None, Some(3.0)),
+        ((34, 2, 64), 250, Some(900), None),
+        ((20, 2, 128), 300, None, Some(3.0)),
+        ((4, 4, 128), 250, None, None),
     ] {
         let shape = Shape { window, soft_cap, ..Shape::plain(heads, 16, dtype) };
         let cols = shape.qkv_cols();
