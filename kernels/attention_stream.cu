@@ -5,19 +5,14 @@
 // A row of work is up to 8 or 16 query heads of one key head of one item; its keys are cut into steps of 64 at absolute positions,
 // of which each of a block's four warps has 16. All steps of a key head stand in one line, and each of the blocks of this head
 // takes an equal piece of it, whatever the lengths of the sequences. Neighbouring blocks have the same piece of different heads,
-// which lie side by side in the cache: so memory is read in long stretches. A warp streams its keys and values through its own ring of asynchronous
-// copies, from one row into the next, and so do the queries, so that memory is busy while a row ends. A row that lies in
-// several blocks is put together by the one of them that ends last, in the order of keys.
-// Products stand on their heads: keys by queries, then values by weights, so that eight heads fill a tile. A max only moves, and
-// sums are only scaled, when a score is far above it.
+// which lie side by side in the cache: so memory is read in long stretches. A warp streams its keys and values through its own ring
+// of asynchronous copies, from one row into the next, and so do the queries, so that memory is busy while a row ends. A row that
+// lies in several blocks is put together by the one of them that ends last, in the order of keys.
 // Blocks of the cache have 2^n tokens, 16 at least.
 // The grid is fixed and each block finds its piece from starts and context_lens, so a captured launch replays for any lengths.
 // Instances: f16 and bf16 (activations and cache alike) x head dimensions 64 and 128 x 8 and 16 heads.
-#include "attention.cuh"
+#include "attention_heads.cuh"
 
-constexpr uint32_t THREADS = 128, WARPS = 4, TILE = 8, STEP = WARPS * GROUP;
-// How far above a row's max a score must be to move it, in powers of two: weights stay below 2^SLACK.
-constexpr float SLACK = 8;
 // Steps that are worth a block.
 constexpr uint32_t MIN_STEPS = 2;
 
@@ -27,19 +22,15 @@ struct StreamShared {
   static constexpr uint32_t STAGES = DIM == 64 ? 3 : 2;
   // Rows that can be on their way at once: each stage may hold the last step of one.
   static constexpr uint32_t QUERIES = STAGES + 2;
-  // Pieces of 16 bytes change places by their row, so that tiles of 8 rows touch all banks.
-  __device__ static constexpr uint32_t place(uint32_t row, uint32_t column) { return column ^ row % 8 * 8; }
   T keys[WARPS][STAGES][GROUP][DIM];
   T values[WARPS][STAGES][GROUP][DIM];
   T queries[QUERIES][ROWS][DIM + 8];
-  float sums[WARPS][TILE][DIM + 4];
+  float left[WARPS][TILE][DIM + 4];
   float max[WARPS][ROWS], sum[WARPS][ROWS];
   uint32_t arrived;
-};
 
-__device__ __forceinline__ uint32_t steps_of(const Item& item) {
-  return item.active ? item.position / STEP - item.first_key / STEP + 1 : 0;
-}
+  __device__ float (&sums(uint32_t warp))[TILE][DIM + 4] { return left[warp]; }
+};
 
 // The line of all steps of one part of each item: of a key head, or of a slice of its query heads. `units[i]` stand before item i.
 struct Line {
@@ -116,11 +107,6 @@ struct Cursor {
   __device__ uint32_t start() const { return (item.first_key / STEP + step) * STEP; }
 };
 
-// So many of sixteen bytes from global to shared memory, and zeros behind them.
-__device__ __forceinline__ void copy16_sized(uint32_t to, uint64_t from, uint32_t bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
 // Brings keys, values and queries, a few steps ahead of those who compute.
 template <typename T, uint32_t DIM, uint32_t TILES>
 struct Loader {
@@ -183,21 +169,6 @@ struct Loader {
   __device__ const T* at_query(uint32_t head) const {
     return ::at<T>(p.qkv) + (uint64_t(cursor.item.token) * (p.heads + 2 * p.kv_heads) + head) * DIM;
   }
-  // Tokens `from..to` of the group; zeros for the others, as a block can hold anything there.
-  template <bool WHOLE>
-  __device__ void copy_group(uint32_t stage, uint32_t from, uint32_t to) {
-    const uint64_t value_bytes = uint64_t(p.kv_heads << shift) * (DIM * sizeof(T));
-    const uint32_t first_keys = shared_address(&sh.keys[warp][stage][0][0]);
-    const uint32_t first_values = shared_address(&sh.values[warp][stage][0][0]);
-#pragma unroll
-    for (uint32_t i = 0; i < GROUP * PIECES / 32; i++) {
-      const uint32_t token = lane / PIECES + i * (32 / PIECES);
-      const uint32_t place = 2 * (token * DIM + Shared::place(token, lane % PIECES * 8));
-      const uint32_t bytes = WHOLE || (token >= from && token < to) ? 16 : 0;
-      copy16_sized(first_keys + place, keys + i * 512, bytes);
-      copy16_sized(first_values + place, keys + value_bytes + i * 512, bytes);
-    }
-  }
   // The next step into `stage`, as one group of copies; an empty one behind the last. What this step
   // of the model brought is written by the launch in front, all before it by earlier ones.
   __device__ void load(uint32_t stage) {
@@ -205,8 +176,15 @@ struct Loader {
       if (cursor.start() + STEP > cursor.item.fresh) wait();
       if (keys != 0) {
         const uint32_t start = cursor.start() + warp * GROUP, first = cursor.item.first_key, last = cursor.item.position;
-        if (start >= first && start + GROUP - 1 <= last) copy_group<true>(stage, 0, GROUP);
-        else copy_group<false>(stage, max(first, start) - start, min(last - start + 1, GROUP));
+        auto& to_keys = sh.keys[warp][stage];
+        auto& to_values = sh.values[warp][stage];
+        const uint64_t value_bytes = uint64_t(p.kv_heads << shift) * (DIM * sizeof(T));
+        if (start >= first && start + GROUP - 1 <= last) {
+          copy_group<true>(to_keys, to_values, keys, value_bytes, 0, GROUP);
+        } else {
+          const uint32_t from = max(first, start) - start, to = min(last - start + 1, GROUP);
+          copy_group<false>(to_keys, to_values, keys, value_bytes, from, to);
+        }
       }
       if (++at < line.to) {
         if (cursor.advance(p, line)) {
@@ -220,19 +198,13 @@ struct Loader {
   }
 };
 
-// Running result of the heads of a row over a warp's keys. Of sums a thread has dimensions lane / 4 and lane / 4 + 8 of each
-// sixteen, of heads lane % 4 * 2 and the next of each tile.
 template <typename T, uint32_t DIM, uint32_t TILES>
-struct Streamed {
+struct Streamed : Heads<T, DIM, TILES, StreamShared<T, DIM, TILES>> {
   using Shared = StreamShared<T, DIM, TILES>;
-  static constexpr uint32_t ROWS = Shared::ROWS, PAIRS = DIM / 2;
-  const AttentionParams& p;
+  using Base = Heads<T, DIM, TILES, Shared>;
   const Line& line;
-  Shared& sh;
-  const uint32_t lane, warp;
-  uint32_t queries[DIM / 16][TILES][2];
-  float sums[TILES][DIM / 16][4];
-  float max[TILES][2], sum[TILES][2];  // of scores in powers of two; of the thread's own weights
+
+  __device__ Streamed(const AttentionParams& p, const Line& line, Shared& sh) : Base(p, sh), line(line) {}
 
   __device__ void take_query(uint32_t query) {
 #pragma unroll
@@ -240,207 +212,29 @@ struct Streamed {
 #pragma unroll
       for (uint32_t k = 0; k < DIM / 16; k += 2) {
         uint32_t b[4];
-        load_tiles(b, &sh.queries[query][t * TILE + lane % 8][k * 16 + lane / 8 * 8]);
-        queries[k][t][0] = b[0], queries[k][t][1] = b[1];
-        queries[k + 1][t][0] = b[2], queries[k + 1][t][1] = b[3];
-      }
-#pragma unroll
-      for (uint32_t d = 0; d < DIM / 16; d++) {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) sums[t][d][i] = 0;
-      }
-      max[t][0] = max[t][1] = -INFINITY;
-      sum[t][0] = sum[t][1] = 0;
-    }
-  }
-
-  // Scores of a tile as powers of two; of keys that nobody sees minus infinity.
-  __device__ void scale(uint32_t start, uint32_t first, uint32_t last, float (&s)[4]) const {
-    const float factor = p.scale * LOG2E;
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      s[i] = p.soft_cap != 0.0f ? capped_fast(s[i] * p.scale, p.soft_cap) * LOG2E : s[i] * factor;
-    }
-    if (start >= first && start + GROUP - 1 <= last) return;
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      const uint32_t key = start + lane / 4 + i / 2 * 8;
-      if (key < first || key > last) s[i] = -INFINITY;
-    }
-  }
-
-  // Moves a tile's max to its scores'; what was summed before shrinks.
-  __device__ void move_max(uint32_t t, const float (&s)[4]) {
-#pragma unroll
-    for (uint32_t j = 0; j < 2; j++) {
-      float top = fmaxf(s[j], s[j + 2]);
-#pragma unroll
-      for (uint32_t width = 4; width < 32; width *= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, width));
-      top = fmaxf(max[t][j], top);
-      const float keep = weight_of(max[t][j] - top);
-      max[t][j] = top;
-      sum[t][j] *= keep;
-#pragma unroll
-      for (uint32_t d = 0; d < DIM / 16; d++) sums[t][d][j] *= keep, sums[t][d][j + 2] *= keep;
-    }
-  }
-
-  // Scores of a tile, of which one key at least is seen, become weights for an mma.
-  __device__ void weigh(uint32_t t, float (&s)[4], uint32_t (&b)[2]) {
-    bool far = false;
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) far = far || s[i] > max[t][i % 2] + SLACK;
-    if (__any_sync(ALL, far)) move_max(t, s);
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      s[i] = weight_of(s[i] - max[t][i % 2]);
-      sum[t][i % 2] += s[i];
-    }
-    b[0] = transposed(pack<T>(s[0], s[1]));
-    b[1] = transposed(pack<T>(s[2], s[3]));
-  }
-
-  // The warp's keys of a step.
-  __device__ void attend(const Cursor& cursor, uint32_t stage) {
-    const uint32_t start = cursor.start() + warp * GROUP, first = cursor.item.first_key, last = cursor.item.position;
-    if (start > last || start + GROUP <= first) return;
-    float s[TILES][2][4] = {};
-    const uint32_t row = lane % 16;
-#pragma unroll
-    for (uint32_t k = 0; k < DIM / 16; k++) {
-      uint32_t a[4];
-      load_tiles(a, &sh.keys[warp][stage][row][Shared::place(row, k * 16 + lane / 16 * 8)]);
-#pragma unroll
-      for (uint32_t t = 0; t < TILES; t++) mma<T>(s[t][k % 2], a, queries[k][t][0], queries[k][t][1]);
-    }
-    uint32_t b[TILES][2];
-#pragma unroll
-    for (uint32_t t = 0; t < TILES; t++) {
-#pragma unroll
-      for (uint32_t i = 0; i < 4; i++) s[t][0][i] += s[t][1][i];
-      scale(start, first, last, s[t][0]);
-      weigh(t, s[t][0], b[t]);
-    }
-    const uint32_t key = lane / 16 * 8 + lane % 8;
-#pragma unroll
-    for (uint32_t d = 0; d < DIM / 16; d++) {
-      uint32_t a[4];
-      load_tiles_transposed(a, &sh.values[warp][stage][key][Shared::place(key, d * 16 + lane / 8 % 2 * 8)]);
-#pragma unroll
-      for (uint32_t t = 0; t < TILES; t++) mma<T>(sums[t][d], a, b[t][0], b[t][1]);
-    }
-  }
-
-  // What the warp has of a tile, for all threads.
-  __device__ void leave(uint32_t t) {
-#pragma unroll
-    for (uint32_t j = 0; j < 2; j++) {
-      const uint32_t head = lane % 4 * 2 + j;
-      float all = sum[t][j];
-#pragma unroll
-      for (uint32_t width = 4; width < 32; width *= 2) all += __shfl_xor_sync(ALL, all, width);
-      if (lane < 4) sh.max[warp][t * TILE + head] = max[t][j], sh.sum[warp][t * TILE + head] = all;
-#pragma unroll
-      for (uint32_t d = 0; d < DIM / 16; d++) {
-        sh.sums[warp][head][d * 16 + lane / 4] = sums[t][d][j];
-        sh.sums[warp][head][d * 16 + lane / 4 + 8] = sums[t][d][j + 2];
+        load_tiles(b, &this->sh.queries[query][t * TILE + this->lane % 8][k * 16 + this->lane / 8 * 8]);
+        this->queries[k][t][0] = b[0], this->queries[k][t][1] = b[1];
+        this->queries[k + 1][t][0] = b[2], this->queries[k + 1][t][1] = b[3];
       }
     }
-  }
-
-  // Adds up the four warps' results of a row and hands them to `each(row, pair, sums, max, sum)`: two dimensions at a time.
-  template <typename Each>
-  __device__ void fold(uint32_t rows, const Each& each) {
-#pragma unroll
-    for (uint32_t t = 0; t < TILES; t++) {
-      if (t * TILE >= rows) return;
-      if (t > 0) __syncthreads();
-      leave(t);
-      __syncthreads();
-      for (uint32_t i = threadIdx.x; i < min(rows - t * TILE, TILE) * PAIRS; i += THREADS) {
-        const uint32_t head = i / PAIRS, row = t * TILE + head;
-        float top = sh.max[0][row], all = 0;
-#pragma unroll
-        for (uint32_t w = 1; w < WARPS; w++) top = fmaxf(top, sh.max[w][row]);
-        float2 x = make_float2(0, 0);
-#pragma unroll
-        for (uint32_t w = 0; w < WARPS; w++) {
-          const float weight = weight_of(sh.max[w][row] - top);
-          const float2 part = *reinterpret_cast<const float2*>(&sh.sums[w][head][i % PAIRS * 2]);
-          all = fmaf(sh.sum[w][row], weight, all);
-          x.x = fmaf(part.x, weight, x.x);
-          x.y = fmaf(part.y, weight, x.y);
-        }
-        each(row, i % PAIRS, x, top, all);
-      }
-    }
-  }
-
-  __device__ uint32_t* out_of(const Cursor& cursor) const {
-    return reinterpret_cast<uint32_t*>(at<T>(p.out) + (uint64_t(cursor.item.token) * p.heads + line.head(p)) * DIM);
+    this->begin();
   }
 
   // The end of a row, or of what this block has of it.
   __device__ void emit(const Cursor& cursor) {
+    const AttentionParams& p = this->p;
     const uint32_t from = line.units[cursor.index], to = from + cursor.steps, rows = line.heads(p);
-    if (from >= line.from && to <= line.to) {
-      uint32_t* out = out_of(cursor);
-      fold(rows, [&](uint32_t row, uint32_t pair, float2 x, float, float all) {
-        out[row * PAIRS + pair] = pack<T>(finished(x.x, all), finished(x.y, all));
-      });
-      return;
-    }
+    uint32_t* out = reinterpret_cast<uint32_t*>(at<T>(p.out) + (uint64_t(cursor.item.token) * p.heads + line.head(p)) * DIM);
+    if (from >= line.from && to <= line.to) return this->store(out, rows);
     const uint32_t first = from / line.quota, last = (to - 1) / line.quota;
-    const uint64_t slot = slot_of(line.cut, last);
-    fold(rows, [&](uint32_t row, uint32_t pair, float2 x, float top, float all) {
-      at<float2>(p.sums)[(slot + row) * PAIRS + pair] = x;
-      if (pair == 0) at<float2>(p.limits)[slot + row] = make_float2(top, all);
-    });
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) sh.arrived = atomicAdd(at<uint32_t>(p.plan) + first * line.parts + line.part, 1u);
-    __syncthreads();
-    if (sh.arrived == last - first) merge(cursor, first, last);
+    const uint32_t counter = first * line.parts + line.part;
+    if (!this->leave_piece(rows, slot_of(line.cut, last), counter, last - first + 1)) return;
+    this->merge(out, rows, first, last, [&](uint32_t cut) { return slot_of(cut, last); });
   }
 
   // The first row of the partial results of a piece: of what ends in it, and of what goes on behind it.
   __device__ uint64_t slot_of(uint32_t cut, uint32_t last) const {
-    return ((2 * uint64_t(cut) + (cut == last ? 0 : 1)) * line.parts + line.part) * ROWS;
-  }
-
-  // Partial results are folded a few at a time, whose loads run side by side.
-  __device__ void merge(const Cursor& cursor, uint32_t first, uint32_t last) {
-    constexpr uint32_t AT_ONCE = 8;
-    __threadfence();
-    uint32_t* out = out_of(cursor);
-    for (uint32_t i = threadIdx.x; i < line.heads(p) * PAIRS; i += THREADS) {
-      float top = -INFINITY, all = 0;
-      float2 x = make_float2(0, 0);
-      for (uint32_t from = first; from <= last; from += AT_ONCE) {
-        float2 limits[AT_ONCE], parts[AT_ONCE];
-        float now = top;
-#pragma unroll
-        for (uint32_t j = 0; j < AT_ONCE; j++) {
-          const uint64_t slot = slot_of(min(from + j, last), last);
-          limits[j] = __ldcg(at<float2>(p.limits) + slot + i / PAIRS);
-          parts[j] = __ldcg(at<float2>(p.sums) + slot * PAIRS + i);
-        }
-#pragma unroll
-        for (uint32_t j = 0; j < AT_ONCE; j++) now = fmaxf(now, limits[j].x);
-        const float keep = weight_of(top - now);
-        all *= keep, x.x *= keep, x.y *= keep;
-        top = now;
-#pragma unroll
-        for (uint32_t j = 0; j < AT_ONCE; j++) {
-          const float weight = from + j <= last ? weight_of(limits[j].x - top) : 0.0f;
-          all = fmaf(limits[j].y, weight, all);
-          x.x = fmaf(parts[j].x, weight, x.x);
-          x.y = fmaf(parts[j].y, weight, x.y);
-        }
-      }
-      out[i] = pack<T>(finished(x.x, all), finished(x.y, all));
-    }
-    if (threadIdx.x == 0) at<uint32_t>(p.plan)[first * line.parts + line.part] = 0;
+    return ((2 * uint64_t(cut) + (cut == last ? 0 : 1)) * line.parts + line.part) * Base::ROWS;
   }
 };
 
@@ -456,7 +250,7 @@ __device__ __forceinline__ void attention_stream(const AttentionParams& p) {
 #pragma unroll
   for (uint32_t stage = 0; stage < Shared::STAGES; stage++) loader.load(stage);
   loader.load_first_query(cursor);
-  Streamed<T, DIM, TILES> streamed{p, line, sh, threadIdx.x % 32, threadIdx.x / 32};
+  Streamed<T, DIM, TILES> streamed(p, line, sh);
   uint32_t stage = 0, query = 0;
   bool fresh = true;
   copy_wait<0>();
@@ -469,7 +263,7 @@ __device__ __forceinline__ void attention_stream(const AttentionParams& p) {
     } else {
       __syncwarp();
     }
-    streamed.attend(cursor, stage);
+    streamed.attend(cursor.start(), cursor.item.first_key, cursor.item.position, stage);
     __syncwarp();
     loader.load(stage);
     stage = stage + 1 == Shared::STAGES ? 0 : stage + 1;

@@ -1,6 +1,7 @@
 //! `paged_attention`: which kernels take a step, and the scratch memory they share.
 
 use super::attention_hopper::{self, Hopper};
+use super::linear::COUNTER_BYTES;
 use super::rope::KvMap;
 use super::{Family, HalfFamily, KvFamily, assert_ints, shape, short_name, small};
 use crate::base::{DType, Result};
@@ -39,6 +40,12 @@ const fn decode_shared(dim: usize) -> u32 {
 /// block without its items.
 const STREAMS: [(usize, usize, u32, u32); 4] =
     [(64, 8, 3, 63_876), (64, 16, 3, 69_892), (128, 8, 2, 91_396), (128, 16, 2, 100_356)];
+/// The same of the kernel that takes rows of work whole, where each place of a block has so many rows at least.
+const ROWS: [(usize, usize, u32, u32); 4] =
+    [(64, 8, 4, 49_460), (64, 16, 3, 49_716), (128, 8, 3, 65_844), (128, 16, 2, 98_868)];
+const ROWS_OF_A_PLACE: usize = 2;
+/// It cuts rows that are longer than this part of what a place has to do.
+const PIECES_OF_A_PLACE: usize = 3;
 /// Fewest tokens of their KV blocks.
 const STREAM_BLOCK: usize = 16;
 /// Shared memory of the items of a launch.
@@ -77,8 +84,9 @@ struct Tensor {
     dtype: DType,
     dim: usize,
     decode: Kernel,
-    /// By rising rows.
+    /// By rising rows, both.
     streams: Vec<StreamKernel>,
+    rows: Vec<StreamKernel>,
     prefill: Kernel,
     prefill_rows: usize,
     prefill_shared: u32,
@@ -119,12 +127,18 @@ impl Kernels {
                 };
                 let prefill_shared = prefill_shared(dim, prefill_rows, keys);
                 let decode = load("decode", decode_shared(dim) + PLAN_BYTES)?;
-                let streams = STREAMS.iter().filter(|s| s.0 == dim).map(|&(_, rows, blocks, shared_bytes)| {
-                    let name = format!("yn_attention_stream{rows}_{dim}_{}", short_name(dtype));
-                    let kernel = modules.kernel_with_shared("attention_stream", &name, shared_bytes + LINE_BYTES)?;
-                    Ok(StreamKernel { kernel, rows, blocks, shared_bytes })
-                });
-                let streams = streams.collect::<Result<_>>()?;
+                let streams = |kind: &str, all: [(usize, usize, u32, u32); 4], line_bytes| {
+                    let of_dim = all.into_iter().filter(|s| s.0 == dim);
+                    let load = of_dim.map(|(_, rows, blocks, shared_bytes)| {
+                        let (image, dtype) = (format!("attention_{kind}"), short_name(dtype));
+                        let name = format!("yn_{image}{rows}_{dim}_{dtype}");
+                        let kernel = modules.kernel_with_shared(&image, &name, shared_bytes + line_bytes)?;
+                        Ok(StreamKernel { kernel, rows, blocks, shared_bytes })
+                    });
+                    load.collect::<Result<Vec<_>>>()
+                };
+                let rows = streams("rows", ROWS, 0)?;
+                let streams = streams("stream", STREAMS, LINE_BYTES)?;
                 let prefill = load("prefill", prefill_shared)?;
                 let merge = format!("yn_attention_prefill_merge_{}", short_name(dtype));
                 let prefill_merge = modules.kernel_with_shared("attention_prefill", &merge, 0)?;
@@ -134,6 +148,7 @@ impl Kernels {
                     dim,
                     decode,
                     streams,
+                    rows,
                     prefill,
                     prefill_rows,
                     prefill_shared,
@@ -362,17 +377,15 @@ fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<
 /// Attention of items `from..to`, tokens or sequences as the parameters say, one query token each.
 fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, to): (usize, usize)) -> Result<()> {
     let kernels = &s.kernels().attention;
-    // Where each query head has keys of its own, rows are short and end often: the other kernel is faster there.
     let size = args.kv.block_size;
-    let shares = args.heads > args.kv.kv_heads && !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
-    let streams = kernels.tensor(args).filter(|_| shares).map_or(&[][..], |tensor| &tensor.streams);
-    let ratio = args.heads / args.kv.kv_heads;
-    let slices = |rows: usize| args.kv.kv_heads * ratio.div_ceil(rows);
-    let fits = |stream: &&StreamKernel| slices(stream.rows) <= (s.sm_count() * stream.blocks) as usize;
-    if let Some(stream) = streams.iter().find(|stream| ratio <= stream.rows).or(streams.last()).filter(fits) {
-        return streamed(s, params, (stream, from, to));
+    let takes = !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
+    if let Some(tensor) = kernels.tensor(args).filter(|_| takes)
+        && fast(s, args, params, (tensor, from, to))?
+    {
+        return Ok(());
     }
     let chosen = choose(kernels, args)?;
+    let slices = args.kv.kv_heads * (args.heads / args.kv.kv_heads).div_ceil(chosen.rows);
     let dim = args.kv.head_dim;
     let max_chunks = (args.tables.cols() * args.kv.block_size).div_ceil(CHUNK);
     let (workspace, bytes) = s.workspace();
@@ -392,7 +405,7 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
         let count = MAX_ITEMS.min(to - first);
         params.first_item = small(first);
         params.items = small(count);
-        let units = u64::from(params.items) * (slices(chosen.rows) * max_chunks) as u64;
+        let units = u64::from(params.items) * (slices * max_chunks) as u64;
         let grid = u32::try_from(units).unwrap_or(u32::MAX).min(most);
         let shared = chosen.shared_bytes + 8 * (params.items + 1);
         s.launch(chosen.kernel, [grid, 1, 1], BLOCK, shared, &params)?;
@@ -404,7 +417,57 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
     Ok(())
 }
 
-/// The same in mode `fast`, where blocks share all keys evenly.
+/// The same in mode `fast`, if it has kernels for these shapes: what is known here of many rows and of few decides, as lengths may
+/// be others when a captured launch is replayed.
+fn fast(
+    s: &CudaStream,
+    args: &PagedAttention<'_>,
+    params: Params,
+    (tensor, from, to): (&Tensor, usize, usize),
+) -> Result<bool> {
+    let ratio = args.heads / args.kv.kv_heads;
+    let of = |all: &[StreamKernel]| all.iter().position(|kernel| ratio <= kernel.rows).or(all.len().checked_sub(1));
+    let Some((rows, stream)) = of(&tensor.rows).zip(of(&tensor.streams)) else { return Ok(false) };
+    let (rows, stream) = (&tensor.rows[rows], &tensor.streams[stream]);
+    let parts = |kernel: &StreamKernel| args.kv.kv_heads * ratio.div_ceil(kernel.rows);
+    let places = |kernel: &StreamKernel| (s.sm_count() * kernel.blocks) as usize;
+    if (to - from).min(MAX_ITEMS) * parts(rows) >= ROWS_OF_A_PLACE * places(rows) {
+        whole_rows(s, params, (rows, from, to), (parts(rows), places(rows)))?;
+        return Ok(true);
+    }
+    // Where each query head has keys of its own, pieces are many and end often: the other kernel is faster there.
+    if ratio == 1 || parts(stream) > places(stream) {
+        return Ok(false);
+    }
+    streamed(s, params, (stream, from, to))?;
+    Ok(true)
+}
+
+/// Each block has one row of work, and a piece of a long one.
+fn whole_rows(
+    s: &CudaStream,
+    mut params: Params,
+    (kernel, from, to): (&StreamKernel, usize, usize),
+    (parts, places): (usize, usize),
+) -> Result<()> {
+    let (workspace, bytes) = s.workspace();
+    let pieces = (PIECES_OF_A_PLACE * places).div_ceil(parts);
+    // Partial results of rows and of pieces: sums, and limits in front of them.
+    let slot_bytes = parts * kernel.rows * (params.head_dim as usize + 2) * 4;
+    let most = (bytes / slot_bytes).saturating_sub(pieces).min(COUNTER_BYTES / 4 / parts).clamp(1, MAX_ITEMS);
+    params.plan = s.counters();
+    params.limits = workspace;
+    for first in (from..to).step_by(most) {
+        let items = most.min(to - first);
+        let capacity = pieces.min(items);
+        params.sums = workspace + ((items + capacity) * parts * kernel.rows * 8) as u64;
+        (params.first_item, params.items, params.capacity) = (small(first), small(items), small(capacity));
+        s.launch(&kernel.kernel, [small(items * parts), 1, 1], BLOCK, kernel.shared_bytes, &params)?;
+    }
+    Ok(())
+}
+
+/// Blocks share all keys evenly.
 fn streamed(s: &CudaStream, mut params: Params, (stream, from, to): (&StreamKernel, usize, usize)) -> Result<()> {
     let grid = s.sm_count() * stream.blocks;
     let (workspace, _) = s.workspace();
