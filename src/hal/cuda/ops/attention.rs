@@ -43,7 +43,7 @@ const STREAMS: [(usize, usize, u32, u32); 4] =
 /// The same of the kernel that takes rows of work whole, where each place of a block has so many rows at least.
 const ROWS: [(usize, usize, u32, u32); 4] =
     [(64, 8, 4, 49_460), (64, 16, 3, 49_716), (128, 8, 3, 65_844), (128, 16, 2, 98_868)];
-const ROWS_OF_A_PLACE: usize = 2;
+const ROWS_OF_A_PLACE: usize = 1;
 /// It cuts rows that are longer than this part of what a place has to do.
 const PIECES_OF_A_PLACE: usize = 3;
 /// Fewest tokens of their KV blocks.
