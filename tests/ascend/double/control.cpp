@@ -8,8 +8,9 @@
 
 namespace dbl {
 
-std::mutex mu;
-std::condition_variable cv;
+// What threads of streams use lives as long as the process, past its destructors.
+std::mutex &mu = *new std::mutex;
+std::condition_variable &cv = *new std::condition_variable;
 std::atomic<uint64_t> epoch{1};
 
 namespace {
@@ -23,13 +24,13 @@ struct TaskPlant {
 };
 
 // Behind a lock of its own: a fault may be found with or without the world's.
-std::mutex notes;
-std::vector<std::string> faults;
-std::deque<std::string> lines;
-std::map<std::string, uint64_t> calls;
-std::vector<Plant> plants;
-std::vector<TaskPlant> task_plants;
-std::map<std::string, bool> options;
+std::mutex &notes = *new std::mutex;
+std::vector<std::string> &faults = *new std::vector<std::string>;
+std::deque<std::string> &lines = *new std::deque<std::string>;
+std::map<std::string, uint64_t> &calls = *new std::map<std::string, uint64_t>;
+std::vector<Plant> &plants = *new std::vector<Plant>;
+std::vector<TaskPlant> &task_plants = *new std::vector<TaskPlant>;
+std::map<std::string, bool> &options = *new std::map<std::string, bool>;
 size_t oom_left = SIZE_MAX;
 constexpr size_t MAX_LINES = 8192;
 

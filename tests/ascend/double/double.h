@@ -93,6 +93,8 @@ struct Block {
 // Where the host may touch device memory. Null and a text in `why` unless all bytes are live; `device` -1 is any.
 uint8_t *translate(const void *at, size_t bytes, int device, std::string *why, const char **kind);
 bool is_device(const void *at);
+// The device address of what the host touches at `host`, or 0. With the world's lock.
+uintptr_t address_of(const void *host, int device);
 // The live block around `at`, or null. With the world's lock.
 Block *block_of(uintptr_t at);
 bool is_pinned(const void *at, size_t bytes);
@@ -153,8 +155,8 @@ bool option(const char *name);
 long setting(const char *name, long otherwise);
 
 // One lock for all tables; tasks run without it.
-extern std::mutex mu;
-extern std::condition_variable cv;
+extern std::mutex &mu;
+extern std::condition_variable &cv;
 // Counts resets, so that what threads remember goes stale.
 extern std::atomic<uint64_t> epoch;
 

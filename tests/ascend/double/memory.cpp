@@ -21,9 +21,9 @@ struct Space {
     size_t used = 0;
     size_t taken = 0;
 };
-std::map<int, Space> spaces;
-std::map<uintptr_t, Block> blocks;
-std::map<uintptr_t, size_t> pinned;
+std::map<int, Space> &spaces = *new std::map<int, Space>;
+std::map<uintptr_t, Block> &blocks = *new std::map<uintptr_t, Block>;
+std::map<uintptr_t, size_t> &pinned = *new std::map<uintptr_t, size_t>;
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 size_t total_bytes() { return size_t(setting("YN_DOUBLE_MEMORY", 1l << 30)); }
@@ -65,6 +65,13 @@ void release(const Block &block) {
 bool is_device(const void *at) {
     int device;
     return space_at(uintptr_t(at), &device) != nullptr;
+}
+
+uintptr_t address_of(const void *host, int device) {
+    auto found = spaces.find(device);
+    if (found == spaces.end()) return 0;
+    uintptr_t at = uintptr_t(host), from = uintptr_t(found->second.bytes);
+    return at >= from && at < from + SPACE ? uintptr_t(found->second.seen) + (at - from) : 0;
 }
 
 Block *block_of(uintptr_t at) {

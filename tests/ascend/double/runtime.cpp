@@ -6,9 +6,9 @@ namespace dbl {
 
 namespace {
 
-Table<Context> contexts;
-std::map<int, void *> default_contexts;
-std::map<int, int> set_counts;
+Table<Context> &contexts = *new Table<Context>;
+std::map<int, void *> &default_contexts = *new std::map<int, void *>;
+std::map<int, int> &set_counts = *new std::map<int, int>;
 bool initialized = false;
 
 struct Remembered {

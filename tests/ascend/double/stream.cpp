@@ -9,9 +9,9 @@ namespace dbl {
 
 namespace {
 
-Table<Stream> streams;
-Table<Event> events;
-std::map<const Context *, std::shared_ptr<Stream>> default_streams;
+Table<Stream> &streams = *new Table<Stream>;
+Table<Event> &events = *new Table<Event>;
+std::map<const Context *, std::shared_ptr<Stream>> &default_streams = *new std::map<const Context *, std::shared_ptr<Stream>>;
 int mode = -1;
 uint64_t seed = 1;
 

@@ -7,11 +7,11 @@ namespace dbl {
 
 namespace {
 
-Table<Tensor> tensors;
-Table<Scalar> scalars;
-Table<Ints> arrays;
-Table<TensorList> lists;
-Table<Executor> executors;
+Table<Tensor> &tensors = *new Table<Tensor>;
+Table<Scalar> &scalars = *new Table<Scalar>;
+Table<Ints> &arrays = *new Table<Ints>;
+Table<TensorList> &lists = *new Table<TensorList>;
+Table<Executor> &executors = *new Table<Executor>;
 
 template <typename T> T *as(void *handle) { return static_cast<T *>(handle); }
 
