@@ -46,7 +46,10 @@ pub(crate) fn rope_write_kv(s: &AscendStream, args: &RopeWriteKv<'_>) -> Result<
 /// Whether every head of a token, and every page, begins where operators want it to.
 fn fits(args: &RopeWriteKv<'_>, pages: &Pages) -> bool {
     let head_bytes = pages.head_dim * pages.dtype.size();
-    head_bytes.is_multiple_of(32) && is_aligned(args.qkv) && is_aligned(args.kv.pool)
+    head_bytes.is_multiple_of(32)
+        && pages.block_size.is_multiple_of(16)
+        && is_aligned(args.qkv)
+        && is_aligned(args.kv.pool)
 }
 
 /// Heads of a kind: the first column of them in a token's row, and how many.
