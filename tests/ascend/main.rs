@@ -3,5 +3,10 @@
 
 mod api;
 mod cache;
+mod computed;
 mod faults;
+mod kernels;
+mod process;
+mod ranks;
+mod streams;
 mod world;
