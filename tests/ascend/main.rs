@@ -1,0 +1,12 @@
+//! The conformance double of the Ascend libraries: what it catches, and that what it computes and checks can be relied on.
+#![cfg(target_os = "linux")]
+
+mod api;
+mod cache;
+mod computed;
+mod faults;
+mod kernels;
+mod process;
+mod ranks;
+mod streams;
+mod world;
