@@ -40,7 +40,7 @@ class RmsNorm {
       Duplicate(total_.Get<float>(), 0.0f, LANES);
       for (uint32_t from = 0; from < cols_; from += NORM_TILE) sum_tile(at, from, resident);
       const float scale = scale_of_row();
-      if (ADD && !resident) wait_for<HardEvent::MTE3_MTE2>();
+      if (ADD && !resident) wait_for<HardEvent::MTE3_MTE2>();  // queues order this too
       for (uint32_t from = 0; from < cols_; from += NORM_TILE) norm_tile(at, from, resident, scale);
     }
   }
@@ -113,7 +113,6 @@ class RmsNorm {
     wait_for<HardEvent::V_S>();
     const float scale = parts.GetValue(0);
     wait_for<HardEvent::S_V>();
-    barrier();
     return scale;
   }
 

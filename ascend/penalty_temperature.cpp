@@ -41,7 +41,6 @@ class PenaltyTemperature {
     pipe_.InitBuffer(bits_, LOGITS_TILE * sizeof(int16_t));
     pipe_.InitBuffer(chosen_, LOGITS_TILE / 8);
     Duplicate(bits_.Get<int16_t>(), OUTPUTS, LOGITS_TILE);
-    barrier();
   }
 
   __aicore__ inline void run() {
@@ -102,7 +101,7 @@ class PenaltyTemperature {
     LocalTensor<float> out = outs_.AllocTensor<float>();
     Muls(out, y, scale_, n);
     outs_.EnQue(out);
-    barrier();
+    barrier();  // queues order this too
     out = outs_.DeQue<float>();
     store(logits_gm_[at], out, n);
     outs_.FreeTensor(out);
@@ -121,7 +120,6 @@ class PenaltyTemperature {
     }
     biases_.FreeTensor(pairs);
     wait_for<HardEvent::S_V>();
-    wait_for<HardEvent::S_MTE2>();
   }
 
   // y = x with the penalties of counted tokens.
@@ -157,7 +155,6 @@ class PenaltyTemperature {
     Sub(b, c, b, n);
     barrier();
     Select(y, chosen, b, c, SELMODE::VSEL_TENSOR_TENSOR_MODE, whole);
-    barrier();
   }
 
   __aicore__ inline void hold_back(const LocalTensor<float>& y, const LocalTensor<int32_t>& words, uint32_t from, uint32_t n) {

@@ -88,9 +88,8 @@ class RopeWriteKv {
     LocalTensor<float> weights = weights_.Get<float>();
     load_halves(weights, query);
     load_halves(weights[2 * MAX_DIM], key);
-    wait_for<HardEvent::MTE2_V>();
+    wait_for<HardEvent::MTE2_V>();  // queues order this too
     Duplicate(ones_.Get<float>(), 1.0f, MAX_HEADS);
-    barrier();
   }
 
   __aicore__ inline void rotate(uint32_t token, uint32_t position, uint32_t slot, uint32_t first, uint32_t last) {

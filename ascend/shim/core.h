@@ -55,6 +55,9 @@ struct Touched {
   const char* writer = "";
   uint64_t read[PIPES] = {};
   const char* reader[PIPES] = {};
+  // The read before, which the last one hides where an instruction reads what it then writes.
+  uint64_t earlier[PIPES] = {};
+  const char* earlier_reader[PIPES] = {};
 };
 
 // Bytes of GM and which blocks of the launch touched them.
@@ -90,12 +93,21 @@ struct Queue {
 class Core {
  public:
   Core(Launch& launch, uint32_t block, uint32_t blocks) : block(block), blocks(blocks), launch_(launch) {
-    ub.assign(UB_BYTES, POISON);
+    ub.resize(UB_BYTES);
     lines_.resize(LINES);
+    // Numbers of instructions go on from block to block, so what the block before did is complete and lines stay as they are.
+    for (int p = 0; p < PIPES; p++) {
+      count_[p] = last_;
+      for (int q = 0; q < PIPES; q++) known_[p].of[q] = last_;
+    }
+  }
+  Core(const Core&) = delete;
+  ~Core() {
+    for (uint64_t count : count_) last_ = last_ > count ? last_ : count;
   }
 
   const uint32_t block, blocks;
-  std::vector<uint8_t> ub;
+  static inline thread_local std::vector<uint8_t> ub;
   std::vector<Queue> queues;
 
   uint32_t take(uint64_t bytes) {
@@ -105,6 +117,7 @@ class Core {
     }
     const uint32_t offset = used_;
     used_ += uint32_t(bytes);
+    std::memset(&ub[offset], POISON, bytes);
     return offset;
   }
 
@@ -210,13 +223,15 @@ class Core {
   // Whether what `by` says was sure to be complete before instruction `seq` of `pipe`.
   void ordered(int pipe, uint64_t seq, const Touched& by, bool write, const char* where, uint64_t at) const {
     for (int q = 0; write && q < PIPES; q++) {
-      if (by.read[q] > 0) need_order(pipe, seq, q, by.read[q], by.reader[q], "reads", write, where, at);
+      const bool own = q == pipe && by.read[q] == seq;
+      const uint64_t read = own ? by.earlier[q] : by.read[q];
+      if (read > 0) need_order(pipe, seq, q, read, own ? by.earlier_reader[q] : by.reader[q], "reads", write, where, at);
     }
     if (by.write_pipe >= 0) need_order(pipe, seq, by.write_pipe, by.write, by.writer, "wrote", write, where, at);
   }
   void need_order(int pipe, uint64_t seq, int other, uint64_t before, const char* name, const char* did, bool write,
                   const char* where, uint64_t at) const {
-    if (pipe == other && (pipe == S || before == seq)) return;
+    if (pipe == other && (pipe == S || before == seq)) return;  // the scalar unit is in order
     if (known_[pipe].of[other] >= before) return;
     if (pipe == other) {
       fail("%s %s %s+%llu, which %s %s on the same pipe: PipeBarrier<PIPE_%s> missing", name_, write ? "writes" : "reads", where,
@@ -228,14 +243,13 @@ class Core {
   }
   void note(int pipe, uint64_t seq, Touched& by, bool write) const {
     if (write) {
-      const Touched fresh;
-      uint64_t own = by.read[pipe];
-      by = fresh;
+      by = {};
       by.write_pipe = pipe;
       by.write = seq;
       by.writer = name_;
-      if (own == seq) by.read[pipe] = own, by.reader[pipe] = name_;
-    } else {
+    } else if (by.read[pipe] != seq) {
+      by.earlier[pipe] = by.read[pipe];
+      by.earlier_reader[pipe] = by.reader[pipe];
       by.read[pipe] = seq;
       by.reader[pipe] = name_;
     }
@@ -275,8 +289,9 @@ class Core {
   uint64_t count_[PIPES] = {};
   Clock known_[PIPES];
   std::map<int, Clock> flags_;
-  std::vector<Touched> lines_;
   const char* name_ = "";
+  static inline thread_local std::vector<Touched> lines_;
+  static inline thread_local uint64_t last_ = 0;
 };
 
 inline thread_local Core* current = nullptr;

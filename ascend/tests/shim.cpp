@@ -116,6 +116,14 @@ const Mistake order[] = {
        Adds(m, w, 1.0f, N);
        Muls(w, x, 2.0f, N);
      }},
+    {"V overwrites in place what V reads", "PipeBarrier<PIPE_V> missing",
+     [](Kit& k) {
+       LocalTensor<float> w = k.work.Get<float>();
+       Duplicate(w, 1.0f, N);
+       PipeBarrier<PIPE_V>();
+       Adds(k.more.Get<float>(), w, 1.0f, N);
+       Muls(w, w, 2.0f, N);
+     }},
     {"S reads what V wrote", "HardEvent::V_S",
      [](Kit& k) { LocalTensor<float> w = k.work.Get<float>(); Duplicate(w, 1.0f, N); w.GetValue(0); }},
     {"V reads what S wrote", "HardEvent::S_V",
