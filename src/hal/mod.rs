@@ -3,6 +3,7 @@
 //! traits and [`Caps`]; device names live in `registry` and in the backend's own folder.
 
 pub mod arena;
+pub mod ascend;
 pub mod comm;
 pub mod cpu;
 pub mod cuda;

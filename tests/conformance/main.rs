@@ -3,6 +3,8 @@
 //! [`kit::some`]) makes lists of shapes short, `YN_CONFORMANCE_ROWS` (in [`rows`]) chooses rows of the table.
 
 mod aligned;
+#[path = "../ascend/library.rs"]
+mod ascend;
 mod attention;
 mod invariance;
 mod kit;
@@ -72,6 +74,7 @@ const TABLE: &[Case] = &[
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),
+    ("attention: blocks of 128", attention::large_blocks),
     ("attention: many sequences", many::sequences),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
@@ -144,6 +147,40 @@ fn every_op_in(numeric_mode: NumericMode) {
     assert_eq!(device.caps().invariant, numeric_mode == NumericMode::Invariant);
     let rows = TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance"));
     run_all(&device, rows, &Kit::acts_of(&*device));
+}
+
+/// On the double of the vendor's libraries, which also tells what a caller did wrong: with streams that run nothing before
+/// somebody waits, then with streams that run at once, and with attention in the form that older versions have.
+#[test]
+fn every_op_on_ascend() {
+    let double = ascend::Double::get();
+    let attention = |name: &str| name.starts_with("attention");
+    let settings: [(&str, fn(&str) -> bool, &dyn Fn()); 3] = [
+        ("lazy streams", |name| !name.starts_with("row invariance"), &|| double.mode(false, 0)),
+        ("busy streams", |name| !name.contains("large vocabularies") && !name.starts_with("row inv"), &|| {
+            double.mode(true, 7)
+        }),
+        ("attention of equal rows", |name| name == "attention: blocks of 128", &|| {
+            double.option("refuse_tnd_paged", true)
+        }),
+    ];
+    for (what, takes, set) in settings {
+        set();
+        let options =
+            DeviceOptions { library_dir: Some(ascend::folder()), threads: Some(2), ..DeviceOptions::default() };
+        let device = registry::open("ascend", &options).unwrap();
+        println!("{}: {what}", device.caps().description);
+        assert!(device.caps().description.starts_with("AscendDouble"));
+        let before = double.calls("aclnnFusedInferAttentionScoreV3");
+        run_all(&device, TABLE.iter().filter(|(name, _)| takes(name)), &device.caps().weight_dtypes.clone());
+        let calls = double.calls("aclnnFusedInferAttentionScoreV3") - before;
+        assert!(
+            calls > 20 || !TABLE.iter().any(|row| chosen().takes(row.0, DType::Bf16) && attention(row.0)),
+            "{calls} calls"
+        );
+        drop(device);
+        assert_eq!((double.faults(), double.leaks()), (String::new(), String::new()), "{what}");
+    }
 }
 
 /// Rows for a device that rounds as the reference does; those of the table that it shares are named.
