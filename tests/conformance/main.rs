@@ -149,6 +149,16 @@ fn every_op_in(numeric_mode: NumericMode) {
     run_all(&device, rows, &Kit::acts_of(&*device));
 }
 
+/// Rows of every way through the Ascend backend: operators, copies, and ops on the host.
+const BUSY: [&str; 6] = [
+    "embed",
+    "add_rms_norm",
+    "linear: edges",
+    "attention: rope_write_kv and paged_attention",
+    "sample: draws",
+    "logprobs",
+];
+
 /// On the double of the vendor's libraries, which also tells what a caller did wrong: with streams that run nothing before
 /// somebody waits, then with streams that run at once, and with attention in the form that older versions have.
 #[test]
