@@ -154,6 +154,7 @@ bool close(T got, double want, double f32_part = 0) {
 // Each file of tests has one.
 void test_shim();
 void test_numbers();
+void test_launch();
 void test_norm();
 void test_silu_mul();
 void test_rope();

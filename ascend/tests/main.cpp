@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } groups[] = {{"numbers", test_numbers}, {"shim", test_shim}, {"norm", test_norm},
+  } groups[] = {{"numbers", test_numbers}, {"shim", test_shim}, {"launch", test_launch}, {"norm", test_norm},
                 {"silu_mul", test_silu_mul}, {"rope", test_rope}, {"penalty", test_penalty}};
   for (const auto& group : groups) {
     if (argc > 2 && std::string(argv[2]) != group.name) continue;

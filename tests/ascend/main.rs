@@ -4,4 +4,5 @@
 mod api;
 mod cache;
 mod faults;
+mod kernels;
 mod world;
