@@ -5,6 +5,7 @@ mod api;
 mod cache;
 mod computed;
 mod faults;
+mod headers;
 mod kernels;
 mod process;
 mod ranks;
