@@ -4,6 +4,7 @@
 mod api;
 mod cache;
 mod computed;
+mod emulation;
 mod faults;
 mod headers;
 mod kernels;
