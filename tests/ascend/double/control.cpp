@@ -207,7 +207,7 @@ ABI void yn_double_forget_plants() {
     task_plants.clear();
 }
 
-// Switches by name; see the contract in the README beside this.
+// Switches by name; the README beside this lists them.
 ABI void yn_double_option(const char *name, int on) {
     std::lock_guard<std::mutex> lock(notes);
     options[name] = on != 0;
