@@ -1,75 +1,136 @@
-//! The AscendC kernels run by their emulation on the CPU (`ascend/`): its own program tests them, and the words for people say
-//! the same as the sources.
+//! Launches: a binary in the form of the kernel shim, with entries that do right, complain, or write where they may not.
 
-use std::path::{Path, PathBuf};
+use crate::api::P;
+use crate::world::{F32, I32, World};
+use std::path::PathBuf;
 use std::process::Command;
+use std::ptr::null_mut;
 
-fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("ascend")
+const SOURCE: &str = r#"
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+typedef int (*Check)(const void *host, size_t bytes, int write);
+extern "C" int yn_shim_has(const char *kernel) { return !strcmp(kernel, "scale") || !strcmp(kernel, "complain"); }
+extern "C" const char *yn_shim_launch(const char *kernel, void **args, const size_t *sizes, int n, uint32_t blocks, Check check) {
+    if (!strcmp(kernel, "complain")) return "a wait is missing";
+    if (n != 4 || sizes[0] != 8 || sizes[1] != 8 || sizes[2] != 4 || sizes[3] != 4 || blocks != 3) return "other arguments";
+    float *x = *(float **)args[0], by = *(float *)args[3];
+    uint32_t count = *(uint32_t *)args[2];
+    if (*(void **)args[1]) return "the second argument is null";
+    if (!check(x, count * 4, 1)) return "x is not so long";
+    for (uint32_t i = 0; i < count; i++) x[i] *= by;
+    return nullptr;
+}
+"#;
+
+fn binary() -> PathBuf {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/ascend/launch");
+    std::fs::create_dir_all(&dir).unwrap();
+    let (source, out) = (dir.join("scale.cpp"), dir.join("scale.o"));
+    std::fs::write(&source, SOURCE).unwrap();
+    let built = Command::new("c++").args(["-shared", "-fPIC", "-o"]).arg(&out).arg(&source).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    out
 }
 
-fn run(command: &mut Command) -> String {
-    let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(out.status.success(), "{command:?}: {}\n{text}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
-    text
+/// An argument of a launch, as many bytes as it has.
+fn append<V>(w: &World, args: P, value: &V) {
+    let mut param = null_mut();
+    assert_eq!(w.d.aclrtKernelArgsAppend(args, (&raw const *value).cast(), size_of::<V>(), &mut param), 0);
 }
 
-/// Kernels against float64, and small wrong kernels against the emulation.
+fn launch(w: &World, function: P, x: P, count: u32) -> i32 {
+    let mut args = null_mut();
+    assert_eq!(w.d.aclrtKernelArgsInit(function, &mut args), 0);
+    append(w, args, &x);
+    append(w, args, &null_mut::<u8>());
+    append(w, args, &count);
+    append(w, args, &2.5f32);
+    assert_eq!(w.d.aclrtKernelArgsFinalize(args), 0);
+    w.d.aclrtLaunchKernelWithConfig(function, 3, w.stream, null_mut(), args, null_mut())
+}
+
 #[test]
-fn kernels_are_right_and_their_emulation_is_strict() {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ascend-kernels");
-    run(Command::new(sources().join("tests/build.sh")).arg(&out));
-    let text = run(Command::new(out.join("tests")).arg(out.join("kernels")));
-    for group in ["numbers", "shim", "launch", "norm", "silu_mul", "rope", "penalty"] {
-        assert!(text.lines().any(|line| line == format!("ok {group}")), "no group {group} in\n{text}");
-    }
-    let caught = text.lines().filter(|line| line.starts_with("  ") && !line.contains("NOT CAUGHT")).count();
-    assert!(caught >= 60, "only {caught} mistakes are caught:\n{text}");
-    println!("{text}");
-}
+fn launches() {
+    let path = std::ffi::CString::new(binary().to_str().unwrap()).unwrap();
+    let open = |w: &World, name: &std::ffi::CStr| {
+        let (mut binary, mut function) = (null_mut(), null_mut());
+        assert_eq!(w.d.aclrtBinaryLoadFromFile(path.as_ptr(), null_mut(), &mut binary), 0);
+        assert_eq!(w.d.aclrtBinaryGetFunction(binary, c"nobody".as_ptr(), &mut function), 107_000);
+        assert_eq!(w.d.aclrtBinaryGetFunction(binary, name.as_ptr(), &mut function), 0);
+        (binary, function)
+    };
+    let w = World::lazy();
+    let (binary, function) = open(&w, c"scale");
+    let x = w.tensor(&[100], F32, &[2.0; 100]);
+    assert_eq!(launch(&w, function, x.at, 100), 0);
+    assert_eq!(w.read(x), [5.0; 100]);
+    assert_eq!(w.d.aclrtBinaryUnLoad(binary), 0);
+    assert_eq!((w.end(), w.d.faults()), (String::new(), String::new()));
+    drop(w);
 
-/// Names of the parameters of each `extern "C"` kernel in a source.
-fn entries(source: &str) -> Vec<(String, Vec<String>)> {
-    let mut found = Vec::new();
-    for part in source.split("extern \"C\" __global__ __aicore__ void ").skip(1) {
-        let (name, rest) = part.split_once('(').unwrap();
-        let parameters = rest.split_once(')').unwrap().0;
-        let last_word = |parameter: &str| parameter.split_whitespace().last().unwrap().to_owned();
-        found.push((name.to_owned(), parameters.split(',').map(last_word).collect()));
+    // Each mistake, with the answer that catches it and the kind of the fault.
+    type Mistake = fn(&World, P, P, P) -> i32;
+    let mistakes: [(&str, &std::ffi::CStr, Mistake, i32, &str); 7] = [
+        ("more than there is", c"scale", |w, _, f, x| launch(w, f, x, 101).max(w.sync()), 507_015, "kernel"),
+        ("a kernel that complains", c"complain", |w, _, f, x| launch(w, f, x, 1).max(w.sync()), 507_015, "kernel"),
+        (
+            "an address of the host",
+            c"scale",
+            |w, _, f, _| launch(w, f, (&raw const *w).cast_mut().cast(), 1),
+            107_000,
+            "not-device",
+        ),
+        (
+            "freed before it ran",
+            c"scale",
+            |w, _, f, x| launch(w, f, x, 1).max(w.d.aclrtFree(x)).max(w.sync()),
+            507_015,
+            "use-after-free",
+        ),
+        (
+            "unloaded before it ran",
+            c"scale",
+            |w, b, f, x| launch(w, f, x, 1).max(w.d.aclrtBinaryUnLoad(b)),
+            107_000,
+            "binary-pending",
+        ),
+        (
+            "a function of an unloaded binary",
+            c"scale",
+            |w, b, f, _| w.d.aclrtBinaryUnLoad(b).max(w.d.aclrtKernelArgsInit(f, &mut null_mut())),
+            107_000,
+            "function",
+        ),
+        (
+            "arguments that are not final",
+            c"scale",
+            |w, _, f, _| {
+                let mut args = null_mut();
+                w.d.aclrtKernelArgsInit(f, &mut args);
+                w.d.aclrtLaunchKernelWithConfig(f, 3, w.stream, null_mut(), args, null_mut())
+            },
+            107_000,
+            "kernel-args",
+        ),
+    ];
+    for (what, name, mistake, code, kind) in mistakes {
+        let w = World::lazy();
+        let (binary, function) = open(&w, name);
+        let x = w.tensor(&[100], I32, &[2.0; 100]);
+        assert_eq!(mistake(&w, binary, function, x.at), code, "{what}");
+        let faults = w.d.faults();
+        assert!(faults.starts_with(&format!("{kind}: ")) && faults.lines().count() == 1, "{what}: {faults}");
     }
-    found
-}
-
-/// The parameters a table of the README lists, one a row: `| 3 | `name` | ...`.
-fn table(section: &str) -> Vec<String> {
-    let rows = section.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit());
-    rows.map(|line| line.split('`').nth(1).unwrap().to_owned()).collect()
 }
 
 #[test]
-fn the_readme_lists_the_arguments_in_their_order() {
-    let readme = std::fs::read_to_string(sources().join("README.md")).unwrap();
-    let mut kernels = 0;
-    for section in readme.split("\n## ").skip(1) {
-        let Some(file) = section.strip_prefix('`').and_then(|s| s.split('`').next()) else { continue };
-        let source = std::fs::read_to_string(sources().join(format!("{file}.cpp"))).unwrap();
-        for (name, parameters) in entries(&source) {
-            kernels += 1;
-            assert!(
-                section.lines().next().unwrap().contains(&format!("`{name}`")),
-                "{file}: {name} is not in the title"
-            );
-            let listed = if name.starts_with("yn_add_rms_norm") || name.starts_with("yn_rms_norm") {
-                // One table for both, and a line for each.
-                let start = format!("`{}(", name.replace("_bf16", "_f16"));
-                let call = section.split(&start).nth(1).unwrap_or_else(|| panic!("{name} is not called"));
-                call.split(')').next().unwrap().split(", ").map(str::to_owned).collect()
-            } else {
-                table(section)
-            };
-            assert_eq!(listed, parameters, "{name}");
-        }
-    }
-    assert_eq!(kernels, 9);
+fn paths_are_absolute() {
+    let w = World::lazy();
+    let mut binary = null_mut();
+    assert_eq!(w.d.aclrtBinaryLoadFromFile(c"target/scale.o".as_ptr(), null_mut(), &mut binary), 100_000);
+    assert!(w.d.faults().starts_with("kernel-path: "));
+    assert_eq!(w.d.aclrtBinaryLoadFromFile(c"/nowhere/scale.o".as_ptr(), null_mut(), &mut binary), 107_000);
+    assert!(crate::api::text(w.d.aclGetRecentErrMsg()).contains("/nowhere/scale.o"));
 }

@@ -3,6 +3,11 @@
 
 mod api;
 mod cache;
+mod computed;
+mod emulation;
 mod faults;
 mod kernels;
+mod process;
+mod ranks;
+mod streams;
 mod world;

@@ -33,8 +33,8 @@ pub(crate) fn size_of(dtype: i32) -> usize {
 pub(crate) fn pack(values: &[f64], dtype: i32) -> Vec<u8> {
     let one = |v: &f64| match dtype {
         F32 => (*v as f32).to_le_bytes().to_vec(),
-        F16 => f16::from_f64(*v).to_le_bytes().to_vec(),
-        BF16 => bf16::from_f64(*v).to_le_bytes().to_vec(),
+        F16 => f16::from_f32(*v as f32).to_le_bytes().to_vec(),
+        BF16 => bf16::from_f32(*v as f32).to_le_bytes().to_vec(),
         I8 => vec![*v as i8 as u8],
         I32 => (*v as i32).to_le_bytes().to_vec(),
         _ => (*v as i64).to_le_bytes().to_vec(),

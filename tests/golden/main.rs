@@ -1,6 +1,7 @@
 //! Models against the reference implementation (tests/golden/make.py), and against themselves: tokens and logits must not
 //! depend on chunks, batches or pipeline depth, bit for bit.
 
+mod ascend;
 mod families;
 mod gpu;
 mod gpu_aligned;

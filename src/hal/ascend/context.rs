@@ -1,7 +1,7 @@
 //! An opened NPU: its libraries, the calling thread's ties to it, and what is allocated there.
 
 use super::abi::{Abi, Handle, MemAttr, Status};
-use super::errors::{REPEATED_INIT, SUCCESS, check};
+use super::errors::{REPEATED_INIT, SUCCESS, check, check_wait};
 use super::library::Library;
 use crate::base::{Error, Result};
 use std::collections::BTreeMap;
@@ -61,6 +61,11 @@ impl Context {
         check(self.abi(), status, what)
     }
 
+    /// The same for what waited for the device.
+    pub(super) fn check_wait(&self, status: Status, what: &str) -> Result<()> {
+        check_wait(self.abi(), status, what)
+    }
+
     /// Makes it the device of the calling thread, which is one of ours.
     pub(super) fn bind(&self) -> Result<()> {
         // SAFETY: a number below the count of devices.
@@ -81,7 +86,7 @@ impl Context {
     /// Waits for everything that was enqueued on the device.
     pub(super) fn finish(&self) -> Result<()> {
         // SAFETY: no arguments; the device is the calling thread's.
-        self.check(unsafe { (self.abi().aclrtSynchronizeDevice)() }, "work on the device")
+        self.check_wait(unsafe { (self.abi().aclrtSynchronizeDevice)() }, "work on the device")
     }
 
     /// Free and total bytes.

@@ -53,6 +53,14 @@ pub(super) fn check(abi: &Abi, status: Status, what: &str) -> Result<()> {
     Err(error(status, what, &said))
 }
 
+/// The same for waits: what ran on the device failed, and its stream runs nothing else from then on.
+pub(super) fn check_wait(abi: &Abi, status: Status, what: &str) -> Result<()> {
+    check(abi, status, what).map_err(|e| match e.kind {
+        ErrorKind::DeviceLost => e,
+        _ => Error::new(ErrorKind::DeviceLost, format!("{}; the stream it ran on is lost with that", e.message)),
+    })
+}
+
 fn error(status: Status, what: &str, said: &str) -> Error {
     let name = NAMES.iter().find(|(code, _)| *code == status).map_or("error", |(_, name)| name);
     let said = if said.is_empty() { String::new() } else { format!(": {said}") };

@@ -70,7 +70,7 @@ impl Event for AscendEvent {
         let mut status = EventStatus::NOT_READY;
         // SAFETY: a live event; `status` is writable.
         let asked = unsafe { (context.abi().aclrtQueryEventStatus)(self.raw.0, &raw mut status) };
-        context.check(asked, "a step on the device")?;
+        context.check_wait(asked, "a step on the device")?;
         Ok(status == EventStatus::COMPLETE)
     }
 
@@ -78,7 +78,7 @@ impl Event for AscendEvent {
         let context = &self.events.context;
         context.bind()?;
         // SAFETY: a live event.
-        context.check(unsafe { (context.abi().aclrtSynchronizeEvent)(self.raw.0) }, "a step on the device")
+        context.check_wait(unsafe { (context.abi().aclrtSynchronizeEvent)(self.raw.0) }, "a step on the device")
     }
 }
 

@@ -30,8 +30,6 @@ pub(super) struct Searched {
 #[derive(Debug)]
 pub(super) struct Library {
     pub(super) abi: Abi,
-    /// As it was opened.
-    pub(super) path: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -169,7 +167,7 @@ impl Library {
             Error::new(ErrorKind::Device, text)
         })?;
         log::debug!("{path}: all entry points but {:?}", abi.absent());
-        Ok(Self { abi, path })
+        Ok(Self { abi })
     }
 }
 

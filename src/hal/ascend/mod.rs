@@ -3,7 +3,8 @@
 //! - `abi` is all that is called, `library` finds it, `errors` tells what went wrong; `context` is the device as a thread has
 //!   it, `memory` device and page-locked memory, `event` and `stream` order the work, `operands` describe it.
 //! - `ops` has one function for each verb: operators where they serve, else the host's processor (`host`), which is correct and
-//!   slow. `mirror` knows the integers that the host uploaded, since operators want lengths on the host; `region` is scratch memory.
+//!   slow; `kernels` are our own, which some of them take first. `mirror` knows the integers that the host uploaded, since operators want lengths on the host; `region` is scratch memory.
+//! - `ranks` is the group of NPUs that share a model.
 
 #[doc(hidden)]
 pub mod abi;
@@ -11,24 +12,29 @@ mod context;
 mod errors;
 mod event;
 mod host;
+mod kernels;
 mod library;
 mod memory;
 mod mirror;
 mod operands;
 mod ops;
+mod ranks;
 mod region;
 mod stream;
 mod survey;
 
 use crate::base::config::Placement;
 use crate::base::{DType, Error, Result};
+use crate::hal::comm::Group;
 use crate::hal::registry::DeviceOptions;
 use crate::hal::{
     Activations, Allocation, Caps, Device, HostBuffer, HostMatrix, Matrix, MemoryInfo, Overhead, RandomRows, Recorded,
     Stream, cpu,
 };
 use context::Context;
+use kernels::Kernels;
 use memory::{AscendMatrix, DeviceMemory, PinnedMemory};
+use ranks::HcclGroup;
 use std::sync::{Arc, Weak};
 use stream::AscendStream;
 pub(super) use survey::survey;
@@ -47,6 +53,7 @@ pub struct AscendDevice {
     /// For ops that it has no operators for.
     host: Arc<dyn Device>,
     mask: ops::CausalMask,
+    kernels: Kernels,
     context: Arc<Context>,
     /// For streams, which keep the device alive.
     me: Weak<AscendDevice>,
@@ -66,10 +73,11 @@ pub fn open(ordinal: usize, options: &DeviceOptions) -> Result<Arc<dyn Device>> 
 fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<AscendDevice>> {
     let context = Arc::new(Context::open(ordinal, options.library_dir.as_deref())?);
     let host = cpu::open(&DeviceOptions { threads: options.threads, ..DeviceOptions::default() })?;
+    let kernels = Kernels::load(&context, options.library_dir.as_deref())?;
     let halves = vec![DType::F16, DType::Bf16];
     let caps = Caps {
         name: NAME,
-        description: describe(&context),
+        description: format!("{}, {} of our own kernels", describe(&context), kernels.count()),
         activations: Activations::OfModel,
         block_size: BLOCK_SIZE,
         weight_dtypes: halves.clone(),
@@ -80,7 +88,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<AscendDevi
         aligned: false,
     };
     let mask = ops::CausalMask::new(&context)?;
-    Ok(Arc::new_cyclic(|me| AscendDevice { caps, host, mask, context, me: Weak::clone(me) }))
+    Ok(Arc::new_cyclic(|me| AscendDevice { caps, host, mask, kernels, context, me: Weak::clone(me) }))
 }
 
 /// Chip and runtime, for people.
@@ -131,5 +139,8 @@ impl Device for AscendDevice {
     fn stream(&self) -> Result<Box<dyn Stream>> {
         let device = self.me.upgrade().ok_or_else(|| Error::internal("the Ascend device is being dropped"))?;
         Ok(Box::new(AscendStream::new(device)?))
+    }
+    fn group(&self, ranks: usize, _elements: usize) -> Result<Arc<dyn Group>> {
+        Ok(Arc::new(HcclGroup::new(self.context.abi(), ranks)?))
     }
 }

@@ -5,6 +5,7 @@ use super::abi::{Abi, AclOpExecutor, Handle, MemcpyKind, Op, Status};
 use super::context::{Context, Place};
 use super::event::Events;
 use super::host::Host;
+use super::kernels::Kernel;
 use super::memory::PinnedMemory;
 use super::mirror::Mirror;
 use super::ops::paged::Paged;
@@ -78,6 +79,10 @@ impl AscendStream {
         }
     }
 
+    pub(super) fn kernel(&self, name: &'static str, dtype: DType) -> Option<Kernel> {
+        self.device.kernels.find(name, dtype)
+    }
+
     pub(super) fn abi(&self) -> &Abi {
         self.context().abi()
     }
@@ -98,7 +103,7 @@ impl AscendStream {
         // SAFETY: a live stream.
         let waited = unsafe { (self.abi().aclrtSynchronizeStream)(self.raw) };
         self.staging.borrow_mut().used = 0;
-        self.context().check(waited, "work on the device")
+        self.context().check_wait(waited, "work on the device")
     }
 
     /// Room for temporary tensors of so many bytes, good until the next call. An op calls it once: what is enqueued later may
@@ -252,13 +257,6 @@ impl AscendStream {
         match tensor.dtype() {
             DType::I32 => mirror.remember(place, at, bytes),
             _ => mirror.forget(place, at..at + bytes.len()),
-        }
-    }
-
-    /// The device writes `tensor` on its own.
-    pub(super) fn forget_ints(&self, tensor: &Tensor) {
-        if let Some((place, at)) = self.place(tensor) {
-            self.mirror.borrow_mut().forget(place, at..at + tensor.bytes());
         }
     }
 

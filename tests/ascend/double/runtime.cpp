@@ -164,8 +164,8 @@ ABI aclError aclrtGetCurrentContext(aclrtContext *out) {
     Lock lock(mu);
     int code;
     if (!out) return fault(INVALID_PARAM, "null", "aclrtGetCurrentContext: context is NULL");
-    // Asking is how a guest finds out whether the thread has one.
-    if (mine.epoch != epoch || !mine.context) return NO_CONTEXT;
+    // A thread may ask whether it has one.
+    if (initialized && (mine.epoch != epoch || !mine.context)) return NO_CONTEXT;
     auto context = current("aclrtGetCurrentContext", &code);
     if (!context) return code;
     *out = mine.context;

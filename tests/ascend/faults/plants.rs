@@ -94,6 +94,27 @@ fn only_one_device_fails(w: &World, planted: bool) -> Seen {
     }
 }
 
+/// The same call fails in the threads of one device only, and the trace tells of both.
+fn call_fails_on_one_device(w: &World, planted: bool) -> Seen {
+    if planted {
+        w.d.yn_double_fail_on(1, c"aclrtMalloc".as_ptr(), 1, 507_899);
+    }
+    let own = w.malloc(64);
+    w.d.aclrtSetDevice(1);
+    let mut other = null_mut();
+    let code = w.d.aclrtMalloc(&mut other, 64, 0);
+    if code == 0 {
+        w.d.aclrtFree(other);
+    }
+    w.d.aclrtSetDevice(0);
+    w.d.aclrtFree(own);
+    let trace = text(w.d.yn_double_trace());
+    assert!(trace.contains(
+        "aclrtMalloc(64, policy 0) on device 0\naclrtSetDevice(1) on device 0\naclrtMalloc(64, policy 0) on device 1\n"
+    ));
+    if code == 0 { NOTHING } else { ("aclrtMalloc", code) }
+}
+
 fn old_attention(w: &World, planted: bool) -> Seen {
     use crate::cache::{Batch, Cached, Call};
     w.d.option("refuse_tnd_paged", planted);
@@ -125,6 +146,12 @@ pub(super) const CASES: &[Case] = &[
         name: "only one of two devices fails",
         program: only_one_device_fails,
         caught: ("aclrtSynchronizeStream", 507_899),
+        kind: "",
+    },
+    Case {
+        name: "call fails on one device only",
+        program: call_fails_on_one_device,
+        caught: ("aclrtMalloc", 507_899),
         kind: "",
     },
     Case {

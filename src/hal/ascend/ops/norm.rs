@@ -2,6 +2,7 @@
 
 use super::super::abi::DataType;
 use super::super::host::{narrowed, widened};
+use super::super::kernels::{Arg, number};
 use super::super::operands::{View, code};
 use super::super::stream::AscendStream;
 use super::linear::add;
@@ -49,6 +50,10 @@ pub(crate) fn rms_norm(s: &AscendStream, (out, x): (&Tensor, &Tensor), (weight, 
     if m == 0 {
         return Ok(());
     }
+    if let Some(kernel) = s.kernel("yn_rms_norm", x.dtype()) {
+        let [out, x, weight] = [out, x, weight].map(|t| Arg::Address(t.addr()));
+        return kernel.launch(s, m, &[out, x, weight, number(m), number(n), Arg::Float(eps)]);
+    }
     let [wide, normed, rstd] = s.scratch([4 * m * n, 4 * m * n, 4 * m])?;
     cast(s, &floats(s, wide, &[m, n])?, &View::of(s, x)?, DataType::FLOAT)?;
     norm(s, (normed, wide), &[m, n], (weight, eps), rstd)?;
@@ -65,6 +70,11 @@ pub(crate) fn add_rms_norm(
     assert_eq!((shape(residual), residual.dtype()), (shape(x), x.dtype()), "residual of a norm");
     if x.rows() == 0 {
         return Ok(());
+    }
+    if let Some(kernel) = s.kernel("yn_add_rms_norm", x.dtype()) {
+        let (m, n) = shape(x);
+        let [out, residual, x, weight] = [out, residual, x, weight].map(|t| Arg::Address(t.addr()));
+        return kernel.launch(s, m, &[out, residual, x, weight, number(m), number(n), Arg::Float(eps)]);
     }
     add(s, &View::of(s, residual)?, &View::of(s, x)?)?;
     rms_norm(s, (out, residual), (weight, eps))

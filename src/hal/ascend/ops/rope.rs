@@ -2,18 +2,22 @@
 //! put back; keys and values go to their slots.
 
 use super::super::abi::DataType;
+use super::super::kernels::{Arg, Kernel, number};
 use super::super::operands::{Ints, View, code, is_aligned, none};
 use super::super::stream::AscendStream;
 use super::norm::norm;
 use super::paged::{Pages, Slots};
 use super::rowwise::select;
 use super::{assert_halves, cast, floats, heads, on_host};
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
+use crate::hal::Tensor;
 use crate::hal::ops::RopeWriteKv;
 use std::ffi::CStr;
 
 /// Rotates the first half of a head against the second.
 const HALVES: i64 = 0;
+/// Most numbers of a head that our own kernel takes.
+const KERNEL_DIM: usize = 512;
 const NORMAL_CACHE: &CStr = c"Norm";
 const NO_PATTERN: &CStr = c"None";
 
@@ -26,7 +30,7 @@ pub(crate) fn rope_write_kv(s: &AscendStream, args: &RopeWriteKv<'_>) -> Result<
     assert_halves("rope_write_kv", &[args.qkv]);
     assert_eq!(pages.dtype, args.qkv.dtype(), "dtype of the cache");
     if let Some(norms) = &args.norms {
-        let shape = |t: &crate::hal::Tensor| (t.rows(), t.cols(), t.dtype());
+        let shape = |t: &Tensor| (t.rows(), t.cols(), t.dtype());
         assert_eq!(
             (shape(norms.query), shape(norms.key)),
             ((1, dim, DType::F32), (1, dim, DType::F32)),
@@ -36,11 +40,47 @@ pub(crate) fn rope_write_kv(s: &AscendStream, args: &RopeWriteKv<'_>) -> Result<
     if tokens == 0 {
         return Ok(());
     }
+    if let Some(kernel) = s.kernel("yn_rope_write_kv", pages.dtype)
+        && takes(s, args, &pages)?
+    {
+        return fused(s, args, &pages, kernel);
+    }
     if s.abi().rotary.is_none() || s.abi().scatter_kv.is_none() || !fits(args, &pages) {
         return on_host::rope_write_kv(s, args, &pages);
     }
     let slots = s.paged.slots(s, args.slots, &pages)?;
     on_device(s, args, (&pages, &slots))
+}
+
+/// Whether our own kernel takes a step: no two tokens of it may have one slot. It skips what is out of range, so that is looked
+/// for here.
+fn takes(s: &AscendStream, args: &RopeWriteKv<'_>, pages: &Pages) -> Result<bool> {
+    let (slots, positions) = (s.paged.slots(s, args.slots, pages)?, s.ints(args.positions)?);
+    match positions.iter().find(|p| **p < 0 || **p as usize >= args.rope.rows()) {
+        Some(position) => Err(Error::internal(format!("a token at position {position} of {}", args.rope.rows()))),
+        None => Ok(slots.kept.is_none() && pages.head_dim <= KERNEL_DIM),
+    }
+}
+
+fn fused(s: &AscendStream, args: &RopeWriteKv<'_>, pages: &Pages, kernel: Kernel) -> Result<()> {
+    let (tokens, addr) = (args.qkv.rows(), |t: &Tensor| Arg::Address(t.addr()));
+    let [query, key] = args.norms.map_or([Arg::Address(0); 2], |norms| [addr(norms.query), addr(norms.key)]);
+    let [qkv, positions, slots, rope, pool] = [args.qkv, args.positions, args.slots, args.rope, args.kv.pool].map(addr);
+    let sizes = [
+        tokens,
+        args.heads,
+        pages.kv_heads,
+        pages.head_dim,
+        pages.block_size,
+        pages.blocks,
+        args.kv.layer,
+        args.kv.layers,
+        args.rope.rows(),
+    ];
+    let mut all = vec![qkv, positions, slots, rope, query, key, pool];
+    all.extend(sizes.map(number));
+    all.push(Arg::Float(args.norms.map_or(0.0, |norms| norms.eps)));
+    kernel.launch(s, tokens * (args.heads + pages.kv_heads), &all)
 }
 
 /// Whether every head of a token, and every page, begins where operators want it to.

@@ -2,6 +2,7 @@
 
 use super::super::abi::DataType;
 use super::super::host::{int_bytes, narrowed, widened};
+use super::super::kernels::{Arg, number};
 use super::super::memory::AscendMatrix;
 use super::super::operands::{View, code, is_aligned};
 use super::super::stream::AscendStream;
@@ -9,6 +10,11 @@ use super::{assert_halves, cast, floats, shape};
 use crate::base::{DType, Error, Result};
 use crate::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};
 use crate::hal::{Matrix, MatrixStorage, Tensor};
+
+/// What our own kernel calls activations, and numbers of its unit of work.
+const SILU: u32 = 0;
+const GELU_TANH: u32 = 1;
+const GATES: usize = 4096;
 
 /// Ids with those of sampler rows looked up; an error where one is beyond the table.
 fn resolved(s: &AscendStream, (ids, state): (&Tensor, &Tensor), rows: usize) -> Result<Vec<i32>> {
@@ -86,6 +92,11 @@ pub(crate) fn act_mul(s: &AscendStream, (out, gate_up): (&Tensor, &Tensor), acti
     assert_halves("act_mul", &[out, gate_up]);
     if out.rows() == 0 {
         return Ok(());
+    }
+    if let Some(kernel) = s.kernel("yn_silu_mul", out.dtype()) {
+        let ((m, n), which) = (shape(out), if activation == Activation::Silu { SILU } else { GELU_TANH });
+        let [out, gate_up] = [out, gate_up].map(|t| Arg::Address(t.addr()));
+        return kernel.launch(s, m * n.div_ceil(GATES), &[out, gate_up, number(m), number(n), Arg::Number(which)]);
     }
     match (&s.abi().swiglu, activation) {
         (Some(op), Activation::Silu) => {
