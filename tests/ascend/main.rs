@@ -6,6 +6,7 @@ mod cache;
 mod computed;
 mod emulation;
 mod faults;
+mod headers;
 mod kernels;
 mod process;
 mod ranks;
