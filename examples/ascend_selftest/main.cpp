@@ -55,7 +55,7 @@ struct Answer {
 };
 
 Answer ask(const yinian::Engine& engine, const Ids& prompt, uint32_t tokens) {
-  auto request = yinian::Request::tokens(prompt).max_tokens(tokens).temperature(0).logprobs(5).flags(YN_REQ_IGNORE_EOS);
+  auto request = yinian::Request::tokens(prompt).max_tokens(tokens).temperature(0).logprobs(20).flags(YN_REQ_IGNORE_EOS);
   const yinian::Completion end = engine.generate(request.output(YN_OUT_TOKENS));
   Answer answer;
   answer.tokens = end.choices[0].tokens;
