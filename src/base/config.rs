@@ -41,11 +41,16 @@ pub const KEYS: &[Key] = &[
     key("served_model_name", "string", "last part of model", "name reported by info and metrics"),
     key(
         "device",
-        "string: auto | cpu | cuda | cuda:N",
+        "string: auto | cpu | cuda | cuda:N | ascend | ascend:N",
         "\"auto\"",
-        "where the model runs; auto is the first GPU, else the CPU",
+        "where the model runs; auto is the first GPU or NPU that can be used, else the CPU",
     ),
-    key("device_library_dir", "string", "the loader's path", "directory of vendor libraries"),
+    key(
+        "device_library_dir",
+        "string",
+        "the loader's path",
+        "vendor libraries, and NPU kernels by the name of the chip",
+    ),
     later("dtype", "string", "\"auto\"", "weights are kept as the model stores them"),
     key("load_format", "string: auto | safetensors | dummy", "\"auto\"", "dummy makes random weights from config.json"),
     key(
@@ -109,8 +114,7 @@ pub const KEYS: &[Key] = &[
         "self_test",
         "string, path of a file",
         "none",
-        "before the model is loaded every op of the device is compared with the CPU's and timed, and what was found is written \
-         here as JSON; ops that disagree are told there and in the log, and the engine starts all the same",
+        "every op of the device is compared with the CPU's before the model loads, and what was found written here as JSON",
     ),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),
     later("kv_cache_dtype", "string", "\"auto\"", "KV is kept in the weights' dtype"),

@@ -13,8 +13,9 @@ use std::any::Any;
 use std::ptr::null_mut;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Bytes of a device that the library takes for its own buffers, by its documentation.
-const RANK_BYTES: usize = 400 << 20;
+/// The library has two buffers of so many MB on each device; a variable of its own says otherwise.
+const BUFFER_MB: usize = 200;
+const BUFFER_VARIABLE: &str = "HCCL_BUFFSIZE";
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Rank {
@@ -138,7 +139,8 @@ impl Group for HcclGroup {
     }
 
     fn rank_bytes(&self) -> usize {
-        RANK_BYTES
+        let set = std::env::var(BUFFER_VARIABLE).ok().and_then(|mb| mb.trim().parse().ok());
+        2 * (set.unwrap_or(BUFFER_MB) << 20)
     }
 
     fn ordered(&self) -> bool {

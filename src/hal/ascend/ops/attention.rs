@@ -251,52 +251,13 @@ impl Attention<'_> {
             () => {
                 // SAFETY: described tensors, lists, arrays and a static string that outlive the call.
                 |plan, bytes, executor| unsafe {
-                    plan(
-                        query,
-                        key.raw(),
-                        value.raw(),
-                        no,
-                        mask,
-                        lengths,
-                        contexts.raw(),
-                        no,
-                        no,
-                        no,
-                        no,
-                        no,
-                        no,
-                        no,
-                        table,
-                        no,
-                        no,
-                        no,
-                        no,
-                        no,
-                        no,
-                        no,
-                        no,
-                        null(),
-                        no,
-                        no,
-                        no,
-                        heads,
-                        scale,
-                        UNBOUNDED,
-                        UNBOUNDED,
-                        layout,
-                        kv_heads,
-                        sparse,
-                        0,
-                        block,
-                        0,
-                        false,
-                        0,
-                        0,
-                        out,
-                        no,
-                        bytes,
-                        executor,
-                    )
+                    #[rustfmt::skip]
+                    let status = plan(
+                        query, key.raw(), value.raw(), no, mask, lengths, contexts.raw(), no, no, no, no, no, no, no, table,
+                        no, no, no, no, no, no, no, no, null(), no, no, no, heads, scale, UNBOUNDED, UNBOUNDED, layout,
+                        kv_heads, sparse, 0, block, 0, false, 0, 0, out, no, bytes, executor,
+                    );
+                    status
                 }
             };
         }
