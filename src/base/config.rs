@@ -105,6 +105,13 @@ pub const KEYS: &[Key] = &[
         "the GPU's matrix products are timed at start, for one second at most, and the fastest algorithms kept here for the \
          next start; without it none are timed, and all come from the vendor library's own guess",
     ),
+    key(
+        "self_test",
+        "string, path of a file",
+        "none",
+        "before the model is loaded every op of the device is compared with the CPU's and timed, and what was found is written \
+         here as JSON; ops that disagree are told there and in the log, and the engine starts all the same",
+    ),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),
     later("kv_cache_dtype", "string", "\"auto\"", "KV is kept in the weights' dtype"),
     later("kv_tiers", "array", "null", "host and disk tiers of the KV cache"),
@@ -164,6 +171,7 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: Option<f64>,
     pub device_memory_bytes: Option<usize>,
     pub tuning_cache: Option<String>,
+    pub self_test: Option<String>,
     pub enable_prefix_caching: bool,
     pub scheduling_policy: String,
     pub max_waiting: usize,
@@ -264,6 +272,7 @@ impl Default for EngineConfig {
             gpu_memory_utilization: None,
             device_memory_bytes: None,
             tuning_cache: None,
+            self_test: None,
             enable_prefix_caching: true,
             scheduling_policy: "fcfs".to_owned(),
             max_waiting: 4096,
@@ -339,8 +348,10 @@ impl EngineConfig {
         if let Some(bytes) = self.device_memory_bytes {
             range("device_memory_bytes", bytes, 1, usize::MAX)?;
         }
-        if self.tuning_cache.as_deref() == Some("") {
-            return Err(Error::invalid("config key \"tuning_cache\" is \"\"; expected the path of a file"));
+        for (key, path) in [("tuning_cache", &self.tuning_cache), ("self_test", &self.self_test)] {
+            if path.as_deref() == Some("") {
+                return Err(Error::invalid(format!("config key \"{key}\" is \"\"; expected the path of a file")));
+            }
         }
         if let Some(share) = self.gpu_memory_utilization
             && !(share > 0.0 && share <= 1.0)

@@ -56,7 +56,10 @@ fn the_readme_lists_the_arguments_in_their_order() {
         let source = std::fs::read_to_string(sources().join(format!("{file}.cpp"))).unwrap();
         for (name, parameters) in entries(&source) {
             kernels += 1;
-            assert!(section.lines().next().unwrap().contains(&format!("`{name}`")), "{file}: {name} is not in the title");
+            assert!(
+                section.lines().next().unwrap().contains(&format!("`{name}`")),
+                "{file}: {name} is not in the title"
+            );
             let listed = if name.starts_with("yn_add_rms_norm") || name.starts_with("yn_rms_norm") {
                 // One table for both, and a line for each.
                 let start = format!("`{}(", name.replace("_bf16", "_f16"));

@@ -10,5 +10,6 @@ mod headers;
 mod kernels;
 mod process;
 mod ranks;
+mod selftest;
 mod streams;
 mod world;

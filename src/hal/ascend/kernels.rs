@@ -40,6 +40,8 @@ pub(super) fn number(n: usize) -> Arg {
 pub(super) struct Kernels {
     binaries: Vec<Handle>,
     functions: HashMap<(&'static str, DType), Handle>,
+    /// Where each binary was found and what became of it, for people.
+    notes: Vec<String>,
     context: Arc<Context>,
 }
 
@@ -64,18 +66,25 @@ fn beside_us() -> Option<PathBuf> {
 impl Kernels {
     /// Loads what there is. A binary that cannot be used is told of and left alone.
     pub(super) fn load(context: &Arc<Context>, library_dir: Option<&Path>) -> Result<Self> {
-        let mut kernels = Self { binaries: Vec::new(), functions: HashMap::new(), context: Arc::clone(context) };
+        let context = Arc::clone(context);
+        let mut kernels = Self { binaries: Vec::new(), functions: HashMap::new(), notes: Vec::new(), context };
+        let context = Arc::clone(&kernels.context);
         let _entered = context.enter()?;
         let chip = context.soc();
         let folders = library_dir.and_then(|dir| dir.canonicalize().ok()).into_iter().chain(beside_us());
         let folders: Vec<PathBuf> = folders.map(|folder| folder.join(&chip)).collect();
         for (name, entries) in BINARIES {
             let path = folders.iter().map(|folder| folder.join(format!("{name}.o"))).find(|path| path.is_file());
-            let Some(path) = path else { continue };
-            match kernels.load_one(&path, entries) {
-                Ok(()) => log::info!("kernel {}", path.display()),
-                Err(e) => log::warn!("kernel {} is not used: {e}", path.display()),
-            }
+            let Some(path) = path else {
+                kernels.notes.push(format!("no {name}.o in {folders:?}"));
+                continue;
+            };
+            let note = match kernels.load_one(&path, entries) {
+                Ok(()) => format!("{}", path.display()),
+                Err(e) => format!("{} is not used: {e}", path.display()),
+            };
+            log::info!("kernel {note}");
+            kernels.notes.push(note);
         }
         Ok(kernels)
     }
@@ -104,6 +113,10 @@ impl Kernels {
     /// How many kernels there are, whatever their dtypes.
     pub(super) fn count(&self) -> usize {
         self.functions.len() / SUFFIXES.len()
+    }
+
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     pub(super) fn find(&self, name: &'static str, dtype: DType) -> Option<Kernel> {

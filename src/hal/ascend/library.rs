@@ -30,6 +30,8 @@ pub(super) struct Searched {
 #[derive(Debug)]
 pub(super) struct Library {
     pub(super) abi: Abi,
+    /// AscendCL's, as it was opened.
+    pub(super) path: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -167,7 +169,7 @@ impl Library {
             Error::new(ErrorKind::Device, text)
         })?;
         log::debug!("{path}: all entry points but {:?}", abi.absent());
-        Ok(Self { abi })
+        Ok(Self { abi, path })
     }
 }
 

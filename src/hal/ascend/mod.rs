@@ -102,6 +102,19 @@ impl Device for AscendDevice {
     fn caps(&self) -> &Caps {
         &self.caps
     }
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        let version = context::version(self.context.abi()).unwrap_or_else(|| "not told".to_owned());
+        let [forms, refused] = self.mask.facts();
+        vec![
+            ("chip", self.context.soc()),
+            ("runtime", self.context.library.path.clone()),
+            ("runtime_version", version),
+            ("absent_entry_points", self.context.abi().absent().join(", ")),
+            ("kernels", self.kernels.notes().join("; ")),
+            ("attention_forms", forms),
+            ("attention_refused", refused),
+        ]
+    }
     fn memory(&self) -> Result<MemoryInfo> {
         let (free_bytes, total_bytes) = self.context.memory()?;
         Ok(MemoryInfo { total_bytes, free_bytes })

@@ -47,6 +47,8 @@ type ShapeKey = (i32, usize, usize, usize);
 pub(crate) struct CausalMask {
     memory: DeviceMemory,
     forms: Mutex<HashMap<ShapeKey, Form>>,
+    /// What the operator said of those it does not take as packed rows.
+    refused: Mutex<Vec<String>>,
 }
 
 impl CausalMask {
@@ -56,7 +58,18 @@ impl CausalMask {
         let memory = DeviceMemory::unfilled(context, Self::BYTES).map_err(|e| e.within("the mask of attention"))?;
         let rows = (0..MASK).flat_map(|query| (0..MASK).map(move |key| u8::from(key > query)));
         memory.fill(0, &rows.collect::<Vec<_>>())?;
-        Ok(Self { memory, forms: Mutex::default() })
+        Ok(Self { memory, forms: Mutex::default(), refused: Mutex::default() })
+    }
+
+    /// Which form each shape has taken so far, and why not packed rows, for people.
+    pub(crate) fn facts(&self) -> [String; 2] {
+        let forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = |((dtype, heads, kv_heads, dim), form): (&ShapeKey, &Form)| {
+            format!("{heads} heads over {kv_heads} of {dim} in aclDataType {dtype}: {form:?}")
+        };
+        let mut taken: Vec<String> = forms.iter().map(one).collect();
+        taken.sort();
+        [taken, self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()].map(|lines| lines.join("; "))
     }
 }
 
@@ -149,6 +162,8 @@ impl Attention<'_> {
         log::info!("attention of {} heads over {} of {} in {}: {form:?}", key.1, key.2, key.3, pages.dtype);
         if let Err(e) = packed {
             log::warn!("attention over packed rows is refused, so it takes form {form:?}: {e}");
+            let mut refused = s.device.mask.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.push(format!("{} heads over {} of {}: {e}", key.1, key.2, key.3));
         }
         forms.lock().unwrap_or_else(PoisonError::into_inner).insert(key, form);
         Ok(form)
