@@ -26,7 +26,7 @@ fn run(library_dir: &Path, out: &Path, environment: &[(&str, &str)]) -> (Output,
     let library = std::env::current_exe().unwrap().parent().unwrap().join("libyinian.so");
     std::os::unix::fs::symlink(library, installed.path().join("libyinian.so")).unwrap();
     let done = Command::new(root().join("examples/ascend_selftest/run.sh"))
-        .arg("--short")
+        .args(["--short", "--ranks", "2"])
         .args([
             Path::new("--prefix"),
             installed.path(),
@@ -65,6 +65,7 @@ fn the_self_test_passes_on_the_double_and_says_so() {
     assert!(report["engine"]["device"]["description"].as_str().unwrap().contains("AscendDouble"));
     all_agree(ops, "ops", 80);
     all_agree(&report, "golden", 12);
+    all_agree(&report, "ranks", 12);
     all_agree(&report, "families", 30);
     assert_eq!(report["bench"].as_array().unwrap().len(), 2);
     assert!(report["bench"].as_array().unwrap().iter().all(|run| run["tokens_per_second"].as_f64().unwrap() > 0.0));
