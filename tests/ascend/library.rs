@@ -26,6 +26,23 @@ pub(crate) fn folder() -> PathBuf {
     BUILT.get_or_init(build).clone()
 }
 
+/// The same with the binaries of our own kernels.
+#[allow(dead_code)]
+pub(crate) fn folder_with_kernels() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let (double, out) = (folder(), root().join("target/ascend/with-kernels"));
+        run("ascend/shim/build.sh", &out);
+        for name in ["libascendcl.so", "libnnopbase.so", "libopapi.so", "libhccl.so"] {
+            // Another process may be at it too.
+            let _ = std::os::unix::fs::symlink(double.join(name), out.join(name));
+            assert!(out.join(name).exists(), "no {name} beside the kernels");
+        }
+        out
+    };
+    BUILT.get_or_init(build).clone()
+}
+
 /// The double's own calls.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Double(*mut c_void);
@@ -117,6 +134,11 @@ impl Double {
         let call = CString::new(call).expect("a name");
         // SAFETY: as above.
         unsafe { self.symbol::<extern "C" fn(*const c_char) -> u64>(c"yn_double_calls")(call.as_ptr()) }
+    }
+
+    pub(crate) fn forget_plants(self) {
+        // SAFETY: as above.
+        unsafe { self.symbol::<extern "C" fn()>(c"yn_double_forget_plants")() }
     }
 
     /// Planted failures that nobody has met.

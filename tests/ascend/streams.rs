@@ -1,7 +1,7 @@
 //! Streams and events in both modes.
 
 use crate::api::{Double, P};
-use crate::world::{D2H, F32, H2D, World};
+use crate::world::{D2D, D2H, F32, H2D, World};
 use std::ptr::null_mut;
 
 /// Whether the device has got so far, by asking again and again.
@@ -57,9 +57,15 @@ fn waits_mean_the_record_before_them() {
     w.d.aclrtRecordEvent(event, w.stream);
     w.d.aclrtStreamWaitEvent(second, event);
     w.d.aclrtMemcpyAsync(host, 64, at, 64, D2H, second);
-    w.d.aclrtMemsetAsync(at, 64, 2, 64, w.stream);
+    let other = w.malloc(64);
+    w.d.aclrtMemsetAsync(other, 64, 2, 64, w.stream);
     w.d.aclrtRecordEvent(event, w.stream);
     assert_eq!(w.d.aclrtSynchronizeStream(second), 0);
+    // What was recorded later has not run: only a plain copy sees that, and it is told so.
+    let mut byte = 0u8;
+    w.d.aclrtMemcpy((&raw mut byte).cast(), 1, other, 1, D2H);
+    assert_eq!(byte, 0xFF);
+    assert_eq!(w.d.faults().lines().count(), 1, "{}", w.d.faults());
     // SAFETY: page-locked memory of 64 bytes that no task uses any more.
     assert_eq!(unsafe { host.cast::<u8>().read() }, 1);
     assert_eq!(w.d.aclrtSynchronizeEvent(event), 0);
@@ -67,7 +73,8 @@ fn waits_mean_the_record_before_them() {
     w.d.aclrtDestroyStream(second);
     w.d.aclrtFreeHost(host);
     w.d.aclrtFree(at);
-    assert_eq!((w.end(), w.d.faults()), (String::new(), String::new()));
+    w.d.aclrtFree(other);
+    assert_eq!(w.end(), "");
 }
 
 /// Two streams that pass a number to and fro, each step ordered by events alone: whatever the delays, it comes out right.
@@ -101,6 +108,36 @@ fn threaded_streams_keep_the_order_of_events() {
         w.d.aclrtDestroyStream(second);
         assert_eq!((w.end(), w.d.faults()), (String::new(), String::new()), "seed {seed}");
     }
+}
+
+/// Work on the same memory that no event orders is told of, also where it comes out right; what only reads it is not.
+#[test]
+fn races_are_told_of() {
+    let w = World::lazy();
+    let (mut second, mut event) = (null_mut(), null_mut());
+    let (a, b, c) = (w.malloc(64), w.malloc(64), w.malloc(64));
+    w.d.aclrtCreateStream(&mut second);
+    w.d.aclrtCreateEventExWithFlag(&mut event, 1);
+    w.d.aclrtMemsetAsync(a, 64, 1, 64, w.stream);
+    w.d.aclrtRecordEvent(event, w.stream);
+    w.d.aclrtStreamWaitEvent(second, event);
+    w.d.aclrtMemcpyAsync(b, 64, a, 64, D2D, second);
+    w.d.aclrtMemcpyAsync(c, 64, a, 64, D2D, w.stream);
+    assert_eq!(w.d.faults(), "");
+    w.d.aclrtMemsetAsync(a, 64, 2, 64, w.stream);
+    let expected = "race: fill of 64 bytes uses memory that copy of 64 bytes, kind 3 of another stream uses, and no event orders them\n";
+    assert_eq!(w.d.faults(), expected);
+    assert_eq!(w.d.aclrtSynchronizeDevice(), 0);
+    // The host waited for all: nothing is pending that could collide.
+    w.d.aclrtMemsetAsync(b, 64, 3, 64, w.stream);
+    assert_eq!(w.d.faults(), expected);
+    w.sync();
+    w.d.aclrtDestroyEvent(event);
+    w.d.aclrtDestroyStream(second);
+    for at in [a, b, c] {
+        w.d.aclrtFree(at);
+    }
+    assert_eq!(w.end(), "");
 }
 
 /// A threaded stream runs by itself, and its error reaches whoever waits.

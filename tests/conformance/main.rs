@@ -149,6 +149,21 @@ fn every_op_in(numeric_mode: NumericMode) {
     run_all(&device, rows, &Kit::acts_of(&*device));
 }
 
+/// What runs on the device where vendor operators or own kernels do, as the double counts it.
+const ATTENTION: &str = "aclnnFusedInferAttentionScoreV3";
+const LAUNCH: &str = "aclrtLaunchKernelWithConfig";
+const BLOCKS: &str = "attention: blocks of 128";
+/// Rows that our own kernels take a part in.
+const OWN_KERNELS: [&str; 7] = [
+    "rms_norm",
+    "add_rms_norm",
+    "act_mul: SiLU",
+    "act_mul: GELU",
+    "attention: rope_write_kv and paged_attention",
+    "attention: long contexts",
+    BLOCKS,
+];
+
 /// Rows of every way through the Ascend backend: operators, copies, and ops on the host.
 const BUSY: [&str; 6] = [
     "embed",
@@ -164,30 +179,31 @@ const BUSY: [&str; 6] = [
 #[test]
 fn every_op_on_ascend() {
     let double = ascend::Double::get();
-    let attention = |name: &str| name.starts_with("attention");
-    let settings: [(&str, fn(&str) -> bool, &dyn Fn()); 3] = [
-        ("lazy streams", |name| !name.starts_with("row invariance"), &|| double.mode(false, 0)),
-        ("busy streams", |name| !name.contains("large vocabularies") && !name.starts_with("row inv"), &|| {
-            double.mode(true, 7)
-        }),
-        ("attention of equal rows", |name| name == "attention: blocks of 128", &|| {
-            double.option("refuse_tnd_paged", true)
-        }),
+    let equal_rows = || double.option("refuse_tnd_paged", true);
+    let own_kernels = || {
+        double.option("refuse_tnd_paged", false);
+        double.mode(false, 0);
+    };
+    let settings: [(&str, std::path::PathBuf, fn(&str) -> bool, &dyn Fn()); 4] = [
+        ("lazy streams", ascend::folder(), |name| !name.starts_with("row invariance"), &|| double.mode(false, 0)),
+        ("busy streams", ascend::folder(), |name| BUSY.contains(&name), &|| double.mode(true, 7)),
+        ("attention of equal rows", ascend::folder(), |name| name == BLOCKS, &equal_rows),
+        ("own kernels", ascend::folder_with_kernels(), |name| OWN_KERNELS.contains(&name), &own_kernels),
     ];
-    for (what, takes, set) in settings {
+    for (what, folder, takes, set) in settings {
         set();
-        let options =
-            DeviceOptions { library_dir: Some(ascend::folder()), threads: Some(2), ..DeviceOptions::default() };
+        let options = DeviceOptions { library_dir: Some(folder), threads: Some(2), ..DeviceOptions::default() };
         let device = registry::open("ascend", &options).unwrap();
         println!("{}: {what}", device.caps().description);
-        assert!(device.caps().description.starts_with("AscendDouble"));
-        let before = double.calls("aclnnFusedInferAttentionScoreV3");
+        let kernels = if what == "own kernels" { "4 of our own kernels" } else { "0 of our own kernels" };
+        assert!(device.caps().description.starts_with("AscendDouble") && device.caps().description.ends_with(kernels));
+        let before = [ATTENTION, LAUNCH].map(|call| double.calls(call));
         run_all(&device, TABLE.iter().filter(|(name, _)| takes(name)), &device.caps().weight_dtypes.clone());
-        let calls = double.calls("aclnnFusedInferAttentionScoreV3") - before;
-        assert!(
-            calls > 20 || !TABLE.iter().any(|row| chosen().takes(row.0, DType::Bf16) && attention(row.0)),
-            "{calls} calls"
-        );
+        let [attention, launches] = [ATTENTION, LAUNCH].map(|call| double.calls(call));
+        if chosen().takes(BLOCKS, DType::Bf16) && takes(BLOCKS) {
+            assert!(attention > before[0] + 20, "{what}: attention ran on the host");
+            assert_eq!(launches > before[1] + 20, what == "own kernels", "{what}: launches of kernels");
+        }
         drop(device);
         assert_eq!((double.faults(), double.leaks()), (String::new(), String::new()), "{what}");
     }

@@ -5,16 +5,19 @@
 mod library;
 
 use super::gpu::FAMILIES;
-use super::world::{Alone, CHUNK_MOST, cpu, generate, runner_in_blocks};
-use super::{Case, assert_depth_does_not_change_tokens, cases, distance, dummy_on, folder};
+use super::ranks::{greedy, logits};
+use super::world::{Alone, CHUNK_MOST, cpu, generate, long_runner, ranks_on, runner_in_blocks, tiny_config};
+use super::{Case, assert_depth_does_not_change_tokens, cases, distance, dummy_on, folder, prompt, root};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
+use yinian::base::config::LoadFormat;
 use yinian::base::{DType, ErrorKind, Token};
 use yinian::hal::Device;
-use yinian::hal::registry::{DeviceOptions, open};
+use yinian::hal::registry::{DeviceOptions, open, open_ranks};
 use yinian::runner::ModelRunner;
 
 /// The device's own block size, for which its attention operator is.
@@ -33,7 +36,11 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn device() -> Arc<dyn Device> {
-    let options = DeviceOptions { library_dir: Some(library::folder()), threads: Some(2), ..DeviceOptions::default() };
+    device_in(library::folder())
+}
+
+fn device_in(folder: PathBuf) -> Arc<dyn Device> {
+    let options = DeviceOptions { library_dir: Some(folder), threads: Some(2), ..DeviceOptions::default() };
     open("ascend", &options).expect("the double is a device")
 }
 
@@ -50,8 +57,10 @@ fn halved(name: &str, dtype: DType) -> TempDir {
     let mut config: Value = serde_json::from_slice(&read("config.json")).unwrap();
     config["torch_dtype"] = dtype.name().into();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    let file = read("model.safetensors");
-    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let files = std::fs::read_dir(folder(name)).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
+    let files: Vec<_> = files.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    let tensors = files.iter().flat_map(|file| SafeTensors::deserialize(file).unwrap().tensors());
     let narrow = |bytes: &[u8]| -> Vec<u8> {
         let numbers = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         match dtype {
@@ -89,13 +98,15 @@ fn margin(cpu: &mut ModelRunner, prompt: &[Token], (found, expected): (&[Token],
 #[test]
 fn families_agree_with_the_cpu_in_half_precision() {
     let _alone = alone();
-    let device = device();
+    let (plain, with_kernels) = (device(), device_in(library::folder_with_kernels()));
     let (mut far, mut same, mut all) = (Vec::new(), 0, 0);
-    for (dtype, tolerance) in HALVES {
-        for name in FAMILIES {
+    for (i, (dtype, tolerance)) in HALVES.into_iter().enumerate() {
+        for (j, name) in FAMILIES.into_iter().enumerate() {
+            // Either way for each family, and for each dtype.
+            let device = if (i + j).is_multiple_of(2) { &plain } else { &with_kernels };
             let (dir, cases, tolerance) = (halved(name, dtype), cases(&folder(name)), most(name, tolerance));
             let mut cpu = runner_in_blocks(&cpu(), dir.path(), BLOCK).unwrap();
-            let mut npu = runner_in_blocks(&device, dir.path(), BLOCK).unwrap();
+            let mut npu = runner_in_blocks(device, dir.path(), BLOCK).unwrap();
             let longest = &cases.last().unwrap().prompt;
             let expected = cpu.logits(longest, CHUNK_MOST).unwrap();
             let vocab = expected.len() / longest.len();
@@ -122,7 +133,7 @@ fn families_agree_with_the_cpu_in_half_precision() {
     println!("{same} of {all} greedy answers are the CPU's to the token");
     assert!(far.is_empty(), "{far:#?}");
     assert!(4 * same > 3 * all, "{same} of {all} greedy answers are the CPU's");
-    drop(device);
+    drop((plain, with_kernels));
     assert_clean();
 }
 
@@ -143,4 +154,85 @@ fn a_model_in_float32_is_refused_with_what_there_is() {
     let dir = folder("tiny-llama-mha");
     let e = runner_in_blocks(&device, &dir, BLOCK).unwrap_err();
     assert!(e.kind == ErrorKind::Unsupported && e.message.contains("keeps no float32 cache"), "{e}");
+}
+
+/// A trained model, whose answers are text.
+#[test]
+fn the_demo_model_answers_as_the_cpu_but_for_near_ties() {
+    let _alone = alone();
+    let (device, dir) = (device(), root().join("examples/demo_model"));
+    let mut cpu = runner_in_blocks(&cpu(), &dir, BLOCK).unwrap();
+    let mut npu = runner_in_blocks(&device, &dir, BLOCK).unwrap();
+    let mut margins = Vec::new();
+    for start in [1, 77, 300, 901] {
+        let case = Case { prompt: (0..12).map(|i| (start + 97 * i) % 2000).collect(), ..Case::default() };
+        let [found, expected] = [&mut npu, &mut cpu].map(|runner| {
+            let mut seq = [Alone::new(0, &case.prompt, 0.0).in_blocks(BLOCK)];
+            generate(runner, &mut seq, (CHUNK_MOST, 40));
+            seq[0].generated().to_vec()
+        });
+        margins.push(margin(&mut cpu, &case.prompt, (&found, &expected)));
+    }
+    println!("the first tokens that differ are so far below the CPU's: {margins:?}");
+    assert!(margins.iter().all(|m| m.is_none_or(|m| m < 4e-2)), "{margins:?}");
+    drop((npu, device));
+    assert_clean();
+}
+
+/// More tokens than a mask of attention has, in chunks that end anywhere, with and without our own kernels.
+#[test]
+fn a_long_prompt_is_near_the_cpu() {
+    const TOKENS: usize = 4200;
+    let _alone = alone();
+    let mut config = tiny_config();
+    (config["max_position_embeddings"], config["torch_dtype"]) = (8192.into(), "bfloat16".into());
+    (config["head_dim"], config["num_key_value_heads"], config["num_hidden_layers"]) = (64.into(), 1.into(), 2.into());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let tokens = prompt(TOKENS as u32);
+    let run = |device: &Arc<dyn Device>, chunk: usize| long_runner(device, dir.path()).logits(&tokens, chunk).unwrap();
+    let expected = run(&cpu(), 700);
+    for (folder, chunk) in [(library::folder(), 700), (library::folder_with_kernels(), 333)] {
+        let device = device_in(folder);
+        let found = run(&device, chunk);
+        let rows = found.chunks(300).zip(expected.chunks(300));
+        let worst = rows.map(|(f, e)| distance(f, e)).fold(0.0, f32::max);
+        println!("{TOKENS} tokens in chunks of {chunk}: {worst:e} from the CPU");
+        assert!(worst < 4e-2, "{worst:e} from the CPU");
+    }
+    assert_clean();
+}
+
+/// Two ranks on two NPUs against one.
+#[test]
+fn two_ranks_meet_through_hccl() {
+    let _alone = alone();
+    let options = DeviceOptions { library_dir: Some(library::folder()), threads: Some(1), ..DeviceOptions::default() };
+    let before = library::Double::get().calls("HcclAllReduce");
+    for (name, dtype, tolerance) in
+        [("tiny-llama-gqa", DType::Bf16, 4e-2), ("tiny-qwen2", DType::F16, 5e-3), ("tiny-qwen3", DType::Bf16, 4e-2)]
+    {
+        let (dir, cases) = (halved(name, dtype), cases(&folder(name)));
+        let devices = open_ranks("ascend:1", 2, &options).unwrap();
+        let (mut ranks, _group) = ranks_on(&devices, dir.path(), LoadFormat::Auto);
+        let mut cpu = runner_in_blocks(&cpu(), dir.path(), BLOCK).unwrap();
+        let longest = &cases.last().unwrap().prompt;
+        let expected = cpu.logits(longest, CHUNK_MOST).unwrap();
+        let found = logits(&mut ranks, longest, CHUNK_MOST);
+        let vocab = expected.len() / longest.len();
+        let rows = found.chunks(vocab).zip(expected.chunks(vocab));
+        let worst = rows.map(|(f, e)| distance(f, e)).fold(0.0, f32::max);
+        println!("{name} {dtype} on two ranks: {worst:e} from the CPU");
+        assert!(worst <= tolerance, "{name} {dtype}: {worst:e} from the CPU");
+        let one = answers(&mut cpu, &cases, 30);
+        let two = greedy(&mut ranks, &cases.iter().collect::<Vec<_>>(), 30);
+        for ((case, found), expected) in cases.iter().zip(two).zip(&one) {
+            let margin = margin(&mut cpu, &case.prompt, (&found, expected));
+            assert!(margin.is_none_or(|margin| margin <= 2.0 * tolerance), "{name} {dtype}: {margin:?}");
+        }
+    }
+    assert!(library::Double::get().calls("HcclAllReduce") > before + 100);
+    let e = open_ranks("ascend", 64, &options).unwrap_err();
+    assert!(e.kind == ErrorKind::Invalid && e.message.contains("the runtime shows 8"), "{e}");
+    assert_clean();
 }

@@ -27,6 +27,7 @@ use yinian::runner::ModelRunner;
 const RELATIVE: f32 = 1e-4;
 const CHUNKS: [usize; 4] = [1, 7, 16, 33];
 
+#[derive(Default)]
 struct Case {
     prompt: Vec<Token>,
     positions: Vec<usize>,

@@ -40,6 +40,23 @@ pub(crate) fn runner_in_blocks(device: &Arc<dyn Device>, dir: &Path, block: u32)
     ModelRunner::new(model, Arc::clone(device), options)
 }
 
+/// One sequence of thousands of tokens, random weights.
+pub(crate) fn long_runner(device: &Arc<dyn Device>, dir: &Path) -> ModelRunner {
+    let info = inspect(dir).expect("inspect");
+    let (max_model_len, block_size) = (5120, 128);
+    let options = RunnerOptions {
+        max_num_seqs: 2,
+        max_num_batched_tokens: 700,
+        max_model_len,
+        block_size,
+        num_blocks: max_model_len as u32 / block_size,
+        depth: 2,
+    };
+    let how = LoadOptions { format: LoadFormat::Dummy, shard: Shard::WHOLE, embedding: Placement::Device };
+    let model = load_shard(&info, dir, how, device.as_ref(), (max_model_len, &mut |_| Ok(()))).expect("load");
+    ModelRunner::new(model, Arc::clone(device), options).expect("runner")
+}
+
 /// The same with the embedding table at `embedding`.
 pub(crate) fn runner_placed(
     device: &Arc<dyn Device>,

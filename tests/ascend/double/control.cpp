@@ -200,7 +200,14 @@ ABI void yn_double_async_error_on(int device, int nth_task, int code) {
     task_plants.push_back({device, nth_task, code});
 }
 
-// Switches by name; see the contract in the README beside this.
+// Forgets plants that nothing has met; objects and faults stay.
+ABI void yn_double_forget_plants() {
+    std::lock_guard<std::mutex> lock(notes);
+    plants.clear();
+    task_plants.clear();
+}
+
+// Switches by name; the README beside this lists them.
 ABI void yn_double_option(const char *name, int on) {
     std::lock_guard<std::mutex> lock(notes);
     options[name] = on != 0;

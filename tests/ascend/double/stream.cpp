@@ -1,6 +1,7 @@
-// Streams and events. Lazy streams run nothing before somebody waits, so that a missing wait always shows; threaded ones run
+// Streams. Lazy streams run nothing before somebody waits, so that a missing wait always shows; threaded ones run
 // on threads of their own, each task after a seeded random delay.
 #include "stream.h"
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -10,7 +11,6 @@ namespace dbl {
 namespace {
 
 Table<Stream> &streams = *new Table<Stream>;
-Table<Event> &events = *new Table<Event>;
 std::map<const Context *, std::shared_ptr<Stream>> &default_streams = *new std::map<const Context *, std::shared_ptr<Stream>>;
 int mode = -1;
 uint64_t seed = 1;
@@ -95,6 +95,20 @@ void work(std::shared_ptr<Stream> stream) {
     }
 }
 
+int add_stream(aclrtStream *out, const char *call) {
+    Lock lock(mu);
+    int code;
+    auto context = current(call, &code);
+    if (!context) return code;
+    if (!out) return fault(INVALID_PARAM, "null", std::string(call) + ": stream is NULL");
+    auto stream = new_stream(context);
+    *out = stream->handle = streams.add(STREAM, stream);
+    if (!stream->lazy) stream->worker = std::thread(work, stream);
+    return OK;
+}
+
+} // namespace
+
 int run_locked(Stream &stream, uint64_t n, Lock &lock) {
     while (stream.done < n) {
         if (stream.lazy && !stream.running) {
@@ -115,38 +129,6 @@ int query(Stream &stream, uint64_t n, bool *asked, bool *done, Lock &lock) {
     *done = stream.done >= n;
     return *done ? stream.error : int(OK);
 }
-
-std::shared_ptr<Event> find_event(aclrtEvent handle, const char *call, int *code) {
-    auto event = events.get(handle);
-    *code = event ? int(OK) : fault(RT_PARAM, "event", std::string(call) + ": no such event");
-    return event;
-}
-
-int add_event(aclrtEvent *out, uint32_t flags, EventKind kind, const char *call) {
-    Lock lock(mu);
-    int code;
-    auto context = current(call, &code);
-    if (!context) return code;
-    if (!out || (flags & ~0x2Bu)) return fault(INVALID_PARAM, "event", fmt("%s: flags %#x", call, flags));
-    auto event = std::make_shared<Event>();
-    event->flags = flags, event->kind = kind, event->device = context->device;
-    *out = events.add(EVENT, event);
-    return OK;
-}
-
-int add_stream(aclrtStream *out, const char *call) {
-    Lock lock(mu);
-    int code;
-    auto context = current(call, &code);
-    if (!context) return code;
-    if (!out) return fault(INVALID_PARAM, "null", std::string(call) + ": stream is NULL");
-    auto stream = new_stream(context);
-    *out = stream->handle = streams.add(STREAM, stream);
-    if (!stream->lazy) stream->worker = std::thread(work, stream);
-    return OK;
-}
-
-} // namespace
 
 uint64_t checksum(const void *at, size_t bytes) {
     uint64_t sum = 1469598103934665603ull;
@@ -191,7 +173,37 @@ std::shared_ptr<Stream> find_stream(aclrtStream handle, const char *call, int *c
     return stream;
 }
 
+namespace {
+
+bool collide(const Task &a, const Task &b) {
+    for (const Range &x : a.ranges) {
+        for (const Range &y : b.ranges) {
+            bool apart = x.at + x.bytes <= y.at || y.at + y.bytes <= x.at;
+            if (!apart && x.host == y.host && (x.write || y.write)) return true;
+        }
+    }
+    return false;
+}
+
+// Work of another stream that is still pending and that no event puts before or behind this.
+void check_race(const Stream &own, const Task &task) {
+    for (auto &[handle, other] : streams.live) {
+        if (other.get() == &own || other->error) continue;
+        auto found = own.behind.find(handle);
+        uint64_t ordered = found == own.behind.end() ? 0 : found->second;
+        for (size_t i = 0; i < other->queue.size(); i++) {
+            if (other->done + i + 1 <= ordered || !collide(task, other->queue[i])) continue;
+            fault(OK, "race", fmt("%s uses memory that %s of another stream uses, and no event orders them", task.name.c_str(),
+                                  other->queue[i].name.c_str()));
+            return;
+        }
+    }
+}
+
+} // namespace
+
 void enqueue(const std::shared_ptr<Stream> &stream, Task task) {
+    check_race(*stream, task);
     stream->queue.push_back(std::move(task));
     stream->enqueued++;
     cv.notify_all();
@@ -231,7 +243,7 @@ void stream_leaks(std::string &out) {
     for (auto &[handle, stream] : streams.live) {
         out += fmt("stream %p of device %d, %zu tasks pending\n", handle, stream->context->device, stream->queue.size());
     }
-    for (auto &[handle, event] : events.live) out += fmt("event %p of device %d\n", handle, event->device);
+    event_leaks(out);
 }
 
 void stop(const std::shared_ptr<Stream> &stream, Lock &lock) {
@@ -255,7 +267,7 @@ void stream_reset() {
     streams.live.clear();
     for (auto &[handle, stream] : ended) stop(stream, lock);
     default_streams.clear();
-    events.live.clear();
+    event_reset();
     mode = -1;
 }
 
@@ -353,127 +365,5 @@ ABI aclError aclrtStreamQuery(aclrtStream handle, aclrtStreamStatus *status) {
     bool done;
     if ((code = query(*stream, stream->enqueued, &stream->asked, &done, lock))) return fail(code, "aclrtStreamQuery: a task failed");
     *status = done ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
-    return OK;
-}
-
-ABI aclError aclrtCreateEvent(aclrtEvent *out) {
-    ENTER("");
-    return add_event(out, 0, EventKind::Plain, "aclrtCreateEvent");
-}
-
-ABI aclError aclrtCreateEventWithFlag(aclrtEvent *out, uint32_t flag) {
-    ENTER("%#x", flag);
-    return add_event(out, flag, EventKind::WithFlag, "aclrtCreateEventWithFlag");
-}
-
-ABI aclError aclrtCreateEventExWithFlag(aclrtEvent *out, uint32_t flag) {
-    ENTER("%#x", flag);
-    if (flag & ACL_EVENT_EXTERNAL) return fault(INVALID_PARAM, "event", "aclrtCreateEventExWithFlag knows no EXTERNAL");
-    return add_event(out, flag, EventKind::Ex, "aclrtCreateEventExWithFlag");
-}
-
-ABI aclError aclrtDestroyEvent(aclrtEvent handle) {
-    ENTER("%p", handle);
-    Lock lock(mu);
-    int code;
-    if (!current("aclrtDestroyEvent", &code) || !find_event(handle, "aclrtDestroyEvent", &code)) return code;
-    events.live.erase(handle);
-    return OK;
-}
-
-ABI aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
-    ENTER("%p, %p", handle, stream_handle);
-    Lock lock(mu);
-    int code;
-    auto event = find_event(handle, "aclrtRecordEvent", &code);
-    auto stream = event ? find_stream(stream_handle, "aclrtRecordEvent", &code) : nullptr;
-    if (!stream) return code;
-    if (event->device != stream->context->device) {
-        return fault(RT_PARAM, "wrong-device", fmt("aclrtRecordEvent: an event of device %d on a stream of device %d",
-                                                   event->device, stream->context->device));
-    }
-    bool again = event->kind == EventKind::Ex && event->flags & ACL_EVENT_SYNC;
-    if (event->point && !again) {
-        return fault(RT_PARAM, "event-reuse", "aclrtRecordEvent: an event that cannot be recorded twice, and was recorded");
-    }
-    auto point = std::make_shared<Point>();
-    point->stream = stream;
-    Task task{"event record", {}, [point] { return point->at = std::chrono::steady_clock::now(), int(OK); }};
-    enqueue(stream, std::move(task));
-    point->n = stream->enqueued;
-    event->point = point;
-    return OK;
-}
-
-ABI aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream_handle) {
-    ENTER("%p, %p", handle, stream_handle);
-    Lock lock(mu);
-    int code;
-    auto event = find_event(handle, "aclrtResetEvent", &code);
-    if (!event || !find_stream(stream_handle, "aclrtResetEvent", &code)) return code;
-    if (event->kind != EventKind::WithFlag) {
-        return fault(NOT_SUPPORTED, "event-reset", "aclrtResetEvent: only events of aclrtCreateEventWithFlag can be reset");
-    }
-    event->point = nullptr;
-    return OK;
-}
-
-ABI aclError aclrtStreamWaitEvent(aclrtStream stream_handle, aclrtEvent handle) {
-    ENTER("%p, %p", stream_handle, handle);
-    Lock lock(mu);
-    int code;
-    auto event = find_event(handle, "aclrtStreamWaitEvent", &code);
-    auto stream = event ? find_stream(stream_handle, "aclrtStreamWaitEvent", &code) : nullptr;
-    if (!stream) return code;
-    if (!event->point) return fault(RT_PARAM, "event-unrecorded", "aclrtStreamWaitEvent: the event was never recorded");
-    auto point = event->point;
-    // Whether the other stream failed is its own affair.
-    Task task{"event wait", {}, [point] { return run_until(point->stream, point->n), int(OK); }};
-    enqueue(stream, std::move(task));
-    return OK;
-}
-
-ABI aclError aclrtSynchronizeEvent(aclrtEvent handle) {
-    ENTER("%p", handle);
-    Lock lock(mu);
-    int code;
-    if (!current("aclrtSynchronizeEvent", &code)) return code;
-    auto event = find_event(handle, "aclrtSynchronizeEvent", &code);
-    if (!event) return code;
-    if (!event->point) return fault(RT_PARAM, "event-unrecorded", "aclrtSynchronizeEvent: the event was never recorded");
-    auto point = event->point;
-    if ((code = run_locked(*point->stream, point->n, lock))) return fail(code, "aclrtSynchronizeEvent: a task of its stream failed");
-    return OK;
-}
-
-ABI aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus *status) {
-    ENTER("%p", handle);
-    Lock lock(mu);
-    int code;
-    if (!current("aclrtQueryEventStatus", &code)) return code;
-    auto event = find_event(handle, "aclrtQueryEventStatus", &code);
-    if (!event) return code;
-    if (!status) return fault(INVALID_PARAM, "null", "aclrtQueryEventStatus: status is NULL");
-    if (!event->point) return fault(RT_PARAM, "event-unrecorded", "aclrtQueryEventStatus: the event was never recorded");
-    auto point = event->point;
-    bool done;
-    code = query(*point->stream, point->n, &point->asked, &done, lock);
-    if (code) return fail(code, "aclrtQueryEventStatus: a task of its stream failed");
-    *status = done ? ACL_EVENT_RECORDED_STATUS_COMPLETE : ACL_EVENT_RECORDED_STATUS_NOT_READY;
-    return OK;
-}
-
-ABI aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) {
-    ENTER("%p, %p", start, end);
-    Lock lock(mu);
-    int code;
-    auto a = find_event(start, "aclrtEventElapsedTime", &code);
-    auto b = a ? find_event(end, "aclrtEventElapsedTime", &code) : nullptr;
-    if (!b) return code;
-    auto timed = [](const Event &e) { return e.kind == EventKind::Plain || e.flags & ACL_EVENT_TIME_LINE; };
-    auto passed = [](const Event &e) { return e.point && e.point->stream->done >= e.point->n; };
-    if (!ms || !timed(*a) || !timed(*b)) return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event without TIME_LINE");
-    if (!passed(*a) || !passed(*b)) return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event that has not passed");
-    *ms = std::chrono::duration<float, std::milli>(b->point->at - a->point->at).count();
     return OK;
 }

@@ -248,7 +248,7 @@ pub(super) const CASES: &[Case] = &[
         name: "streams without an event between",
         program: streams_without_an_event,
         caught: ("the host's bytes", 0),
-        kind: "",
+        kind: "race",
     },
     Case {
         name: "status of stream and event mixed up",
