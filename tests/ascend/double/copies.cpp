@@ -95,8 +95,8 @@ ABI aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t by
     if (host && !blocks && ends.device_to) {
         task.source = from, task.source_bytes = bytes, task.source_sum = checksum(from, bytes);
     }
-    // Whoever reads before waiting reads this.
-    if (host && !blocks && !ends.device_to) memset(to, 0xFF, bytes);
+    // Whoever reads before waiting reads this. An upload from the same place may still be to come.
+    if (host && !blocks && !ends.device_to && pending_conflict(uintptr_t(to), bytes, true).empty()) memset(to, 0xFF, bytes);
     enqueue(stream, std::move(task));
     // Host memory that is not page-locked makes the call wait.
     return blocks ? drain(stream, lock) : int(OK);

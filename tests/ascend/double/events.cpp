@@ -8,10 +8,15 @@ namespace {
 
 Table<Event> &events = *new Table<Event>;
 
+// An event of the current context's device, or a fault in `*code`.
 std::shared_ptr<Event> find_event(aclrtEvent handle, const char *call, int *code) {
+    auto context = current(call, code);
+    if (!context) return nullptr;
     auto event = events.get(handle);
-    *code = event ? int(OK) : fault(RT_PARAM, "event", std::string(call) + ": no such event");
-    return event;
+    if (!event) return *code = fault(RT_PARAM, "event", std::string(call) + ": no such event"), nullptr;
+    if (event->device == context->device) return event;
+    *code = fault(RT_PARAM, "wrong-device", fmt("%s: an event of device %d in a context of device %d", call, event->device, context->device));
+    return nullptr;
 }
 
 int add_event(aclrtEvent *out, uint32_t flags, EventKind kind, const char *call) {
@@ -58,7 +63,7 @@ ABI aclError aclrtDestroyEvent(aclrtEvent handle) {
     ENTER("%p", handle);
     Lock lock(mu);
     int code;
-    if (!current("aclrtDestroyEvent", &code) || !find_event(handle, "aclrtDestroyEvent", &code)) return code;
+    if (!find_event(handle, "aclrtDestroyEvent", &code)) return code;
     events.live.erase(handle);
     return OK;
 }
@@ -70,10 +75,6 @@ ABI aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
     auto event = find_event(handle, "aclrtRecordEvent", &code);
     auto stream = event ? find_stream(stream_handle, "aclrtRecordEvent", &code) : nullptr;
     if (!stream) return code;
-    if (event->device != stream->context->device) {
-        return fault(RT_PARAM, "wrong-device", fmt("aclrtRecordEvent: an event of device %d on a stream of device %d",
-                                                   event->device, stream->context->device));
-    }
     bool again = event->kind == EventKind::Ex && event->flags & ACL_EVENT_SYNC;
     if (event->point && !again) {
         return fault(RT_PARAM, "event-reuse", "aclrtRecordEvent: an event that cannot be recorded twice, and was recorded");
@@ -122,7 +123,6 @@ ABI aclError aclrtSynchronizeEvent(aclrtEvent handle) {
     ENTER("%p", handle);
     Lock lock(mu);
     int code;
-    if (!current("aclrtSynchronizeEvent", &code)) return code;
     auto event = find_event(handle, "aclrtSynchronizeEvent", &code);
     if (!event) return code;
     if (!event->point) return fault(RT_PARAM, "event-unrecorded", "aclrtSynchronizeEvent: the event was never recorded");
@@ -135,7 +135,6 @@ ABI aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus *
     ENTER("%p", handle);
     Lock lock(mu);
     int code;
-    if (!current("aclrtQueryEventStatus", &code)) return code;
     auto event = find_event(handle, "aclrtQueryEventStatus", &code);
     if (!event) return code;
     if (!status) return fault(INVALID_PARAM, "null", "aclrtQueryEventStatus: status is NULL");

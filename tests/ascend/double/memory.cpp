@@ -11,7 +11,9 @@ namespace dbl {
 
 namespace {
 
-constexpr size_t SPACE = 1ull << 40, PAGE = 4096, SHIFT = 64;
+constexpr size_t PAGE = 4096, SHIFT = 64;
+// Addresses of a device; a machine that has fewer for a process says so.
+const size_t SPACE = size_t(setting("YN_DOUBLE_SPACE_GIB", 1024)) << 30;
 constexpr int POISON = 0xFF;
 
 struct Space {
