@@ -174,6 +174,9 @@ const BUSY: [&str; 6] = [
     "logprobs",
 ];
 
+/// A way to run: its name, the folder of libraries, the rows it takes, and what is set before.
+type Setting<'a> = (&'a str, std::path::PathBuf, fn(&str) -> bool, &'a dyn Fn());
+
 /// On the double of the vendor's libraries, which also tells what a caller did wrong: with streams that run nothing before
 /// somebody waits, then with streams that run at once, and with attention in the form that older versions have.
 #[test]
@@ -184,7 +187,7 @@ fn every_op_on_ascend() {
         double.option("refuse_tnd_paged", false);
         double.mode(false, 0);
     };
-    let settings: [(&str, std::path::PathBuf, fn(&str) -> bool, &dyn Fn()); 4] = [
+    let settings: [Setting<'_>; 4] = [
         ("lazy streams", ascend::folder(), |name| !name.starts_with("row invariance"), &|| double.mode(false, 0)),
         ("busy streams", ascend::folder(), |name| BUSY.contains(&name), &|| double.mode(true, 7)),
         ("attention of equal rows", ascend::folder(), |name| name == BLOCKS, &equal_rows),

@@ -40,10 +40,10 @@ fn assert_clean() {
     assert_eq!((double.faults(), double.leaks(), double.planted()), (String::new(), String::new(), 0));
 }
 
-/// The same beginning for all, longer than a block; then each its own.
-fn long_prompts() -> Vec<String> {
-    let tale =
-        "The lantern was old and its light was thin, so the fox went down to the river to ask the heron. ".repeat(6);
+/// The same beginning for all, of so many sentences; then each its own.
+fn prompts(sentences: usize) -> Vec<String> {
+    let tale = "The lantern was old and its light was thin, so the fox went down to the river to ask the heron. ";
+    let tale = tale.repeat(sentences);
     ["Once", "The heron said", "Then the fox"].iter().map(|end| format!("{tale}{end}")).collect()
 }
 

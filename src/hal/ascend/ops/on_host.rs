@@ -5,7 +5,7 @@ use super::super::stream::AscendStream;
 use super::paged::{Pages, Tables};
 use crate::base::{DType, Error, Result};
 use crate::hal::ops::{KvLayer, PagedAttention, RopeWriteKv};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Tokens per block of the cache that the host computes with.
 const HOST_BLOCK: usize = 16;
@@ -14,7 +14,7 @@ struct Turn {
     dim: usize,
     /// Weights for queries and for keys, and eps.
     norms: Option<([Vec<f32>; 2], f32)>,
-    rope: Rc<Vec<f32>>,
+    rope: Arc<Vec<f32>>,
 }
 
 impl Turn {

@@ -12,7 +12,6 @@ use crate::hal::Tensor;
 use crate::hal::ops::{KvLayer, PagedAttention};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// Tables and slots of a step; cosines and sines.
@@ -121,7 +120,10 @@ struct Key {
 }
 
 /// Something made of a step's integers, and what of.
-type Made<T> = RefCell<Option<(Key, Rc<T>)>>;
+type Made<T> = RefCell<Option<(Key, Arc<T>)>>;
+
+/// Rope tables by first address and number of their allocations.
+type Ropes = HashMap<(u64, u64), Arc<Vec<f32>>>;
 
 /// What a stream has made for the step it is at.
 #[derive(Debug)]
@@ -132,21 +134,17 @@ pub(crate) struct Paged {
     table_region: Region,
     turns: Made<[u64; 2]>,
     turn_region: Region,
-    /// Rope tables on the host, by the allocation that they are.
-    ropes: RefCell<HashMap<(u64, u64), Rc<Vec<f32>>>>,
+    ropes: RefCell<Ropes>,
 }
 
-// SAFETY: the counted pointers never leave it, and it moves with its stream, which one thread uses at a time.
-unsafe impl Send for Paged {}
-
-fn remembered<T>(made: &Made<T>, key: Key, make: impl FnOnce() -> Result<T>) -> Result<Rc<T>> {
+fn remembered<T>(made: &Made<T>, key: Key, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
     if let Some((known, found)) = made.borrow().as_ref()
         && *known == key
     {
-        return Ok(Rc::clone(found));
+        return Ok(Arc::clone(found));
     }
-    let fresh = Rc::new(make()?);
-    *made.borrow_mut() = Some((key, Rc::clone(&fresh)));
+    let fresh = Arc::new(make()?);
+    *made.borrow_mut() = Some((key, Arc::clone(&fresh)));
     Ok(fresh)
 }
 
@@ -164,7 +162,7 @@ impl Paged {
     }
 
     /// `slots` in pages, without those below 0 and those that a later token overwrites.
-    pub(crate) fn slots(&self, s: &AscendStream, slots: &Tensor, pages: &Pages) -> Result<Rc<Slots>> {
+    pub(crate) fn slots(&self, s: &AscendStream, slots: &Tensor, pages: &Pages) -> Result<Arc<Slots>> {
         let (version, size) = (s.version(), pages.block_size);
         let shape = [slots.rows(), size, pages.each(), pages.blocks];
         remembered(&self.slots, Key { version, addrs: [slots.addr(), 0, 0], shape }, || {
@@ -191,7 +189,7 @@ impl Paged {
     }
 
     /// Sequences and their tables, on the host and in pages.
-    pub(crate) fn tables(&self, s: &AscendStream, args: &PagedAttention<'_>, pages: &Pages) -> Result<Rc<Tables>> {
+    pub(crate) fn tables(&self, s: &AscendStream, args: &PagedAttention<'_>, pages: &Pages) -> Result<Arc<Tables>> {
         let addrs = [args.starts.addr(), args.context_lens.addr(), args.tables.addr()];
         let shape = [args.tables.rows(), args.tables.cols(), pages.each(), pages.block_size];
         remembered(&self.tables, Key { version: s.version(), addrs, shape }, || {
@@ -216,7 +214,7 @@ impl Paged {
     }
 
     /// F32 `[tokens, dim]` each of the device: cosines and sines of every token's position, for both halves of a head.
-    pub(crate) fn turns(&self, s: &AscendStream, positions: &Tensor, rope: &Tensor) -> Result<Rc<[u64; 2]>> {
+    pub(crate) fn turns(&self, s: &AscendStream, positions: &Tensor, rope: &Tensor) -> Result<Arc<[u64; 2]>> {
         let (addrs, shape) = ([positions.addr(), rope.addr(), 0], [positions.rows(), rope.rows(), rope.cols(), 0]);
         remembered(&self.turns, Key { version: s.version(), addrs, shape }, || {
             let (table, positions) = (self.rope(s, rope)?, s.ints(positions)?);
@@ -234,17 +232,17 @@ impl Paged {
     }
 
     /// A rope table on the host.
-    pub(crate) fn rope(&self, s: &AscendStream, rope: &Tensor) -> Result<Rc<Vec<f32>>> {
+    pub(crate) fn rope(&self, s: &AscendStream, rope: &Tensor) -> Result<Arc<Vec<f32>>> {
         let place = s.context().heap.find(rope.addr(), rope.bytes());
         let key = (rope.addr(), place.map_or(0, |place| place.number));
         if let Some(known) = self.ropes.borrow().get(&key) {
-            return Ok(Rc::clone(known));
+            return Ok(Arc::clone(known));
         }
-        let table = Rc::new(super::super::host::widened(&s.fetch(rope)?, DType::F32));
+        let table = Arc::new(super::super::host::widened(&s.fetch(rope)?, DType::F32));
         let mut ropes = self.ropes.borrow_mut();
         // Those of memory that was freed.
         ropes.retain(|(addr, number), _| s.context().heap.find(*addr, 1).is_some_and(|place| place.number == *number));
-        ropes.insert(key, Rc::clone(&table));
+        ropes.insert(key, Arc::clone(&table));
         Ok(table)
     }
 }
