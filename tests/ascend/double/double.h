@@ -163,5 +163,5 @@ extern std::atomic<uint64_t> epoch;
 } // namespace dbl
 
 // First line of an API call.
-#define ENTER(...)                                                                                                              \
+#define ENTER(...)                                                                                                             \
     if (int planted = dbl::enter(__func__, dbl::fmt(__VA_ARGS__))) return planted

@@ -15,7 +15,8 @@ std::shared_ptr<Event> find_event(aclrtEvent handle, const char *call, int *code
     auto event = events.get(handle);
     if (!event) return *code = fault(RT_PARAM, "event", std::string(call) + ": no such event"), nullptr;
     if (event->device == context->device) return event;
-    *code = fault(RT_PARAM, "wrong-device", fmt("%s: an event of device %d in a context of device %d", call, event->device, context->device));
+    *code = fault(RT_PARAM, "wrong-device",
+                  fmt("%s: an event of device %d in a context of device %d", call, event->device, context->device));
     return nullptr;
 }
 
@@ -127,7 +128,8 @@ ABI aclError aclrtSynchronizeEvent(aclrtEvent handle) {
     if (!event) return code;
     if (!event->point) return fault(RT_PARAM, "event-unrecorded", "aclrtSynchronizeEvent: the event was never recorded");
     auto point = event->point;
-    if ((code = run_locked(*point->stream, point->n, lock))) return fail(code, "aclrtSynchronizeEvent: a task of its stream failed");
+    if ((code = run_locked(*point->stream, point->n, lock)))
+        return fail(code, "aclrtSynchronizeEvent: a task of its stream failed");
     return OK;
 }
 
@@ -156,7 +158,8 @@ ABI aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) 
     if (!b) return code;
     auto timed = [](const Event &e) { return e.kind == EventKind::Plain || e.flags & ACL_EVENT_TIME_LINE; };
     auto passed = [](const Event &e) { return e.point && e.point->stream->done >= e.point->n; };
-    if (!ms || !timed(*a) || !timed(*b)) return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event without TIME_LINE");
+    if (!ms || !timed(*a) || !timed(*b))
+        return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event without TIME_LINE");
     if (!passed(*a) || !passed(*b)) return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event that has not passed");
     *ms = std::chrono::duration<float, std::milli>(b->point->at - a->point->at).count();
     return OK;

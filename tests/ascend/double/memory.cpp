@@ -94,7 +94,8 @@ uint8_t *translate(const void *address, size_t bytes, int device, std::string *w
     if (!block) return *why = fmt("%p is device memory that was freed or never allocated", address), nullptr;
     *kind = "out-of-bounds";
     if (at + bytes > block->base + block->bytes) {
-        *why = fmt("%zu bytes at %p end behind their allocation of %zu bytes at %#zx", bytes, address, block->bytes, block->base);
+        *why =
+            fmt("%zu bytes at %p end behind their allocation of %zu bytes at %#zx", bytes, address, block->bytes, block->base);
         return nullptr;
     }
     *kind = "wrong-device";
@@ -134,7 +135,8 @@ bool all_written(uintptr_t at, size_t bytes) {
 }
 
 void memory_leaks(std::string &out) {
-    for (auto &[base, block] : blocks) out += fmt("device memory: %zu bytes at %#zx of device %d\n", block.bytes, base, block.device);
+    for (auto &[base, block] : blocks)
+        out += fmt("device memory: %zu bytes at %#zx of device %d\n", block.bytes, base, block.device);
     for (auto &[base, bytes] : pinned) out += fmt("host memory: %zu bytes at %#zx\n", bytes, base);
 }
 
