@@ -31,6 +31,9 @@ struct Options {
   bool quick = false;
 };
 
+// Of engines of small models, so that several find room beside each other.
+const std::string SMALL_CACHE = "67108864";
+
 void say(const std::string& text) { std::fprintf(stderr, "%s\n", text.c_str()); }
 
 std::string read(const fs::path& path) {
@@ -108,7 +111,7 @@ List golden(const Options& options, const yinian::Engine& engine, size_t& wrong)
 // The same over several NPUs.
 List ranks(const Options& options, size_t& wrong) {
   try {
-    const Object several = Object().put("tensor_parallel_size", options.ranks);
+    const Object several = Object().put("tensor_parallel_size", options.ranks).put("kv_cache_bytes", SMALL_CACHE);
     const auto engine = yinian::Engine::open(config(options, options.device, options.root / "examples/demo_model", several));
     return golden(options, engine, wrong);
   } catch (const std::exception& e) {
@@ -134,7 +137,7 @@ fs::path in_dtype(const fs::path& model, const std::string& dtype, const fs::pat
 List families(const Options& options, const fs::path& work, size_t& wrong) {
   List cases;
   const Object dummy = Object().put("load_format", "\"dummy\"").put("max_num_seqs", "4").put("max_num_batched_tokens", "64")
-                           .put("kv_cache_bytes", "33554432");
+                           .put("kv_cache_bytes", SMALL_CACHE);
   for (const auto& entry : fs::directory_iterator(options.root / "tests/golden")) {
     const std::string family = entry.path().filename().string();
     if (family.rfind("tiny-", 0) != 0) continue;
@@ -231,7 +234,7 @@ Object report(const Options& options, const fs::path& work, size_t& wrong) {
   say("probes and ops");
   const fs::path ops = work / "ops.json";
   auto engine = yinian::Engine::try_open(config(options, options.device, options.root / "examples/demo_model",
-                                                Object().put("self_test", quoted(ops.string()))));
+                                                Object().put("self_test", quoted(ops.string())).put("kv_cache_bytes", SMALL_CACHE)));
   if (fs::exists(ops)) {
     const std::string text = read(ops);
     told.put("ops", text);
