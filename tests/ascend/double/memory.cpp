@@ -119,11 +119,6 @@ void mark_written(uintptr_t at, size_t bytes) {
     for (size_t i = from; i <= to && i < block->written.size(); i++) block->written[i] = true;
 }
 
-void mark_block_written(uintptr_t at) {
-    Block *block = block_of(at);
-    if (block) block->written.assign(padded(block->bytes) / 32 + 1, true);
-}
-
 bool all_written(uintptr_t at, size_t bytes) {
     Block *block = block_of(at);
     if (!block || !bytes) return false;

@@ -213,8 +213,6 @@ void enqueue(const std::shared_ptr<Stream> &stream, Task task) {
 
 int stream_device(const std::shared_ptr<Stream> &stream) { return stream->context->device; }
 
-uint64_t tasks_enqueued(const std::shared_ptr<Stream> &stream) { return stream->enqueued; }
-
 int run_until(const std::shared_ptr<Stream> &stream, uint64_t n) {
     Lock lock(mu);
     return run_locked(*stream, n, lock);
