@@ -146,6 +146,12 @@ class Core {
 
   void set_flag(int from, int to, uint32_t id) {
     if (id >= EVENT_IDS) fail("SetFlag: event %u, there are %u", id, EVENT_IDS);
+    // A flag is one bit: set again before the other pipe came to its wait, it is set once.
+    const auto waited = waits_.find(key(from, to, id));
+    if (waited != waits_.end() && to != S && known_[from].of[to] < waited->second) {
+      fail("SetFlag<%s_%s>(%u) again, and %s may not have come to the WaitFlag before", pipe_name(from), pipe_name(to), id,
+           pipe_name(to));
+    }
     if (!flags_.emplace(key(from, to, id), seen(from)).second) {
       fail("SetFlag<%s_%s>(%u) twice without WaitFlag", pipe_name(from), pipe_name(to), id);
     }
@@ -157,6 +163,7 @@ class Core {
     }
     learn(to, flag->second);
     flags_.erase(flag);
+    waits_[key(from, to, id)] = ++count_[to];
   }
   // An event id that nobody waits for now; queues hold one per buffer.
   uint32_t free_event(int from, int to) const {
@@ -289,6 +296,7 @@ class Core {
   uint64_t count_[PIPES] = {};
   Clock known_[PIPES];
   std::map<int, Clock> flags_;
+  std::map<int, uint64_t> waits_;  // the last WaitFlag of each event, as an instruction of the pipe that waits
   const char* name_ = "";
   static inline thread_local std::vector<Touched> lines_;
   static inline thread_local uint64_t last_ = 0;

@@ -11,8 +11,8 @@ if command -v flock > /dev/null; then flock 9; fi
 for source in "$here"/*.cpp; do
   object="$out/$(basename "$source" .cpp).obj"
   if [ -e "$object" ] && [ -z "$(find "$here" "$here/../shim" -type f -newer "$object")" ]; then continue; fi
-  "${CXX:-c++}" -std=c++17 -O1 -g1 -Wall -Wextra -Werror -I"$here/../shim" -c "$source" -o "$object.$$"
+  "${CXX:-c++}" ${CXXFLAGS:-} -std=c++17 -O1 -g1 -Wall -Wextra -Werror -I"$here/../shim" -c "$source" -o "$object.$$"
   mv "$object.$$" "$object"
 done
-"${CXX:-c++}" "$out"/*.obj -ldl -o "$out/tests.$$"
+"${CXX:-c++}" ${CXXFLAGS:-} "$out"/*.obj -ldl -o "$out/tests.$$"
 mv "$out/tests.$$" "$out/tests"

@@ -173,6 +173,15 @@ const Mistake order[] = {
     {"a wait for a flag nobody sets", "without SetFlag", [](Kit&) { WaitFlag<HardEvent::V_S>(static_cast<event_t>(0)); }},
     {"a flag nobody waits for", "without WaitFlag", [](Kit&) { SetFlag<HardEvent::V_S>(static_cast<event_t>(0)); }},
     {"a flag set twice", "twice", [](Kit&) { for (int i = 0; i < 2; i++) SetFlag<HardEvent::V_S>(static_cast<event_t>(0)); }},
+    {"a flag set again before it was awaited", "may not have come to the WaitFlag",
+     [](Kit& k) {
+       LocalTensor<float> w = k.work.Get<float>();
+       for (uint32_t i = 0; i < 2; i++) {
+         w.SetValue(8 * i, 1.0f);
+         wait_for<HardEvent::S_V>();
+         Adds(k.more.Get<float>()[8 * i], w[8 * i], 1.0f, 8);
+       }
+     }},
     {"a flag with a number that does not exist", "event 8", [](Kit&) { SetFlag<HardEvent::V_S>(static_cast<event_t>(8)); }},
     {"two blocks that write one place", "blocks do not wait", [](Kit& k) { k.right(); }, 2},
     {"a block that reads what another writes", "blocks do not wait",

@@ -1,6 +1,7 @@
-// What an NPU does with this library, as one JSON file: run.sh builds and runs it, README.md says what is in the file.
+// What an NPU does with this library, as one JSON file: run.sh builds and runs it, ascend/tests/on_device.md says what
+// is in the file.
 //
-//   selftest --root CHECKOUT --out FILE [--device ascend[:N]] [--library-dir DIR] [--kernels TEXT] [--short]
+//   selftest --root CHECKOUT --out FILE [--device ascend[:N]] [--library-dir DIR] [--kernels TEXT] [--ranks N] [--short]
 //
 // Exit status: 0 all agrees, 1 something does not (the file says what), 2 the file could not be written.
 #include <cmath>
@@ -26,9 +27,12 @@ constexpr float TIE = 0.12f;
 
 struct Options {
   fs::path root, out;
-  std::string device = "ascend", library_dir, kernels = "not told";
+  std::string device = "ascend", library_dir, kernels = "not told", ranks;
   bool quick = false;
 };
+
+// Of engines of small models, so that several find room beside each other.
+const std::string SMALL_CACHE = "67108864";
 
 void say(const std::string& text) { std::fprintf(stderr, "%s\n", text.c_str()); }
 
@@ -104,6 +108,20 @@ List golden(const Options& options, const yinian::Engine& engine, size_t& wrong)
   return cases;
 }
 
+// The same over several NPUs.
+List ranks(const Options& options, size_t& wrong) {
+  try {
+    const Object several = Object().put("tensor_parallel_size", options.ranks).put("kv_cache_bytes", SMALL_CACHE);
+    const auto engine = yinian::Engine::open(config(options, options.device, options.root / "examples/demo_model", several));
+    return golden(options, engine, wrong);
+  } catch (const std::exception& e) {
+    List told;
+    told.add(Object().put("case", quoted(options.ranks + " ranks")).put("agrees", "false").put("error", quoted(e.what())));
+    wrong++;
+    return told;
+  }
+}
+
 // A copy of a golden model's config with weights in another dtype, which are random then: the same ones on every device.
 fs::path in_dtype(const fs::path& model, const std::string& dtype, const fs::path& to) {
   fs::create_directories(to);
@@ -119,7 +137,7 @@ fs::path in_dtype(const fs::path& model, const std::string& dtype, const fs::pat
 List families(const Options& options, const fs::path& work, size_t& wrong) {
   List cases;
   const Object dummy = Object().put("load_format", "\"dummy\"").put("max_num_seqs", "4").put("max_num_batched_tokens", "64")
-                           .put("kv_cache_bytes", "33554432");
+                           .put("kv_cache_bytes", SMALL_CACHE);
   for (const auto& entry : fs::directory_iterator(options.root / "tests/golden")) {
     const std::string family = entry.path().filename().string();
     if (family.rfind("tiny-", 0) != 0) continue;
@@ -216,7 +234,7 @@ Object report(const Options& options, const fs::path& work, size_t& wrong) {
   say("probes and ops");
   const fs::path ops = work / "ops.json";
   auto engine = yinian::Engine::try_open(config(options, options.device, options.root / "examples/demo_model",
-                                                Object().put("self_test", quoted(ops.string()))));
+                                                Object().put("self_test", quoted(ops.string())).put("kv_cache_bytes", SMALL_CACHE)));
   if (fs::exists(ops)) {
     const std::string text = read(ops);
     told.put("ops", text);
@@ -229,6 +247,10 @@ Object report(const Options& options, const fs::path& work, size_t& wrong) {
   told.put("engine", engine->info());
   say("golden tokens");
   told.put("golden", golden(options, *engine, wrong).text());
+  if (!options.ranks.empty()) {
+    say("golden tokens on " + options.ranks + " ranks");
+    told.put("ranks", ranks(options, wrong).text());
+  }
   say("families");
   told.put("families", families(options, work, wrong).text());
   say("bench");
@@ -249,6 +271,7 @@ bool parse(int argc, char** argv, Options& options) {
     else if (name == "--device") options.device = value;
     else if (name == "--library-dir") options.library_dir = value;
     else if (name == "--kernels") options.kernels = value;
+    else if (name == "--ranks" && value.find_first_not_of("0123456789") == std::string::npos) options.ranks = value;
     else return false;
   }
   return !options.root.empty() && !options.out.empty();
@@ -259,7 +282,7 @@ bool parse(int argc, char** argv, Options& options) {
 int main(int argc, char** argv) {
   Options options;
   if (!parse(argc, argv, options)) {
-    say(std::string("usage: ") + argv[0] + " --root CHECKOUT --out FILE [--device NAME] [--library-dir DIR] [--kernels TEXT] [--short]");
+    say(std::string("usage: ") + argv[0] + " --root CHECKOUT --out FILE [--device NAME] [--library-dir DIR] [--kernels TEXT] [--ranks N] [--short]");
     return 2;
   }
   std::string work = (fs::temp_directory_path() / "yinian-selftest-XXXXXX").string();

@@ -5,17 +5,18 @@
 #   --prefix DIR       where libyinian is installed; else pkg-config finds it, else target/release has it
 #   --soc NAME         the chip for which kernels are built (Ascend910B3, say); else npu-smi is asked
 #   --library-dir DIR  vendor libraries, and kernels in DIR/<soc>; nothing is built then
+#   --ranks N          golden tokens on N NPUs, too
 #   --short            seconds instead of minutes
 # Needs a C++ compiler, this checkout, libyinian, and CANN with its set_env.sh sourced; cmake too, for kernels of our own.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-out=ascend-selftest.json device=ascend prefix='' soc='' library_dir='' short=''
-usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+out=ascend-selftest.json device=ascend prefix='' soc='' library_dir='' short='' ranks=''
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --short) short=--short; shift; continue ;;
-    --out | --device | --prefix | --soc | --library-dir) [ $# -gt 1 ] || usage ;;
+    --out | --device | --prefix | --soc | --library-dir | --ranks) [ $# -gt 1 ] || usage ;;
     *) usage ;;
   esac
   case $1 in
@@ -24,6 +25,7 @@ while [ $# -gt 0 ]; do
     --prefix) prefix=$2 ;;
     --soc) soc=$2 ;;
     --library-dir) library_dir=$2 ;;
+    --ranks) ranks="--ranks $2" ;;
   esac
   shift 2
 done
@@ -62,5 +64,6 @@ if [ -z "$library_dir" ]; then
   echo "kernels: $kernels" >&2
 fi
 status=0
-"$work/selftest" --root "$root" --out "$out" --device "$device" --library-dir "$library_dir" --kernels "$kernels" $short || status=$?
+# shellcheck disable=SC2086
+"$work/selftest" --root "$root" --out "$out" --device "$device" --library-dir "$library_dir" --kernels "$kernels" $ranks $short || status=$?
 exit $status

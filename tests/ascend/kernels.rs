@@ -2,9 +2,11 @@
 
 use crate::api::P;
 use crate::world::{F32, I32, World};
+use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 use std::process::Command;
 use std::ptr::null_mut;
+use std::sync::OnceLock;
 
 const SOURCE: &str = r#"
 #include <cstddef>
@@ -24,7 +26,13 @@ extern "C" const char *yn_shim_launch(const char *kernel, void **args, const siz
 }
 "#;
 
-fn binary() -> PathBuf {
+/// The test binary, built once.
+fn binary() -> &'static PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(build)
+}
+
+fn build() -> PathBuf {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/ascend/launch");
     std::fs::create_dir_all(&dir).unwrap();
     let (source, out) = (dir.join("scale.cpp"), dir.join("scale.o"));
@@ -51,16 +59,18 @@ fn launch(w: &World, function: P, x: P, count: u32) -> i32 {
     w.d.aclrtLaunchKernelWithConfig(function, 3, w.stream, null_mut(), args, null_mut())
 }
 
+/// The test binary as the double loads it, and a function of it.
+fn open(w: &World, name: &CStr) -> (P, P) {
+    let path = CString::new(binary().to_str().unwrap()).unwrap();
+    let (mut binary, mut function) = (null_mut(), null_mut());
+    assert_eq!(w.d.aclrtBinaryLoadFromFile(path.as_ptr(), null_mut(), &mut binary), 0);
+    assert_eq!(w.d.aclrtBinaryGetFunction(binary, c"nobody".as_ptr(), &mut function), 107_000);
+    assert_eq!(w.d.aclrtBinaryGetFunction(binary, name.as_ptr(), &mut function), 0);
+    (binary, function)
+}
+
 #[test]
 fn launches() {
-    let path = std::ffi::CString::new(binary().to_str().unwrap()).unwrap();
-    let open = |w: &World, name: &std::ffi::CStr| {
-        let (mut binary, mut function) = (null_mut(), null_mut());
-        assert_eq!(w.d.aclrtBinaryLoadFromFile(path.as_ptr(), null_mut(), &mut binary), 0);
-        assert_eq!(w.d.aclrtBinaryGetFunction(binary, c"nobody".as_ptr(), &mut function), 107_000);
-        assert_eq!(w.d.aclrtBinaryGetFunction(binary, name.as_ptr(), &mut function), 0);
-        (binary, function)
-    };
     let w = World::lazy();
     let (binary, function) = open(&w, c"scale");
     let x = w.tensor(&[100], F32, &[2.0; 100]);
@@ -68,54 +78,59 @@ fn launches() {
     assert_eq!(w.read(x), [5.0; 100]);
     assert_eq!(w.d.aclrtBinaryUnLoad(binary), 0);
     assert_eq!((w.end(), w.d.faults()), (String::new(), String::new()));
-    drop(w);
+}
 
-    // Each mistake, with the answer that catches it and the kind of the fault.
-    type Mistake = fn(&World, P, P, P) -> i32;
-    let mistakes: [(&str, &std::ffi::CStr, Mistake, i32, &str); 7] = [
-        ("more than there is", c"scale", |w, _, f, x| launch(w, f, x, 101).max(w.sync()), 507_015, "kernel"),
-        ("a kernel that complains", c"complain", |w, _, f, x| launch(w, f, x, 1).max(w.sync()), 507_015, "kernel"),
-        (
-            "an address of the host",
-            c"scale",
-            |w, _, f, _| launch(w, f, (&raw const *w).cast_mut().cast(), 1),
-            107_000,
-            "not-device",
-        ),
-        (
-            "freed before it ran",
-            c"scale",
-            |w, _, f, x| launch(w, f, x, 1).max(w.d.aclrtFree(x)).max(w.sync()),
-            507_015,
-            "use-after-free",
-        ),
-        (
-            "unloaded before it ran",
-            c"scale",
-            |w, b, f, x| launch(w, f, x, 1).max(w.d.aclrtBinaryUnLoad(b)),
-            107_000,
-            "binary-pending",
-        ),
-        (
-            "a function of an unloaded binary",
-            c"scale",
-            |w, b, f, _| w.d.aclrtBinaryUnLoad(b).max(w.d.aclrtKernelArgsInit(f, &mut null_mut())),
-            107_000,
-            "function",
-        ),
-        (
-            "arguments that are not final",
-            c"scale",
-            |w, _, f, _| {
-                let mut args = null_mut();
-                w.d.aclrtKernelArgsInit(f, &mut args);
-                w.d.aclrtLaunchKernelWithConfig(f, 3, w.stream, null_mut(), args, null_mut())
-            },
-            107_000,
-            "kernel-args",
-        ),
-    ];
-    for (what, name, mistake, code, kind) in mistakes {
+/// What goes wrong with a binary, a function of it and 400 bytes, and what is answered.
+type Mistake = fn(&World, P, P, P) -> i32;
+
+/// Each mistake, the kernel it is made with, the answer that catches it and the kind of the fault.
+const MISTAKES: [(&str, &CStr, Mistake, i32, &str); 7] = [
+    ("more than there is", c"scale", |w, _, f, x| launch(w, f, x, 101).max(w.sync()), 507_015, "kernel"),
+    ("a kernel that complains", c"complain", |w, _, f, x| launch(w, f, x, 1).max(w.sync()), 507_015, "kernel"),
+    (
+        "an address of the host",
+        c"scale",
+        |w, _, f, _| launch(w, f, (&raw const *w).cast_mut().cast(), 1),
+        107_000,
+        "not-device",
+    ),
+    (
+        "freed before it ran",
+        c"scale",
+        |w, _, f, x| launch(w, f, x, 1).max(w.d.aclrtFree(x)).max(w.sync()),
+        507_015,
+        "use-after-free",
+    ),
+    (
+        "unloaded before it ran",
+        c"scale",
+        |w, b, f, x| launch(w, f, x, 1).max(w.d.aclrtBinaryUnLoad(b)),
+        107_000,
+        "binary-pending",
+    ),
+    (
+        "a function of an unloaded binary",
+        c"scale",
+        |w, b, f, _| w.d.aclrtBinaryUnLoad(b).max(w.d.aclrtKernelArgsInit(f, &mut null_mut())),
+        107_000,
+        "function",
+    ),
+    (
+        "arguments that are not final",
+        c"scale",
+        |w, _, f, _| {
+            let mut args = null_mut();
+            w.d.aclrtKernelArgsInit(f, &mut args);
+            w.d.aclrtLaunchKernelWithConfig(f, 3, w.stream, null_mut(), args, null_mut())
+        },
+        107_000,
+        "kernel-args",
+    ),
+];
+
+#[test]
+fn mistakes_of_launches() {
+    for (what, name, mistake, code, kind) in MISTAKES {
         let w = World::lazy();
         let (binary, function) = open(&w, name);
         let x = w.tensor(&[100], I32, &[2.0; 100]);

@@ -4,6 +4,7 @@
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use yinian::hal::registry::{DeviceOptions, open};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -25,7 +26,7 @@ fn run(library_dir: &Path, out: &Path, environment: &[(&str, &str)]) -> (Output,
     let library = std::env::current_exe().unwrap().parent().unwrap().join("libyinian.so");
     std::os::unix::fs::symlink(library, installed.path().join("libyinian.so")).unwrap();
     let done = Command::new(root().join("examples/ascend_selftest/run.sh"))
-        .arg("--short")
+        .args(["--short", "--ranks", "2"])
         .args([
             Path::new("--prefix"),
             installed.path(),
@@ -64,6 +65,7 @@ fn the_self_test_passes_on_the_double_and_says_so() {
     assert!(report["engine"]["device"]["description"].as_str().unwrap().contains("AscendDouble"));
     all_agree(ops, "ops", 80);
     all_agree(&report, "golden", 12);
+    all_agree(&report, "ranks", 12);
     all_agree(&report, "families", 30);
     assert_eq!(report["bench"].as_array().unwrap().len(), 2);
     assert!(report["bench"].as_array().unwrap().iter().all(|run| run["tokens_per_second"].as_f64().unwrap() > 0.0));
@@ -80,4 +82,37 @@ fn without_a_runtime_the_report_says_what_was_searched() {
     assert_eq!(report["passed"], false);
     let error = report["error"].as_str().unwrap();
     assert!(error.contains(empty.path().to_str().unwrap()) && error.contains("libascendcl.so"), "{error}");
+}
+
+/// A folder with the double's libraries and kernels of which one computes another activation.
+fn with_a_wrong_kernel(work: &Path) -> PathBuf {
+    let (right, out, sources) = (folder(), work.join("out"), work.join("ascend"));
+    let copied = Command::new("cp").arg("-r").arg(root().join("ascend")).arg(&sources).status().unwrap();
+    assert!(copied.success());
+    let kernel = sources.join("silu_mul.cpp");
+    let source = std::fs::read_to_string(&kernel).unwrap();
+    std::fs::create_dir_all(&out).unwrap();
+    // Objects that are newer than their sources stay as they are.
+    let copied = Command::new("cp").arg("-r").arg(right.join("AscendDouble")).arg(&out).status().unwrap();
+    assert!(copied.success());
+    assert!(source.contains("0.044715f"));
+    std::fs::write(&kernel, source.replace("0.044715f", "0.06f")).unwrap();
+    std::fs::remove_file(out.join("AscendDouble/silu_mul.o")).unwrap();
+    let done = Command::new(sources.join("shim/build.sh")).arg(&out).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    for library in ["libascendcl.so", "libnnopbase.so", "libopapi.so", "libhccl.so"] {
+        std::os::unix::fs::symlink(right.join(library), out.join(library)).unwrap();
+    }
+    out
+}
+
+#[test]
+fn a_wrong_kernel_is_told_of() {
+    let work = tempfile::tempdir().unwrap();
+    let library_dir = Some(with_a_wrong_kernel(work.path()));
+    let device = open("ascend", &DeviceOptions { library_dir, ..DeviceOptions::default() }).unwrap();
+    let report = yinian::hal::selftest::run(&device).unwrap();
+    let wrong: Vec<&Value> = report["ops"].as_array().unwrap().iter().filter(|op| op["agrees"] != true).collect();
+    assert!(wrong.iter().all(|op| op["op"] == "act_mul" && op["off"].as_f64() > op["allowed"].as_f64()), "{wrong:#?}");
+    assert!(wrong.len() >= 4 && report["disagree"] == wrong.len(), "{wrong:#?}");
 }

@@ -177,6 +177,23 @@ fn copies_of_plain_memory_block() {
     assert_eq!((w.end(), w.d.faults()), (String::new(), String::new()));
 }
 
+/// An upload and a download of one page-locked buffer, one behind the other: each sees what it should.
+#[test]
+fn a_buffer_goes_up_and_comes_back() {
+    let w = World::lazy();
+    let (at, host) = (w.malloc(64), w.malloc_host(64));
+    // SAFETY: page-locked memory of 64 bytes that no task uses yet.
+    unsafe { host.cast::<u8>().write_bytes(7, 64) };
+    w.d.aclrtMemcpyAsync(at, 64, host, 64, H2D, w.stream);
+    w.d.aclrtMemcpyAsync(host, 64, at, 64, D2H, w.stream);
+    w.sync();
+    // SAFETY: the same memory, after the wait.
+    assert_eq!(unsafe { host.cast::<u8>().read() }, 7);
+    w.d.aclrtFreeHost(host);
+    w.d.aclrtFree(at);
+    assert_eq!((w.end(), w.d.faults()), (String::new(), String::new()));
+}
+
 #[test]
 fn elapsed_time_wants_events_that_take_it() {
     let w = World::lazy();

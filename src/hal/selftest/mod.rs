@@ -72,8 +72,24 @@ pub fn run(device: &Arc<dyn Device>) -> Result<Value> {
     let mut ops = Vec::new();
     for weights in dtypes(device.as_ref()) {
         let act = caps.activations.of(weights);
+        let on_host = Side::new(&host, weights, act)?;
+        let mut tested = Side::new(device, weights, act);
         for case in cases::all().into_iter().chain(attention::all()) {
-            ops.push(compare(&case, device, &host, (weights, act))?);
+            let expected = (case.run)(&on_host).map_err(|e| e.within(format!("{} on the host", case.op)))?;
+            let rest =
+                match tested.as_ref().map_err(|e| e.message.clone()).and_then(|side| compare(&case, side, &expected)) {
+                    Ok(rest) => rest,
+                    Err(error) => {
+                        // Whatever the op left behind on its stream is not the next one's business.
+                        tested = Side::new(device, weights, act);
+                        json!({ "agrees": false, "error": error })
+                    }
+                };
+            let mut told = json!({ "op": case.op, "shape": case.shape, "dtype": act.to_string() });
+            if let (Value::Object(told), Value::Object(rest)) = (&mut told, rest) {
+                told.extend(rest);
+            }
+            ops.push(told);
         }
     }
     let disagree = ops.iter().filter(|op| op["agrees"] != true).count();
@@ -99,43 +115,29 @@ fn dtypes(device: &dyn Device) -> Vec<DType> {
     dtypes
 }
 
-fn compare(case: &Case, device: &Arc<dyn Device>, host: &Arc<dyn Device>, dtypes: (DType, DType)) -> Result<Value> {
-    let (weights, act) = dtypes;
-    let what = json!({ "op": case.op, "shape": case.shape, "dtype": act.to_string() });
-    let told = |rest: Value| {
-        let mut all = what.clone();
-        if let (Value::Object(all), Value::Object(rest)) = (&mut all, rest) {
-            all.extend(rest);
-        }
-        all
-    };
-    let expected =
-        (case.run)(&Side::new(host, weights, act)?).map_err(|e| e.within(format!("{} on the host", case.op)))?;
+/// How far the device is off, and how long it took; what went wrong as a text.
+fn compare(case: &Case, side: &Side, expected: &Outcome) -> std::result::Result<Value, String> {
     let mut best = Duration::MAX;
     let mut worst = (0.0_f64, 0);
     for _ in 0..RUNS {
         // A backend asserts what it cannot do; in a report that is one more thing to tell.
-        let found = catch_unwind(AssertUnwindSafe(|| (case.run)(&Side::new(device, weights, act)?)));
-        let found = match found {
-            Ok(Ok(found)) => found,
-            Ok(Err(e)) => return Ok(told(json!({ "agrees": false, "error": e.message }))),
-            Err(panic) => return Ok(told(json!({ "agrees": false, "error": words(panic.as_ref()) }))),
-        };
+        let found = catch_unwind(AssertUnwindSafe(|| (case.run)(side)));
+        let found = found.map_err(|panic| words(panic.as_ref()))?.map_err(|e| e.message)?;
         best = best.min(found.took);
         let off = farthest(&found.numbers, &expected.numbers);
         worst = if off.0 > worst.0 || off.0.is_nan() { off } else { worst };
     }
-    let allowed = expected.exact + expected.roundings * rounding(act);
-    let mut rest = json!({
+    let allowed = expected.exact + expected.roundings * rounding(side.tested);
+    let mut told = json!({
         "agrees": worst.0 <= allowed,
         "off": if worst.0.is_finite() { json!(worst.0) } else { json!("not a number, or another length") },
         "allowed": allowed,
         "microseconds": best.as_micros() as u64,
     });
     if worst.0 > 0.0 || worst.0.is_nan() {
-        rest["at"] = json!(worst.1);
+        told["at"] = json!(worst.1);
     }
-    Ok(told(rest))
+    Ok(told)
 }
 
 /// Half a unit in the last place of numbers near 1.

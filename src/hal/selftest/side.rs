@@ -15,7 +15,7 @@ pub(super) struct Side {
     /// Dtype of activations here.
     pub(super) act: DType,
     /// Dtype of activations on the device that is tested: inputs are numbers that it can hold.
-    tested: DType,
+    pub(super) tested: DType,
 }
 
 impl Side {

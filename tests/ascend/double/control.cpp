@@ -85,8 +85,6 @@ void trace(const std::string &line) {
     add_line(line);
 }
 
-int thread_device();
-
 int enter(const char *call, const std::string &arguments) {
     int device = thread_device();
     std::lock_guard<std::mutex> lock(notes);

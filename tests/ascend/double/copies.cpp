@@ -21,7 +21,8 @@ int ends_of(aclrtMemcpyKind kind, const void *to, const void *from, const char *
     }
     if (out->device_to == is_device(to) && out->device_from == is_device(from)) return OK;
     auto side = [](const void *at) { return is_device(at) ? "device" : "host"; };
-    return fault(RT_PARAM, "copy-kind", fmt("%s: kind %d of a copy from %s to %s memory", call, int(kind), side(from), side(to)));
+    return fault(RT_PARAM, "copy-kind",
+                 fmt("%s: kind %d of a copy from %s to %s memory", call, int(kind), side(from), side(to)));
 }
 
 // One side of a copy, where the host can touch it.
@@ -44,7 +45,8 @@ int check_sizes(const void *to, size_t room, const void *from, size_t bytes, con
 int check_pending(const void *at, size_t bytes, bool write, const char *call) {
     std::string task = pending_conflict(uintptr_t(at), bytes, write);
     if (task.empty()) return OK;
-    return fault(OK, "missing-sync", fmt("%s %s memory that a pending %s uses", call, write ? "writes" : "reads", task.c_str()));
+    return fault(OK, "missing-sync",
+                 fmt("%s %s memory that a pending %s uses", call, write ? "writes" : "reads", task.c_str()));
 }
 
 } // namespace
@@ -95,8 +97,8 @@ ABI aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t by
     if (host && !blocks && ends.device_to) {
         task.source = from, task.source_bytes = bytes, task.source_sum = checksum(from, bytes);
     }
-    // Whoever reads before waiting reads this.
-    if (host && !blocks && !ends.device_to) memset(to, 0xFF, bytes);
+    // Whoever reads before waiting reads this. An upload from the same place may still be to come.
+    if (host && !blocks && !ends.device_to && pending_conflict(uintptr_t(to), bytes, true).empty()) memset(to, 0xFF, bytes);
     enqueue(stream, std::move(task));
     // Host memory that is not page-locked makes the call wait.
     return blocks ? drain(stream, lock) : int(OK);
@@ -122,10 +124,13 @@ ABI aclError aclrtMemsetAsync(void *at, size_t room, int32_t value, size_t bytes
     int code;
     auto stream = find_stream(handle, "aclrtMemsetAsync", &code);
     if (!stream) return code;
-    if (!bytes || bytes > room) return fault(INVALID_PARAM, "copy-size", fmt("aclrtMemsetAsync: %zu bytes into %zu", bytes, room));
+    if (!bytes || bytes > room)
+        return fault(INVALID_PARAM, "copy-size", fmt("aclrtMemsetAsync: %zu bytes into %zu", bytes, room));
     uint8_t *target = reach(at, bytes, true, stream->context->device, "aclrtMemsetAsync", &code);
     if (!target) return code;
-    Task task{fmt("fill of %zu bytes", bytes), {{uintptr_t(at), bytes, true, "target"}}, [=] { return memset(target, value, bytes), int(OK); }};
+    Task task{fmt("fill of %zu bytes", bytes), {{uintptr_t(at), bytes, true, "target"}}, [=] {
+                  return memset(target, value, bytes), int(OK);
+              }};
     task.marks = false;
     enqueue(stream, std::move(task));
     return OK;

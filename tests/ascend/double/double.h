@@ -34,7 +34,6 @@ enum Code : int {
     NN_NULLPTR = 161001,
     NN_PARAM = 161002,
     NN_RUNTIME = 361001,
-    NN_NO_KERNEL = 561003,
     NN_INNER_NULL = 561103,
 };
 
@@ -99,7 +98,6 @@ uintptr_t address_of(const void *host, int device);
 Block *block_of(uintptr_t at);
 bool is_pinned(const void *at, size_t bytes);
 void mark_written(uintptr_t at, size_t bytes);
-void mark_block_written(uintptr_t at);
 bool all_written(uintptr_t at, size_t bytes);
 void memory_leaks(std::string &out);
 void memory_reset();
@@ -123,13 +121,10 @@ uint64_t checksum(const void *at, size_t bytes);
 std::shared_ptr<Stream> find_stream(aclrtStream handle, const char *call, int *code);
 void enqueue(const std::shared_ptr<Stream> &stream, Task task);
 int stream_device(const std::shared_ptr<Stream> &stream);
-const void *stream_id(const std::shared_ptr<Stream> &stream);
 // Runs a stream up to its n-th task, in lazy mode; waits for it otherwise. Not OK: the stream's error.
 int run_until(const std::shared_ptr<Stream> &stream, uint64_t n);
 // Of tasks not yet run, the name of one that collides with these bytes; empty if none.
 std::string pending_conflict(uintptr_t at, size_t bytes, bool write);
-uint64_t tasks_enqueued(const std::shared_ptr<Stream> &stream);
-bool lazy();
 void stream_leaks(std::string &out);
 void stream_reset();
 
@@ -137,6 +132,8 @@ void stream_reset();
 // The calling thread's context; null after a fault in `*code`.
 std::shared_ptr<Context> current(const char *call, int *code);
 int device_count();
+// Of the calling thread; -1 where it has set none.
+int thread_device();
 void runtime_leaks(std::string &out);
 void runtime_reset();
 
@@ -163,5 +160,5 @@ extern std::atomic<uint64_t> epoch;
 } // namespace dbl
 
 // First line of an API call.
-#define ENTER(...)                                                                                                              \
+#define ENTER(...)                                                                                                             \
     if (int planted = dbl::enter(__func__, dbl::fmt(__VA_ARGS__))) return planted

@@ -8,10 +8,16 @@ namespace {
 
 Table<Event> &events = *new Table<Event>;
 
+// An event of the current context's device, or a fault in `*code`.
 std::shared_ptr<Event> find_event(aclrtEvent handle, const char *call, int *code) {
+    auto context = current(call, code);
+    if (!context) return nullptr;
     auto event = events.get(handle);
-    *code = event ? int(OK) : fault(RT_PARAM, "event", std::string(call) + ": no such event");
-    return event;
+    if (!event) return *code = fault(RT_PARAM, "event", std::string(call) + ": no such event"), nullptr;
+    if (event->device == context->device) return event;
+    *code = fault(RT_PARAM, "wrong-device",
+                  fmt("%s: an event of device %d in a context of device %d", call, event->device, context->device));
+    return nullptr;
 }
 
 int add_event(aclrtEvent *out, uint32_t flags, EventKind kind, const char *call) {
@@ -58,7 +64,7 @@ ABI aclError aclrtDestroyEvent(aclrtEvent handle) {
     ENTER("%p", handle);
     Lock lock(mu);
     int code;
-    if (!current("aclrtDestroyEvent", &code) || !find_event(handle, "aclrtDestroyEvent", &code)) return code;
+    if (!find_event(handle, "aclrtDestroyEvent", &code)) return code;
     events.live.erase(handle);
     return OK;
 }
@@ -70,10 +76,6 @@ ABI aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
     auto event = find_event(handle, "aclrtRecordEvent", &code);
     auto stream = event ? find_stream(stream_handle, "aclrtRecordEvent", &code) : nullptr;
     if (!stream) return code;
-    if (event->device != stream->context->device) {
-        return fault(RT_PARAM, "wrong-device", fmt("aclrtRecordEvent: an event of device %d on a stream of device %d",
-                                                   event->device, stream->context->device));
-    }
     bool again = event->kind == EventKind::Ex && event->flags & ACL_EVENT_SYNC;
     if (event->point && !again) {
         return fault(RT_PARAM, "event-reuse", "aclrtRecordEvent: an event that cannot be recorded twice, and was recorded");
@@ -122,12 +124,12 @@ ABI aclError aclrtSynchronizeEvent(aclrtEvent handle) {
     ENTER("%p", handle);
     Lock lock(mu);
     int code;
-    if (!current("aclrtSynchronizeEvent", &code)) return code;
     auto event = find_event(handle, "aclrtSynchronizeEvent", &code);
     if (!event) return code;
     if (!event->point) return fault(RT_PARAM, "event-unrecorded", "aclrtSynchronizeEvent: the event was never recorded");
     auto point = event->point;
-    if ((code = run_locked(*point->stream, point->n, lock))) return fail(code, "aclrtSynchronizeEvent: a task of its stream failed");
+    if ((code = run_locked(*point->stream, point->n, lock)))
+        return fail(code, "aclrtSynchronizeEvent: a task of its stream failed");
     return OK;
 }
 
@@ -135,7 +137,6 @@ ABI aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus *
     ENTER("%p", handle);
     Lock lock(mu);
     int code;
-    if (!current("aclrtQueryEventStatus", &code)) return code;
     auto event = find_event(handle, "aclrtQueryEventStatus", &code);
     if (!event) return code;
     if (!status) return fault(INVALID_PARAM, "null", "aclrtQueryEventStatus: status is NULL");
@@ -157,7 +158,8 @@ ABI aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) 
     if (!b) return code;
     auto timed = [](const Event &e) { return e.kind == EventKind::Plain || e.flags & ACL_EVENT_TIME_LINE; };
     auto passed = [](const Event &e) { return e.point && e.point->stream->done >= e.point->n; };
-    if (!ms || !timed(*a) || !timed(*b)) return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event without TIME_LINE");
+    if (!ms || !timed(*a) || !timed(*b))
+        return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event without TIME_LINE");
     if (!passed(*a) || !passed(*b)) return fault(RT_PARAM, "event-time", "aclrtEventElapsedTime: an event that has not passed");
     *ms = std::chrono::duration<float, std::milli>(b->point->at - a->point->at).count();
     return OK;

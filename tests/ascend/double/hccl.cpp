@@ -81,7 +81,10 @@ void set(uint8_t *at, HcclDataType dtype, float value) {
 }
 
 template <typename T> T combine(T a, T b, int op) {
-    return op == HCCL_REDUCE_SUM ? a + b : op == HCCL_REDUCE_PROD ? a * b : op == HCCL_REDUCE_MAX ? std::max(a, b) : std::min(a, b);
+    return op == HCCL_REDUCE_SUM    ? a + b
+           : op == HCCL_REDUCE_PROD ? a * b
+           : op == HCCL_REDUCE_MAX  ? std::max(a, b)
+                                    : std::min(a, b);
 }
 
 void reduce(const Meeting &meeting) {
@@ -121,11 +124,13 @@ void gather(const Meeting &meeting) {
 int settle(const Meeting &meeting) {
     const Call &first = meeting.arrived.begin()->second;
     for (auto &[rank, call] : meeting.arrived) {
-        bool same = call.kind == first.kind && call.count == first.count && call.dtype == first.dtype && call.detail == first.detail;
+        bool same =
+            call.kind == first.kind && call.count == first.count && call.dtype == first.dtype && call.detail == first.detail;
         if (same) continue;
         return fault(DRIVER, "hccl-mismatch",
-                     fmt("rank %u brings call %d of %zu elements of dtype %d, rank %u call %d of %zu of dtype %d", rank, int(call.kind),
-                         size_t(call.count), int(call.dtype), meeting.arrived.begin()->first, int(first.kind), size_t(first.count), int(first.dtype)));
+                     fmt("rank %u brings call %d of %zu elements of dtype %d, rank %u call %d of %zu of dtype %d", rank,
+                         int(call.kind), size_t(call.count), int(call.dtype), meeting.arrived.begin()->first, int(first.kind),
+                         size_t(first.count), int(first.dtype)));
     }
     size_t bytes = size_t(first.count) * size_of(first.dtype);
     if (first.kind == Kind::AllReduce) reduce(meeting);
@@ -147,7 +152,8 @@ const char *lost(const Group &group, const Meeting &meeting, uint32_t *who) {
         *who = rank;
         if (group.gone.count(rank)) return "its communicator was destroyed";
         auto place = meeting.places.find(rank);
-        if (place != meeting.places.end() && place->second.first->done >= place->second.second) return "its stream failed before";
+        if (place != meeting.places.end() && place->second.first->done >= place->second.second)
+            return "its stream failed before";
     }
     return nullptr;
 }
@@ -165,7 +171,8 @@ bool help(const Meeting &meeting, Lock &lock) {
     return false;
 }
 
-int meet(const std::shared_ptr<Comm> &comm, const std::shared_ptr<Meeting> &meeting, const std::string &place, const Call &call) {
+int meet(const std::shared_ptr<Comm> &comm, const std::shared_ptr<Meeting> &meeting, const std::string &place,
+         const Call &call) {
     Lock lock(mu);
     meeting->arrived[comm->rank] = call;
     cv.notify_all();
@@ -203,17 +210,20 @@ struct Buffer {
 };
 
 // Checks a call and enqueues it. `key` says who else is to come.
-HcclResult join(const char *name, HcclComm handle, aclrtStream stream_handle, const std::string &key, std::vector<uint32_t> ranks,
-                Call call, Buffer send, Buffer recv) {
+HcclResult join(const char *name, HcclComm handle, aclrtStream stream_handle, const std::string &key,
+                std::vector<uint32_t> ranks, Call call, Buffer send, Buffer recv) {
     auto comm = comms.get(handle);
     int code;
     auto stream = find_stream(stream_handle, name, &code);
     if (!stream) return HCCL_E_RUNTIME;
     if (stream->context->device != comm->device) {
-        return refuse(HCCL_E_PARA, "wrong-device", fmt("%s: a communicator of device %d on a stream of device %d", name, comm->device, stream->context->device));
+        return refuse(
+            HCCL_E_PARA, "wrong-device",
+            fmt("%s: a communicator of device %d on a stream of device %d", name, comm->device, stream->context->device));
     }
     size_t size = size_of(call.dtype);
-    if (!size || !call.count) return refuse(HCCL_E_PARA, "hccl", fmt("%s: %zu elements of dtype %d", name, size_t(call.count), int(call.dtype)));
+    if (!size || !call.count)
+        return refuse(HCCL_E_PARA, "hccl", fmt("%s: %zu elements of dtype %d", name, size_t(call.count), int(call.dtype)));
     Task task;
     task.name = name;
     for (Buffer *buffer : {&send, &recv}) {
@@ -222,9 +232,11 @@ HcclResult join(const char *name, HcclComm handle, aclrtStream stream_handle, co
         const char *kind = "";
         uint8_t *at = translate(buffer->at, buffer->count * size, comm->device, &why, &kind);
         if (!at) return refuse(HCCL_E_PARA, kind, std::string(name) + ": " + why);
-        if (uintptr_t(buffer->at) % size) return refuse(HCCL_E_PARA, "alignment", fmt("%s: %p for dtype %d", name, buffer->at, int(call.dtype)));
+        if (uintptr_t(buffer->at) % size)
+            return refuse(HCCL_E_PARA, "alignment", fmt("%s: %p for dtype %d", name, buffer->at, int(call.dtype)));
         (buffer->write ? call.recv : (uint8_t *&)call.send) = at;
-        task.ranges.push_back({uintptr_t(buffer->at), buffer->count * size, buffer->write, buffer->write ? "recvBuf" : "sendBuf"});
+        task.ranges.push_back(
+            {uintptr_t(buffer->at), buffer->count * size, buffer->write, buffer->write ? "recvBuf" : "sendBuf"});
     }
     std::string place = key + ":" + std::to_string(comm->calls[key]++);
     auto &meeting = comm->group->meetings[place];
@@ -268,8 +280,8 @@ void hccl_reset() {
 
 using namespace dbl;
 
-#define ENTER_HCCL(...)                                                                                                         \
-    if (int planted = dbl::enter(__func__, dbl::fmt(__VA_ARGS__))) return HcclResult(planted);                                  \
+#define ENTER_HCCL(...)                                                                                                        \
+    if (int planted = dbl::enter(__func__, dbl::fmt(__VA_ARGS__))) return HcclResult(planted);                                 \
     Lock lock(mu)
 
 ABI HcclResult HcclGetRootInfo(HcclRootInfo *info) {
@@ -294,13 +306,17 @@ ABI HcclResult HcclCommInitRootInfo(uint32_t size, const HcclRootInfo *info, uin
     uint64_t id;
     memcpy(&id, info->internal + 8, sizeof(id));
     auto found = groups.find(id);
-    if (memcmp(info->internal, "double:", 7) || found == groups.end()) return refuse(HCCL_E_PARA, "comm", "HcclCommInitRootInfo: no root info of HcclGetRootInfo");
+    if (memcmp(info->internal, "double:", 7) || found == groups.end())
+        return refuse(HCCL_E_PARA, "comm", "HcclCommInitRootInfo: no root info of HcclGetRootInfo");
     auto group = found->second;
     if (!size || rank >= size || (group->size && group->size != size) || group->devices.count(rank)) {
-        return refuse(HCCL_E_PARA, "comm", fmt("HcclCommInitRootInfo: rank %u of %u, where %zu of %u came before", rank, size, group->devices.size(), group->size));
+        return refuse(HCCL_E_PARA, "comm",
+                      fmt("HcclCommInitRootInfo: rank %u of %u, where %zu of %u came before", rank, size, group->devices.size(),
+                          group->size));
     }
     for (auto &[other, device] : group->devices) {
-        if (device == context->device) return refuse(HCCL_E_PARA, "comm", fmt("HcclCommInitRootInfo: ranks %u and %u on device %d", other, rank, device));
+        if (device == context->device)
+            return refuse(HCCL_E_PARA, "comm", fmt("HcclCommInitRootInfo: ranks %u and %u on device %d", other, rank, device));
     }
     group->size = size;
     group->devices[rank] = context->device;
@@ -308,7 +324,8 @@ ABI HcclResult HcclCommInitRootInfo(uint32_t size, const HcclRootInfo *info, uin
     auto complete = [&] { return group->ended || group->devices.size() == group->size; };
     if (!cv.wait_for(lock, patience(), complete) || group->ended) {
         group->devices.erase(rank);
-        return HcclResult(fail(HCCL_E_TIMEOUT, fmt("HcclCommInitRootInfo: %zu of %u ranks came", group->devices.size() + 1, size)));
+        return HcclResult(
+            fail(HCCL_E_TIMEOUT, fmt("HcclCommInitRootInfo: %zu of %u ranks came", group->devices.size() + 1, size)));
     }
     auto comm = std::make_shared<Comm>();
     comm->group = group, comm->rank = rank, comm->device = context->device;
@@ -316,15 +333,18 @@ ABI HcclResult HcclCommInitRootInfo(uint32_t size, const HcclRootInfo *info, uin
     return HCCL_SUCCESS;
 }
 
-ABI HcclResult HcclAllReduce(void *send, void *recv, uint64_t count, HcclDataType dtype, HcclReduceOp op, HcclComm handle, aclrtStream stream) {
+ABI HcclResult HcclAllReduce(void *send, void *recv, uint64_t count, HcclDataType dtype, HcclReduceOp op, HcclComm handle,
+                             aclrtStream stream) {
     ENTER_HCCL("%zu of dtype %d, op %d", size_t(count), int(dtype), int(op));
     auto comm = find_comm(handle, "HcclAllReduce");
     if (!comm) return HCCL_E_PARA;
-    bool known = dtype == HCCL_DATA_TYPE_FP32 || dtype == HCCL_DATA_TYPE_FP16 || dtype == HCCL_DATA_TYPE_BFP16 || dtype == HCCL_DATA_TYPE_INT32;
-    if (!known || int(op) < 0 || int(op) > 3) return refuse(HCCL_E_PARA, "hccl", fmt("HcclAllReduce: dtype %d, op %d", int(dtype), int(op)));
+    bool known = dtype == HCCL_DATA_TYPE_FP32 || dtype == HCCL_DATA_TYPE_FP16 || dtype == HCCL_DATA_TYPE_BFP16 ||
+                 dtype == HCCL_DATA_TYPE_INT32;
+    if (!known || int(op) < 0 || int(op) > 3)
+        return refuse(HCCL_E_PARA, "hccl", fmt("HcclAllReduce: dtype %d, op %d", int(dtype), int(op)));
     if (!send || !recv) return refuse(HCCL_E_PTR, "null", "HcclAllReduce: a NULL buffer");
-    return join("HcclAllReduce", handle, stream, "all", everybody(*comm->group), {Kind::AllReduce, count, dtype, int(op), nullptr, nullptr},
-                {send, count, false}, {recv, count, true});
+    return join("HcclAllReduce", handle, stream, "all", everybody(*comm->group),
+                {Kind::AllReduce, count, dtype, int(op), nullptr, nullptr}, {send, count, false}, {recv, count, true});
 }
 
 ABI HcclResult HcclAllGather(void *send, void *recv, uint64_t count, HcclDataType dtype, HcclComm handle, aclrtStream stream) {
@@ -332,25 +352,30 @@ ABI HcclResult HcclAllGather(void *send, void *recv, uint64_t count, HcclDataTyp
     auto comm = find_comm(handle, "HcclAllGather");
     if (!comm) return HCCL_E_PARA;
     if (!send || !recv) return refuse(HCCL_E_PTR, "null", "HcclAllGather: a NULL buffer");
-    return join("HcclAllGather", handle, stream, "all", everybody(*comm->group), {Kind::AllGather, count, dtype, 0, nullptr, nullptr},
-                {send, count, false}, {recv, count * comm->group->size, true});
+    return join("HcclAllGather", handle, stream, "all", everybody(*comm->group),
+                {Kind::AllGather, count, dtype, 0, nullptr, nullptr}, {send, count, false},
+                {recv, count * comm->group->size, true});
 }
 
-ABI HcclResult HcclBroadcast(void *buffer, uint64_t count, HcclDataType dtype, uint32_t root, HcclComm handle, aclrtStream stream) {
+ABI HcclResult HcclBroadcast(void *buffer, uint64_t count, HcclDataType dtype, uint32_t root, HcclComm handle,
+                             aclrtStream stream) {
     ENTER_HCCL("%zu of dtype %d from %u", size_t(count), int(dtype), root);
     auto comm = find_comm(handle, "HcclBroadcast");
     if (!comm) return HCCL_E_PARA;
-    if (!buffer || root >= comm->group->size) return refuse(HCCL_E_PARA, "hccl", fmt("HcclBroadcast of %p from rank %u", buffer, root));
+    if (!buffer || root >= comm->group->size)
+        return refuse(HCCL_E_PARA, "hccl", fmt("HcclBroadcast of %p from rank %u", buffer, root));
     bool reads = comm->rank == root;
-    return join("HcclBroadcast", handle, stream, "all", everybody(*comm->group), {Kind::Broadcast, count, dtype, int(root), nullptr, nullptr},
-                {reads ? buffer : nullptr, count, false}, {reads ? nullptr : buffer, count, true});
+    return join("HcclBroadcast", handle, stream, "all", everybody(*comm->group),
+                {Kind::Broadcast, count, dtype, int(root), nullptr, nullptr}, {reads ? buffer : nullptr, count, false},
+                {reads ? nullptr : buffer, count, true});
 }
 
 ABI HcclResult HcclSend(void *buffer, uint64_t count, HcclDataType dtype, uint32_t to, HcclComm handle, aclrtStream stream) {
     ENTER_HCCL("%zu of dtype %d to %u", size_t(count), int(dtype), to);
     auto comm = find_comm(handle, "HcclSend");
     if (!comm) return HCCL_E_PARA;
-    if (!buffer || to >= comm->group->size || to == comm->rank) return refuse(HCCL_E_PARA, "hccl", fmt("HcclSend of %p to rank %u", buffer, to));
+    if (!buffer || to >= comm->group->size || to == comm->rank)
+        return refuse(HCCL_E_PARA, "hccl", fmt("HcclSend of %p to rank %u", buffer, to));
     return join("HcclSend", handle, stream, fmt("from %u to %u", comm->rank, to), {comm->rank, to},
                 {Kind::Send, count, dtype, int(comm->rank), nullptr, nullptr}, {buffer, count, false}, {nullptr, 0, true});
 }
@@ -359,7 +384,8 @@ ABI HcclResult HcclRecv(void *buffer, uint64_t count, HcclDataType dtype, uint32
     ENTER_HCCL("%zu of dtype %d from %u", size_t(count), int(dtype), from);
     auto comm = find_comm(handle, "HcclRecv");
     if (!comm) return HCCL_E_PARA;
-    if (!buffer || from >= comm->group->size || from == comm->rank) return refuse(HCCL_E_PARA, "hccl", fmt("HcclRecv into %p from rank %u", buffer, from));
+    if (!buffer || from >= comm->group->size || from == comm->rank)
+        return refuse(HCCL_E_PARA, "hccl", fmt("HcclRecv into %p from rank %u", buffer, from));
     return join("HcclRecv", handle, stream, fmt("from %u to %u", from, comm->rank), {from, comm->rank},
                 {Kind::Send, count, dtype, int(from), nullptr, nullptr}, {nullptr, 0, false}, {buffer, count, true});
 }
@@ -368,7 +394,8 @@ ABI HcclResult HcclCommDestroy(HcclComm handle) {
     ENTER_HCCL("%p", handle);
     auto comm = find_comm(handle, "HcclCommDestroy");
     if (!comm) return HCCL_E_PARA;
-    if (comm->pending && !comm->error) fault(OK, "hccl-pending", fmt("rank %u's communicator is destroyed before its calls have run", comm->rank));
+    if (comm->pending && !comm->error)
+        fault(OK, "hccl-pending", fmt("rank %u's communicator is destroyed before its calls have run", comm->rank));
     comm->group->gone.insert(comm->rank);
     comms.live.erase(handle);
     cv.notify_all();

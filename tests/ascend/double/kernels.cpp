@@ -46,7 +46,8 @@ int check_memory(const void *host, size_t bytes, int write) {
 }
 
 // Turns device addresses among the arguments into host ones, and notes what has to live until the launch.
-int translate_args(std::vector<std::vector<uint8_t>> &values, int device, const std::string &kernel, std::vector<Range> *ranges) {
+int translate_args(std::vector<std::vector<uint8_t>> &values, int device, const std::string &kernel,
+                   std::vector<Range> *ranges) {
     for (size_t i = 0; i < values.size(); i++) {
         if (values[i].size() != sizeof(void *)) continue;
         void *address;
@@ -67,7 +68,8 @@ int run(const Function &function, std::vector<std::vector<uint8_t>> &values, uin
     std::vector<size_t> sizes;
     for (auto &value : values) pointers.push_back(value.data()), sizes.push_back(value.size());
     launching = device;
-    const char *wrong = function.binary->launch(function.kernel.c_str(), pointers.data(), sizes.data(), int(sizes.size()), blocks, check_memory);
+    const char *wrong = function.binary->launch(function.kernel.c_str(), pointers.data(), sizes.data(), int(sizes.size()),
+                                                blocks, check_memory);
     launching = -1;
     return wrong ? fault(AICORE, "kernel", function.kernel + ": " + wrong) : int(OK);
 }
@@ -97,14 +99,16 @@ ABI aclError aclrtBinaryLoadFromFile(const char *path, aclrtBinaryLoadOptions *o
     if (!current("aclrtBinaryLoadFromFile", &code)) return code;
     if (!path || !out) return fault(INVALID_PARAM, "null", "aclrtBinaryLoadFromFile: a NULL argument");
     if (options) return fault(INVALID_PARAM, "unsupported", "aclrtBinaryLoadFromFile: the double knows no options");
-    if (path[0] != '/') return fault(INVALID_PARAM, "kernel-path", fmt("aclrtBinaryLoadFromFile: %s is no absolute path", path));
+    if (path[0] != '/')
+        return fault(INVALID_PARAM, "kernel-path", fmt("aclrtBinaryLoadFromFile: %s is no absolute path", path));
     auto binary = std::make_shared<Binary>();
     binary->path = path;
     binary->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!binary->library) return fail(RT_PARAM, fmt("aclrtBinaryLoadFromFile: %s", dlerror()));
     binary->has = reinterpret_cast<Has>(dlsym(binary->library, "yn_shim_has"));
     binary->launch = reinterpret_cast<Launch>(dlsym(binary->library, "yn_shim_launch"));
-    if (!binary->has || !binary->launch) return fail(RT_PARAM, fmt("aclrtBinaryLoadFromFile: %s is no binary of the kernel shim", path));
+    if (!binary->has || !binary->launch)
+        return fail(RT_PARAM, fmt("aclrtBinaryLoadFromFile: %s is no binary of the kernel shim", path));
     *out = binaries.add(BINARY, binary);
     return OK;
 }
@@ -126,7 +130,8 @@ ABI aclError aclrtBinaryUnLoad(aclrtBinHandle handle) {
     auto binary = binaries.get(handle);
     if (!binary) return fault(RT_PARAM, "binary", "aclrtBinaryUnLoad: no such binary");
     if (binary->pending) {
-        return fault(RT_PARAM, "binary-pending", fmt("aclrtBinaryUnLoad of %s, whose launches are pending", binary->path.c_str()));
+        return fault(RT_PARAM, "binary-pending",
+                     fmt("aclrtBinaryUnLoad of %s, whose launches are pending", binary->path.c_str()));
     }
     for (auto at = functions.live.begin(); at != functions.live.end();) {
         at = at->second->binary_handle == handle ? functions.live.erase(at) : std::next(at);
@@ -149,8 +154,10 @@ ABI aclError aclrtKernelArgsAppend(aclrtArgsHandle handle, void *value, size_t b
     ENTER("%p, %zu", handle, bytes);
     Lock lock(mu);
     auto args = arguments.get(handle);
-    if (!args || args->finished) return fault(RT_PARAM, "kernel-args", "aclrtKernelArgsAppend: no such arguments, or they are final");
-    if (!value || !bytes || !out) return fault(INVALID_PARAM, "null", "aclrtKernelArgsAppend: no value or no place for its handle");
+    if (!args || args->finished)
+        return fault(RT_PARAM, "kernel-args", "aclrtKernelArgsAppend: no such arguments, or they are final");
+    if (!value || !bytes || !out)
+        return fault(INVALID_PARAM, "null", "aclrtKernelArgsAppend: no value or no place for its handle");
     const uint8_t *from = static_cast<const uint8_t *>(value);
     args->values.emplace_back(from, from + bytes);
     *out = new_handle(ARGS);
@@ -161,7 +168,8 @@ ABI aclError aclrtKernelArgsFinalize(aclrtArgsHandle handle) {
     ENTER("%p", handle);
     Lock lock(mu);
     auto args = arguments.get(handle);
-    if (!args || args->finished) return fault(RT_PARAM, "kernel-args", "aclrtKernelArgsFinalize: no such arguments, or they are final");
+    if (!args || args->finished)
+        return fault(RT_PARAM, "kernel-args", "aclrtKernelArgsFinalize: no such arguments, or they are final");
     args->finished = true;
     return OK;
 }
@@ -175,12 +183,15 @@ ABI aclError aclrtLaunchKernelWithConfig(aclrtFuncHandle handle, uint32_t blocks
     // Arguments serve one launch, whatever it answers.
     if (args) arguments.live.erase(args_handle);
     if (planted) return planted;
-    if (!function) return fault(RT_PARAM, "function", "aclrtLaunchKernelWithConfig: no such function, or its binary was unloaded");
+    if (!function)
+        return fault(RT_PARAM, "function", "aclrtLaunchKernelWithConfig: no such function, or its binary was unloaded");
     if (!args || !args->finished || args->function != function) {
-        return fault(RT_PARAM, "kernel-args", "aclrtLaunchKernelWithConfig: arguments used before, not final, or of another function");
+        return fault(RT_PARAM, "kernel-args",
+                     "aclrtLaunchKernelWithConfig: arguments used before, not final, or of another function");
     }
     if (!blocks || blocks > 65535 || config || reserve) {
-        return fault(INVALID_PARAM, "launch", fmt("aclrtLaunchKernelWithConfig: %u blocks, config %p, reserve %p", blocks, (void *)config, reserve));
+        return fault(INVALID_PARAM, "launch",
+                     fmt("aclrtLaunchKernelWithConfig: %u blocks, config %p, reserve %p", blocks, (void *)config, reserve));
     }
     int code;
     auto stream = find_stream(stream_handle, "aclrtLaunchKernelWithConfig", &code);

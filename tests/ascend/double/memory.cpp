@@ -11,7 +11,9 @@ namespace dbl {
 
 namespace {
 
-constexpr size_t SPACE = 1ull << 40, PAGE = 4096, SHIFT = 64;
+constexpr size_t PAGE = 4096, SHIFT = 64;
+// Addresses of a device; a machine that has fewer for a process says so.
+const size_t SPACE = size_t(setting("YN_DOUBLE_SPACE_GIB", 1024)) << 30;
 constexpr int POISON = 0xFF;
 
 struct Space {
@@ -92,7 +94,8 @@ uint8_t *translate(const void *address, size_t bytes, int device, std::string *w
     if (!block) return *why = fmt("%p is device memory that was freed or never allocated", address), nullptr;
     *kind = "out-of-bounds";
     if (at + bytes > block->base + block->bytes) {
-        *why = fmt("%zu bytes at %p end behind their allocation of %zu bytes at %#zx", bytes, address, block->bytes, block->base);
+        *why =
+            fmt("%zu bytes at %p end behind their allocation of %zu bytes at %#zx", bytes, address, block->bytes, block->base);
         return nullptr;
     }
     *kind = "wrong-device";
@@ -116,11 +119,6 @@ void mark_written(uintptr_t at, size_t bytes) {
     for (size_t i = from; i <= to && i < block->written.size(); i++) block->written[i] = true;
 }
 
-void mark_block_written(uintptr_t at) {
-    Block *block = block_of(at);
-    if (block) block->written.assign(padded(block->bytes) / 32 + 1, true);
-}
-
 bool all_written(uintptr_t at, size_t bytes) {
     Block *block = block_of(at);
     if (!block || !bytes) return false;
@@ -132,7 +130,8 @@ bool all_written(uintptr_t at, size_t bytes) {
 }
 
 void memory_leaks(std::string &out) {
-    for (auto &[base, block] : blocks) out += fmt("device memory: %zu bytes at %#zx of device %d\n", block.bytes, base, block.device);
+    for (auto &[base, block] : blocks)
+        out += fmt("device memory: %zu bytes at %#zx of device %d\n", block.bytes, base, block.device);
     for (auto &[base, bytes] : pinned) out += fmt("host memory: %zu bytes at %#zx\n", bytes, base);
 }
 

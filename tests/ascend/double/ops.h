@@ -115,7 +115,7 @@ int aicore(const char *kind, const std::string &text);
 
 } // namespace dbl
 
-#define PHASE2(name)                                                                                                            \
-    ABI aclnnStatus name(void *workspace, uint64_t bytes, aclOpExecutor *executor, aclrtStream stream) {                        \
-        return dbl::phase2(#name, workspace, bytes, executor, stream);                                                          \
+#define PHASE2(name)                                                                                                           \
+    ABI aclnnStatus name(void *workspace, uint64_t bytes, aclOpExecutor *executor, aclrtStream stream) {                       \
+        return dbl::phase2(#name, workspace, bytes, executor, stream);                                                         \
     }

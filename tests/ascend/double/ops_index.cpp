@@ -46,14 +46,15 @@ void rotate_all(const Operand &x, const Operand &cos, const Operand &sin, bool h
 }
 
 void check_angles(Op &op, const Operand &x, const Operand &cos, const Operand &sin) {
-    op.need(x.rank() == 4 && cos.rank() == 4, "shape", fmt("%s is %s, cos %s: four dimensions each", x.what, text(x.t.dims).c_str(),
-                                                           text(cos.t.dims).c_str()));
+    op.need(x.rank() == 4 && cos.rank() == 4, "shape",
+            fmt("%s is %s, cos %s: four dimensions each", x.what, text(x.t.dims).c_str(), text(cos.t.dims).c_str()));
     op.shape(sin, cos.t.dims);
     for (int64_t i = 0; i < 3; i++) {
         op.need(cos.dim(i) == 1 || cos.dim(i) == x.dim(i), "shape",
                 fmt("cos %s does not fit %s %s", text(cos.t.dims).c_str(), x.what, text(x.t.dims).c_str()));
     }
-    op.need(cos.dim(3) == x.dim(3), "shape", fmt("cos has %ld columns, %s %ld: all of D", long(cos.dim(3)), x.what, long(x.dim(3))));
+    op.need(cos.dim(3) == x.dim(3), "shape",
+            fmt("cos has %ld columns, %s %ld: all of D", long(cos.dim(3)), x.what, long(x.dim(3))));
     op.need(x.dim(3) % 2 == 0, "shape", fmt("D of %ld is odd", long(x.dim(3))));
 }
 
@@ -123,8 +124,9 @@ ABI aclnnStatus aclnnRotaryPositionEmbeddingGetWorkspaceSize(const aclTensor *x_
 }
 PHASE2(aclnnRotaryPositionEmbedding)
 
-ABI aclnnStatus aclnnApplyRotaryPosEmbGetWorkspaceSize(aclTensor *query, aclTensor *key, const aclTensor *cos, const aclTensor *sin,
-                                                       int64_t layout, uint64_t *workspace, aclOpExecutor **executor) {
+ABI aclnnStatus aclnnApplyRotaryPosEmbGetWorkspaceSize(aclTensor *query, aclTensor *key, const aclTensor *cos,
+                                                       const aclTensor *sin, int64_t layout, uint64_t *workspace,
+                                                       aclOpExecutor **executor) {
     ENTER("layout %ld", long(layout));
     return phase1("aclnnApplyRotaryPosEmb", workspace, executor,
                   [=](Op &op) { rotary_in_place(op, query, key, cos, sin, layout, true); });
@@ -152,7 +154,8 @@ int scatter(const Operand &from, const Operand &cache, const std::vector<int64_t
         uint8_t *to = cache.row({slots[i] / size, slots[i] % size});
         const uint8_t *source = from.row({int64_t(i)});
         size_t head = size_t(cache.dim(3)) * size_of(cache.t.dtype);
-        for (int64_t n = 0; n < cache.dim(2); n++) memcpy(to + size_t(n) * head, source + size_t(n * from.t.strides[1]) * size_of(from.t.dtype), head);
+        for (int64_t n = 0; n < cache.dim(2); n++)
+            memcpy(to + size_t(n) * head, source + size_t(n * from.t.strides[1]) * size_of(from.t.dtype), head);
         Lock lock(mu);
         mark_written(cache.address() + size_t(to - cache.at), bytes);
     }
@@ -166,7 +169,8 @@ int check_slots(const std::vector<int64_t> &slots, int64_t room) {
         if (sorted[i] < 0 || sorted[i] >= room) {
             return aicore("slot-range", fmt("aclnnScatterPaKvCache: slot %ld of %ld", long(sorted[i]), long(room)));
         }
-        if (i && sorted[i] == sorted[i - 1]) return aicore("slot-repeated", fmt("aclnnScatterPaKvCache: slot %ld twice", long(sorted[i])));
+        if (i && sorted[i] == sorted[i - 1])
+            return aicore("slot-repeated", fmt("aclnnScatterPaKvCache: slot %ld twice", long(sorted[i])));
     }
     return OK;
 }
@@ -174,7 +178,8 @@ int check_slots(const std::vector<int64_t> &slots, int64_t room) {
 // A cache of [blocks, size, heads, D], dense inside.
 void check_cache(Op &op, const Operand &x, const Operand &cache) {
     op.need(x.rank() == 3 && cache.rank() == 4, "shape",
-            fmt("%s is %s, %s %s: [T,N,D] and [blocks,size,N,D]", x.what, text(x.t.dims).c_str(), cache.what, text(cache.t.dims).c_str()));
+            fmt("%s is %s, %s %s: [T,N,D] and [blocks,size,N,D]", x.what, text(x.t.dims).c_str(), cache.what,
+                text(cache.t.dims).c_str()));
     op.shape(cache, {cache.dim(0), cache.dim(1), x.dim(1), x.dim(2)});
     op.need(cache.contiguous(), "contiguity", fmt("%s is not contiguous", cache.what));
     op.need(cache.dim(1) % 16 == 0, "block-size", fmt("blocks of %ld tokens, not of a multiple of 16", long(cache.dim(1))));
@@ -185,9 +190,10 @@ void check_cache(Op &op, const Operand &x, const Operand &cache) {
 } // namespace
 
 ABI aclnnStatus aclnnScatterPaKvCacheGetWorkspaceSize(const aclTensor *key_, aclTensor *key_cache, const aclTensor *slots_,
-                                                      const aclTensor *value_, aclTensor *value_cache, const aclTensor *compress,
-                                                      const aclTensor *compress_offset, const aclTensor *lens, char *cache_mode,
-                                                      char *scatter_mode, const aclIntArray *strides, const aclIntArray *offsets,
+                                                      const aclTensor *value_, aclTensor *value_cache,
+                                                      const aclTensor *compress, const aclTensor *compress_offset,
+                                                      const aclTensor *lens, char *cache_mode, char *scatter_mode,
+                                                      const aclIntArray *strides, const aclIntArray *offsets,
                                                       uint64_t *workspace, aclOpExecutor **executor) {
     ENTER("cacheMode %s, scatterMode %s", cache_mode ? cache_mode : "NULL", scatter_mode ? scatter_mode : "NULL");
     return phase1("aclnnScatterPaKvCache", workspace, executor, [=](Op &op) {
@@ -203,7 +209,8 @@ ABI aclnnStatus aclnnScatterPaKvCacheGetWorkspaceSize(const aclTensor *key_, acl
         op.same_dtype({key, keys, value, values});
         check_cache(op, key, keys), check_cache(op, value, values);
         op.shape(slots, {key.dim(0)}), op.shape(value, {key.dim(0), value.dim(1), value.dim(2)});
-        op.need(keys.dim(0) == values.dim(0) && keys.dim(1) == values.dim(1), "shape", "keys and values have caches of other shapes");
+        op.need(keys.dim(0) == values.dim(0) && keys.dim(1) == values.dim(1), "shape",
+                "keys and values have caches of other shapes");
         op.need(key.t.strides[2] == 1 && value.t.strides[2] == 1, "contiguity", "a head's elements are not neighbours");
         auto run = [=] {
             auto places = load_ints(slots);

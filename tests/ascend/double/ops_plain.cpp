@@ -105,8 +105,8 @@ ABI aclnnStatus aclnnMulGetWorkspaceSize(const aclTensor *self, const aclTensor 
 }
 PHASE2(aclnnMul)
 
-ABI aclnnStatus aclnnCastGetWorkspaceSize(const aclTensor *self, const aclDataType dtype, aclTensor *result, uint64_t *workspace,
-                                          aclOpExecutor **executor) {
+ABI aclnnStatus aclnnCastGetWorkspaceSize(const aclTensor *self, const aclDataType dtype, aclTensor *result,
+                                          uint64_t *workspace, aclOpExecutor **executor) {
     ENTER("to dtype %d", int(dtype));
     return phase1("aclnnCast", workspace, executor, [=](Op &op) {
         const Types known = {ACL_FLOAT, ACL_FLOAT16, ACL_BF16, ACL_INT32, ACL_INT64, ACL_INT8, ACL_UINT8, ACL_BOOL};
@@ -135,7 +135,8 @@ float silu(float x) { return x / (1 + std::exp(-x)); }
 
 } // namespace
 
-ABI aclnnStatus aclnnSiluGetWorkspaceSize(const aclTensor *self, aclTensor *result, uint64_t *workspace, aclOpExecutor **executor) {
+ABI aclnnStatus aclnnSiluGetWorkspaceSize(const aclTensor *self, aclTensor *result, uint64_t *workspace,
+                                          aclOpExecutor **executor) {
     ENTER("");
     return phase1("aclnnSilu", workspace, executor, [=](Op &op) {
         Operand x = op.in(self, "self", FLOATS), y = op.out(result, "out", FLOATS);

@@ -22,7 +22,8 @@ void norm_rows(std::vector<float> &x, const std::vector<float> &gamma, double ep
 // gamma is the last dimensions of x; rstd has ones in their place.
 void check_norm(Op &op, const Operand &x, const Operand &gamma, const Operand &rstd) {
     size_t normed = gamma.t.dims.size(), rank = x.t.dims.size();
-    bool last = normed > 0 && normed <= rank && std::equal(gamma.t.dims.begin(), gamma.t.dims.end(), x.t.dims.end() - long(normed));
+    bool last =
+        normed > 0 && normed <= rank && std::equal(gamma.t.dims.begin(), gamma.t.dims.end(), x.t.dims.end() - long(normed));
     op.need(last, "shape", fmt("gamma is %s, x %s", text(gamma.t.dims).c_str(), text(x.t.dims).c_str()));
     Shape expected = x.t.dims;
     std::fill(expected.end() - long(normed), expected.end(), 1);
@@ -32,7 +33,8 @@ void check_norm(Op &op, const Operand &x, const Operand &gamma, const Operand &r
 int64_t axis(Op &op, const Operand &x, int64_t dim) {
     op.need(dim >= -x.rank() && dim < x.rank(), "dim", fmt("dim %ld of %s", long(dim), text(x.t.dims).c_str()));
     int64_t at = dim < 0 ? dim + x.rank() : dim;
-    op.need(at == x.rank() - 1, "dim", fmt("dim %ld of %s, the double takes the last one only", long(dim), text(x.t.dims).c_str()));
+    op.need(at == x.rank() - 1, "dim",
+            fmt("dim %ld of %s, the double takes the last one only", long(dim), text(x.t.dims).c_str()));
     return at;
 }
 
@@ -57,13 +59,14 @@ ABI aclnnStatus aclnnRmsNormGetWorkspaceSize(const aclTensor *x_, const aclTenso
 }
 PHASE2(aclnnRmsNorm)
 
-ABI aclnnStatus aclnnAddRmsNormGetWorkspaceSize(const aclTensor *x1, const aclTensor *x2, const aclTensor *gamma_, double epsilon,
-                                                aclTensor *y_, aclTensor *rstd_, aclTensor *sum_, uint64_t *workspace,
-                                                aclOpExecutor **executor) {
+ABI aclnnStatus aclnnAddRmsNormGetWorkspaceSize(const aclTensor *x1, const aclTensor *x2, const aclTensor *gamma_,
+                                                double epsilon, aclTensor *y_, aclTensor *rstd_, aclTensor *sum_,
+                                                uint64_t *workspace, aclOpExecutor **executor) {
     ENTER("epsilon %g", epsilon);
     return phase1("aclnnAddRmsNorm", workspace, executor, [=](Op &op) {
         Operand a = op.in(x1, "x1", FLOATS), b = op.in(x2, "x2", FLOATS), gamma = op.in(gamma_, "gamma", FLOATS);
-        Operand y = op.out(y_, "yOut", FLOATS), rstd = op.out(rstd_, "rstdOut", {ACL_FLOAT}), sum = op.out(sum_, "xOut", FLOATS);
+        Operand y = op.out(y_, "yOut", FLOATS), rstd = op.out(rstd_, "rstdOut", {ACL_FLOAT}),
+                sum = op.out(sum_, "xOut", FLOATS);
         op.same_dtype({a, b, gamma, y, sum});
         op.shape(b, a.t.dims), op.shape(y, a.t.dims), op.shape(sum, a.t.dims);
         check_norm(op, a, gamma, rstd);
@@ -103,8 +106,8 @@ ABI aclnnStatus aclnnSoftmaxGetWorkspaceSize(const aclTensor *self, int64_t dim,
 }
 PHASE2(aclnnSoftmax)
 
-ABI aclnnStatus aclnnArgMaxGetWorkspaceSize(const aclTensor *self, int64_t dim, bool keep, aclTensor *result, uint64_t *workspace,
-                                            aclOpExecutor **executor) {
+ABI aclnnStatus aclnnArgMaxGetWorkspaceSize(const aclTensor *self, int64_t dim, bool keep, aclTensor *result,
+                                            uint64_t *workspace, aclOpExecutor **executor) {
     ENTER("dim %ld, keepdim %d", long(dim), keep);
     return phase1("aclnnArgMax", workspace, executor, [=](Op &op) {
         Operand x = op.in(self, "self", FLOATS), y = op.out(result, "out", INDICES);
@@ -130,7 +133,8 @@ ABI aclnnStatus aclnnArgMaxGetWorkspaceSize(const aclTensor *self, int64_t dim, 
 PHASE2(aclnnArgMax)
 
 ABI aclnnStatus aclnnTopkGetWorkspaceSize(const aclTensor *self, int64_t k, int64_t dim, bool largest, bool sorted,
-                                          aclTensor *values_, aclTensor *indices_, uint64_t *workspace, aclOpExecutor **executor) {
+                                          aclTensor *values_, aclTensor *indices_, uint64_t *workspace,
+                                          aclOpExecutor **executor) {
     ENTER("k %ld, dim %ld, largest %d, sorted %d", long(k), long(dim), largest, sorted);
     return phase1("aclnnTopk", workspace, executor, [=](Op &op) {
         Operand x = op.in(self, "self", FLOATS), values = op.out(values_, "values", FLOATS);
@@ -207,7 +211,8 @@ ABI aclnnStatus aclnnTopKTopPSampleGetWorkspaceSize(const aclTensor *logits_, co
             std::vector<int64_t> out;
             for (int64_t row = 0; row < rows; row++) {
                 size_t at = size_t(row * n);
-                out.push_back(draw(&v[at], n, top_k[size_t(row)], top_p[size_t(row)], q_ ? &q[at] : nullptr, float(eps), &left[at]));
+                out.push_back(
+                    draw(&v[at], n, top_k[size_t(row)], top_p[size_t(row)], q_ ? &q[at] : nullptr, float(eps), &left[at]));
             }
             store_ints(index, out);
             if (need_logits) store(kept, left);

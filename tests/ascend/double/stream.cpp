@@ -31,7 +31,8 @@ int check_ranges(const Task &task, int device) {
         const char *kind = "";
         if (range.host) {
             if (!is_pinned(reinterpret_cast<void *>(range.at), range.bytes)) {
-                return fault(DRIVER, "host-free-pending", fmt("%s: its host memory at %#zx is gone", task.name.c_str(), range.at));
+                return fault(DRIVER, "host-free-pending",
+                             fmt("%s: its host memory at %#zx is gone", task.name.c_str(), range.at));
             }
         } else if (range.bytes && !translate(reinterpret_cast<void *>(range.at), range.bytes, device, &why, &kind)) {
             return fault(AICORE, kind, task.name + ", " + range.what + ": " + why);
@@ -193,8 +194,9 @@ void check_race(const Stream &own, const Task &task) {
         uint64_t ordered = found == own.behind.end() ? 0 : found->second;
         for (size_t i = 0; i < other->queue.size(); i++) {
             if (other->done + i + 1 <= ordered || !collide(task, other->queue[i])) continue;
-            fault(OK, "race", fmt("%s uses memory that %s of another stream uses, and no event orders them", task.name.c_str(),
-                                  other->queue[i].name.c_str()));
+            fault(OK, "race",
+                  fmt("%s uses memory that %s of another stream uses, and no event orders them", task.name.c_str(),
+                      other->queue[i].name.c_str()));
             return;
         }
     }
@@ -210,8 +212,6 @@ void enqueue(const std::shared_ptr<Stream> &stream, Task task) {
 }
 
 int stream_device(const std::shared_ptr<Stream> &stream) { return stream->context->device; }
-
-uint64_t tasks_enqueued(const std::shared_ptr<Stream> &stream) { return stream->enqueued; }
 
 int run_until(const std::shared_ptr<Stream> &stream, uint64_t n) {
     Lock lock(mu);
@@ -363,7 +363,8 @@ ABI aclError aclrtStreamQuery(aclrtStream handle, aclrtStreamStatus *status) {
     if (stream->asked_at != stream->enqueued) stream->asked = false;
     stream->asked_at = stream->enqueued;
     bool done;
-    if ((code = query(*stream, stream->enqueued, &stream->asked, &done, lock))) return fail(code, "aclrtStreamQuery: a task failed");
+    if ((code = query(*stream, stream->enqueued, &stream->asked, &done, lock)))
+        return fail(code, "aclrtStreamQuery: a task failed");
     *status = done ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
     return OK;
 }

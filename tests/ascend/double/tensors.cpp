@@ -77,7 +77,8 @@ Operand Op::out(const aclTensor *tensor, const char *what, Types dtypes) {
 
 Operand Op::only(const aclTensorList *handle, const char *what, Types dtypes) {
     auto list = lists.get(handle);
-    if (!list) throw Refused{fault(NN_NULLPTR, handle ? "tensor-destroyed" : "null", fmt("%s, %s: no such list", name(), what))};
+    if (!list)
+        throw Refused{fault(NN_NULLPTR, handle ? "tensor-destroyed" : "null", fmt("%s, %s: no such list", name(), what))};
     plan_.uses.push_back(handle);
     need(list->members.size() == 1, "list", fmt("%s is a list of %zu tensors, not of one", what, list->members.size()));
     return take(static_cast<const aclTensor *>(list->members[0]), what, dtypes, false);
@@ -85,14 +86,16 @@ Operand Op::only(const aclTensorList *handle, const char *what, Types dtypes) {
 
 std::vector<int64_t> Op::ints(const aclIntArray *handle, const char *what) {
     auto found = arrays.get(handle);
-    if (!found) throw Refused{fault(NN_NULLPTR, handle ? "tensor-destroyed" : "null", fmt("%s, %s: no such array", name(), what))};
+    if (!found)
+        throw Refused{fault(NN_NULLPTR, handle ? "tensor-destroyed" : "null", fmt("%s, %s: no such array", name(), what))};
     plan_.uses.push_back(handle);
     return found->values;
 }
 
 double Op::scalar(const aclScalar *handle, const char *what) {
     auto found = scalars.get(handle);
-    if (!found) throw Refused{fault(NN_NULLPTR, handle ? "tensor-destroyed" : "null", fmt("%s, %s: no such scalar", name(), what))};
+    if (!found)
+        throw Refused{fault(NN_NULLPTR, handle ? "tensor-destroyed" : "null", fmt("%s, %s: no such scalar", name(), what))};
     plan_.uses.push_back(handle);
     return found->value;
 }
@@ -123,8 +126,10 @@ void Op::check_slab() const {
             uintptr_t end = uintptr_t(a.t.data) + size_t(count(a.t.storage)) * size_of(a.t.dtype);
             uintptr_t next = (end + 31) / 32 * 32 + 32, from = uintptr_t(b.t.data);
             if (from < end || from >= next) continue;
-            throw Refused{fault(NN_PARAM, "slab", fmt("%s: %s begins %zu bytes behind the end of %s, 32 and what rounding to 32 "
-                                                      "adds are to stay free", name(), b.what, size_t(from - end), a.what))};
+            throw Refused{fault(NN_PARAM, "slab",
+                                fmt("%s: %s begins %zu bytes behind the end of %s, 32 and what rounding to 32 "
+                                    "adds are to stay free",
+                                    name(), b.what, size_t(from - end), a.what))};
         }
     }
 }
@@ -160,12 +165,14 @@ namespace {
 int check_workspace(const Executor &plan, void *workspace, uint64_t bytes) {
     const char *op = plan.op.c_str();
     if (bytes < plan.workspace) {
-        return fault(NN_PARAM, "workspace-small", fmt("%s: a workspace of %zu bytes, %zu are needed", op, size_t(bytes), size_t(plan.workspace)));
+        return fault(NN_PARAM, "workspace-small",
+                     fmt("%s: a workspace of %zu bytes, %zu are needed", op, size_t(bytes), size_t(plan.workspace)));
     }
     if (!plan.workspace) return OK;
     std::string why;
     const char *kind = "";
-    if (!translate(workspace, bytes, plan.device, &why, &kind)) return fault(NN_PARAM, kind, fmt("%s, workspace: %s", op, why.c_str()));
+    if (!translate(workspace, bytes, plan.device, &why, &kind))
+        return fault(NN_PARAM, kind, fmt("%s, workspace: %s", op, why.c_str()));
     if (uintptr_t(workspace) % 32) return fault(NN_PARAM, "alignment", fmt("%s: workspace at %p", op, workspace));
     for (const Range &range : plan.ranges) {
         if (uintptr_t(workspace) < range.at + range.bytes && range.at < uintptr_t(workspace) + bytes) {
@@ -184,17 +191,20 @@ aclnnStatus phase2(const char *name, void *workspace, uint64_t bytes, aclOpExecu
     // Whatever phase 2 answers, a plain executor is gone.
     if (plan && !plan->repeatable) executors.live.erase(handle);
     if (planted) return planted;
-    if (!plan) return fault(NN_INNER_NULL, "executor-twice", std::string(name) + ": the executor was used before, or never was one");
+    if (!plan)
+        return fault(NN_INNER_NULL, "executor-twice", std::string(name) + ": the executor was used before, or never was one");
     if (plan->op != name) return fault(NN_INNER_NULL, "executor-op", std::string(name) + " with an executor of " + plan->op);
     for (const void *used : plan->uses) {
-        if (!lives(used)) return fault(NN_NULLPTR, "tensor-destroyed", std::string(name) + ": an argument was destroyed between the phases");
+        if (!lives(used))
+            return fault(NN_NULLPTR, "tensor-destroyed", std::string(name) + ": an argument was destroyed between the phases");
     }
     if (int code = check_workspace(*plan, workspace, bytes)) return code;
     int code;
     auto stream = find_stream(stream_handle, name, &code);
     if (!stream) return NN_RUNTIME;
     if (stream_device(stream) != plan->device) {
-        return fault(NN_RUNTIME, "wrong-device", fmt("%s: planned on device %d, run on device %d", name, plan->device, stream_device(stream)));
+        return fault(NN_RUNTIME, "wrong-device",
+                     fmt("%s: planned on device %d, run on device %d", name, plan->device, stream_device(stream)));
     }
     Task task{name, plan->ranges, plan->run};
     task.marks = plan->marks;
@@ -236,7 +246,8 @@ using namespace dbl;
 
 ABI aclTensor *aclCreateTensor(const int64_t *dims, uint64_t rank, aclDataType dtype, const int64_t *strides, int64_t offset,
                                aclFormat format, const int64_t *storage, uint64_t storage_rank, void *data) {
-    if (enter(__func__, fmt("rank %zu, dtype %d, offset %ld, %p", size_t(rank), int(dtype), long(offset), data))) return nullptr;
+    if (enter(__func__, fmt("rank %zu, dtype %d, offset %ld, %p", size_t(rank), int(dtype), long(offset), data)))
+        return nullptr;
     Lock lock(mu);
     if ((rank && (!dims || !strides)) || (storage_rank && !storage) || rank > 8 || storage_rank > 8) {
         return fault(NN_NULLPTR, "null", "aclCreateTensor: no dims, strides or storage, or more than 8 dimensions"), nullptr;
@@ -284,7 +295,8 @@ ABI aclTensorList *aclCreateTensorList(const aclTensor *const *members, uint64_t
     auto list = std::make_shared<TensorList>();
     for (uint64_t i = 0; members && i < n; i++) {
         auto t = tensors.get(members[i]);
-        if (!t || t->in_list) return fault(NN_NULLPTR, "list", "aclCreateTensorList: no tensor, or one of another list"), nullptr;
+        if (!t || t->in_list)
+            return fault(NN_NULLPTR, "list", "aclCreateTensorList: no tensor, or one of another list"), nullptr;
         list->members.push_back(members[i]);
     }
     for (const void *member : list->members) tensors.get(member)->in_list = true;
@@ -337,7 +349,8 @@ ABI aclnnStatus aclDestroyAclOpExecutor(aclOpExecutor *handle) {
     Lock lock(mu);
     auto executor = executors.get(handle);
     if (!executor) return fault(NN_INNER_NULL, "executor-twice", "aclDestroyAclOpExecutor: no such executor");
-    if (!executor->repeatable) return fault(NN_PARAM, "executor-destroy", "aclDestroyAclOpExecutor: the executor is not repeatable");
+    if (!executor->repeatable)
+        return fault(NN_PARAM, "executor-destroy", "aclDestroyAclOpExecutor: the executor is not repeatable");
     executors.live.erase(handle);
     return OK;
 }

@@ -161,6 +161,19 @@ fn tensor_destroyed_twice(w: &World, planted: bool) -> Seen {
     if code == 0 { NOTHING } else { ("aclDestroyTensor", code) }
 }
 
+/// A code that stands for no dtype.
+fn unknown_dtype_code(w: &World, planted: bool) -> Seen {
+    let (at, dims, strides) = (w.malloc(64), [8i64], [1i64]);
+    let dtype = if planted { 5 } else { F32 };
+    let t = w.d.aclCreateTensor(dims.as_ptr(), 1, dtype, strides.as_ptr(), 0, 2, dims.as_ptr(), 1, at);
+    w.d.aclrtFree(at);
+    if t.is_null() {
+        return ("aclCreateTensor", 0);
+    }
+    w.d.aclDestroyTensor(t);
+    NOTHING
+}
+
 fn member_of_a_list_destroyed(w: &World, planted: bool) -> Seen {
     let at = w.malloc(64);
     let t = w.view(at, &[8], None, 0, &[8], F32);
@@ -226,6 +239,12 @@ pub(super) const CASES: &[Case] = &[
         program: tensor_destroyed_twice,
         caught: ("aclDestroyTensor", 161_001),
         kind: "destroyed-twice",
+    },
+    Case {
+        name: "dtype code that nobody knows",
+        program: unknown_dtype_code,
+        caught: ("aclCreateTensor", 0),
+        kind: "dtype",
     },
     Case {
         name: "member of a list destroyed",

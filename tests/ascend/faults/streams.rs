@@ -137,6 +137,20 @@ fn event_destroyed_twice(w: &World, planted: bool) -> Seen {
     }
 }
 
+fn event_of_another_device(w: &World, planted: bool) -> Seen {
+    let mut event = null_mut();
+    w.d.aclrtSetDevice(i32::from(planted));
+    w.d.aclrtCreateEventExWithFlag(&mut event, 1);
+    w.d.aclrtSetDevice(0);
+    let code = w.d.aclrtRecordEvent(event, w.stream);
+    if code != 0 {
+        return ("aclrtRecordEvent", code);
+    }
+    w.sync();
+    w.d.aclrtDestroyEvent(event);
+    NOTHING
+}
+
 /// One stream reads what another writes.
 fn streams_without_an_event(w: &World, planted: bool) -> Seen {
     let (host, at) = (w.malloc_host(64), w.malloc(64));
@@ -243,6 +257,12 @@ pub(super) const CASES: &[Case] = &[
         program: event_destroyed_twice,
         caught: ("aclrtDestroyEvent", 107_000),
         kind: "event",
+    },
+    Case {
+        name: "event of another device",
+        program: event_of_another_device,
+        caught: ("aclrtRecordEvent", 107_000),
+        kind: "wrong-device",
     },
     Case {
         name: "streams without an event between",
