@@ -45,12 +45,7 @@ pub const KEYS: &[Key] = &[
         "\"auto\"",
         "where the model runs; auto is the first GPU or NPU that can be used, else the CPU",
     ),
-    key(
-        "device_library_dir",
-        "string",
-        "the loader's path",
-        "vendor libraries, and NPU kernels by the name of the chip",
-    ),
+    key("device_library_dir", "string", "the loader's path", "vendor libraries, and NPU kernels by chip"),
     later("dtype", "string", "\"auto\"", "weights are kept as the model stores them"),
     key("load_format", "string: auto | safetensors | dummy", "\"auto\"", "dummy makes random weights from config.json"),
     key(
