@@ -105,12 +105,7 @@ pub const KEYS: &[Key] = &[
         "the GPU's matrix products are timed at start, for one second at most, and the fastest algorithms kept here for the \
          next start; without it none are timed, and all come from the vendor library's own guess",
     ),
-    key(
-        "self_test",
-        "string, path of a file",
-        "none",
-        "every op of the device is compared with the CPU's before the model loads, and what was found written here as JSON",
-    ),
+    key("self_test", "string, path of a file", "none", "at start: a JSON of how the device's ops agree with the CPU's"),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),
     later("kv_cache_dtype", "string", "\"auto\"", "KV is kept in the weights' dtype"),
     later("kv_tiers", "array", "null", "host and disk tiers of the KV cache"),

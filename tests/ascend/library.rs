@@ -103,6 +103,15 @@ impl Double {
         }
     }
 
+    /// The same of any thread.
+    pub(crate) fn fail_any(self, call: &str, nth: i32, code: i32) {
+        let call = CString::new(call).expect("a name");
+        // SAFETY: as above.
+        unsafe {
+            self.symbol::<extern "C" fn(*const c_char, c_int, c_int)>(c"yn_double_fail")(call.as_ptr(), nth, code)
+        }
+    }
+
     /// The `nth` task from now on, of that device, fails with `code` while it runs.
     pub(crate) fn fail_task(self, device: i32, nth: i32, code: i32) {
         // SAFETY: as above.

@@ -7,6 +7,7 @@ mod computed;
 mod emulation;
 mod faults;
 mod headers;
+mod kernel_build;
 mod kernels;
 mod process;
 mod ranks;

@@ -8,7 +8,7 @@ use super::host::{Answer, Host};
 use library::Double;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use yinian::base::ErrorKind;
-use yinian::base::config::EngineConfig;
+use yinian::base::config::{EngineConfig, NumericMode};
 use yinian::engine::State;
 use yinian::plan::FinishReason;
 
@@ -57,7 +57,7 @@ fn the_demo_model_answers_on_ascend_as_on_the_cpu() {
     let expected = answers(&mut plain("cpu"));
     let mut host = plain("ascend");
     let info = host.engine.info();
-    assert_eq!(info["device"]["name"], "ascend");
+    assert_eq!((info["device"]["name"].as_str(), info["numeric_mode"].as_str()), (Some("ascend"), Some("fast")));
     assert!(info["device"]["description"].as_str().unwrap().starts_with("AscendDouble"), "{info}");
     let found = answers(&mut host);
     // Roundings turn the first near-tie; the golden tests look at how near those are.
@@ -90,6 +90,8 @@ fn chunks_preemption_and_prefix_hits_on_ascend() {
     };
     let (long, growing) = ((7, 30), (4, 80));
     let (truth, _) = run(long, &|_| (), 1);
+    // What was not waited for before shows now.
+    Double::get().mode(true, 11);
     let (chunked, _) = run(long, &|c| (c.max_num_batched_tokens, c.pipeline_depth) = (23, 1), 1);
     let (again, _) = run(long, &|c| c.enable_prefix_caching = true, 2);
     assert!(again.iter().all(|a| a.cached_tokens >= 128), "{again:?}");
@@ -102,6 +104,7 @@ fn chunks_preemption_and_prefix_hits_on_ascend() {
     {
         assert_eq!(tokens(found), tokens(truth), "{what} change tokens");
     }
+    Double::get().mode(false, 0);
     assert_clean();
 }
 
@@ -169,6 +172,79 @@ fn a_device_that_fails_ends_its_engines_requests_and_no_others() {
 /// Fails every call of that name for a while.
 fn repeat(double: Double, call: &str, code: i32) {
     (0..400).for_each(|_| double.fail(0, call, 1, code));
+}
+
+/// What `auto` is, and what an NPU does not do.
+#[test]
+fn auto_takes_an_npu_and_modes_it_has_not_are_refused() {
+    let _alone = alone();
+    let host = plain("auto");
+    let name = host.engine.info()["device"]["name"].as_str().map(str::to_owned).unwrap();
+    // A GPU goes first.
+    assert!(["ascend", "cuda"].contains(&name.as_str()), "{name}");
+    drop(host);
+    for (mode, says) in [(NumericMode::Invariant, "no invariant kernels"), (NumericMode::Aligned, "use \"fast\"")] {
+        let e = Host::start(config("ascend", |c| c.numeric_mode = mode)).map(|_| ()).unwrap_err();
+        assert!(e.kind == ErrorKind::Unsupported && e.message.contains(says), "{e}");
+    }
+    let e = Host::start(config("ascend:8", |_| ())).map(|_| ()).unwrap_err();
+    assert!(e.kind == ErrorKind::Invalid && e.message.contains("the runtime shows 8"), "{e}");
+    assert_clean();
+}
+
+/// Any call may fail while an engine starts: that is an error of a kind, and all is given back.
+#[test]
+fn every_call_of_a_start_may_fail() {
+    const CALLS: [&str; 27] = [
+        "aclInit",
+        "aclrtGetDeviceCount",
+        "aclrtSetDevice",
+        "aclrtGetMemInfo",
+        "aclrtMalloc",
+        "aclrtMallocHost",
+        "aclrtMemset",
+        "aclrtMemcpy",
+        "aclrtMemcpyAsync",
+        "aclrtCreateStream",
+        "aclrtSynchronizeStream",
+        "aclrtSynchronizeDevice",
+        "aclrtCreateEventExWithFlag",
+        "aclrtRecordEvent",
+        "aclrtSynchronizeEvent",
+        "aclCreateTensor",
+        "aclCreateTensorList",
+        "aclCreateIntArray",
+        "aclCreateScalar",
+        "aclnnMatmulGetWorkspaceSize",
+        "aclnnMatmul",
+        "aclnnCast",
+        "aclnnEmbedding",
+        "aclnnRmsNorm",
+        "aclnnRotaryPositionEmbedding",
+        "aclnnScatterPaKvCache",
+        "aclnnFusedInferAttentionScoreV3",
+    ];
+    let _alone = alone();
+    let (double, mut failed) = (Double::get(), Vec::new());
+    for (i, call) in CALLS.into_iter().enumerate() {
+        // The first, and one in the middle of a load or of a warm-up.
+        for nth in [1, 2 + i as i32 % 5] {
+            double.fail_any(call, nth, INVALID);
+            match Host::start(config("ascend:2", |_| ())) {
+                Ok(host) => drop(host),
+                Err(e) => {
+                    let kind = matches!(e.kind, ErrorKind::Device | ErrorKind::DeviceLost);
+                    assert!(kind && e.message.contains("Ascend"), "{call} {nth}: {e}");
+                    failed.push(call);
+                }
+            }
+            double.forget_plants();
+            assert_eq!((double.faults(), double.leaks()), (String::new(), String::new()), "{call} {nth}");
+        }
+    }
+    failed.dedup();
+    println!("calls whose failure fails a start: {failed:?}");
+    assert!(failed.len() >= 20, "{failed:?}");
 }
 
 /// One step that fails runs again, and nobody notices.

@@ -48,11 +48,10 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.context.enter() {
-            for raw in self.idle.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                // SAFETY: created in `take`, destroyed once.
-                let _ = unsafe { (self.context.abi().aclrtDestroyEvent)(raw.0) };
-            }
+        let _entered = self.context.enter();
+        for raw in self.idle.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // SAFETY: created in `take`, destroyed once.
+            let _ = unsafe { (self.context.abi().aclrtDestroyEvent)(raw.0) };
         }
     }
 }

@@ -73,12 +73,12 @@ impl Allocation for DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         self.context.heap.leave(self.raw as u64);
-        if let Ok(_entered) = self.context.enter() {
-            // What fails on the device then has failed for whoever waits for it, too.
-            let _ = self.context.finish();
-            // SAFETY: allocated in `unfilled`, freed once; nothing on the device uses it any more.
-            let _ = unsafe { (self.context.abi().aclrtFree)(self.raw) };
-        }
+        // Where that fails the thread may have the device all the same.
+        let _entered = self.context.enter();
+        // What fails on the device then has failed for whoever waits for it, too.
+        let _ = self.context.finish();
+        // SAFETY: allocated in `unfilled`, freed once; nothing on the device uses it any more.
+        let _ = unsafe { (self.context.abi().aclrtFree)(self.raw) };
     }
 }
 
@@ -120,11 +120,10 @@ impl HostBuffer for PinnedMemory {
 
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.context.enter() {
-            let _ = self.context.finish();
-            // SAFETY: allocated in `new`, freed once; no copy uses it any more.
-            let _ = unsafe { (self.context.abi().aclrtFreeHost)(self.ptr.cast()) };
-        }
+        let _entered = self.context.enter();
+        let _ = self.context.finish();
+        // SAFETY: allocated in `new`, freed once; no copy uses it any more.
+        let _ = unsafe { (self.context.abi().aclrtFreeHost)(self.ptr.cast()) };
     }
 }
 

@@ -280,11 +280,10 @@ impl Communicator for HcclRank {
 
 impl Drop for HcclRank {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.context.enter() {
-            // Nothing of the exchange may be under way.
-            let _ = self.context.finish();
-            // SAFETY: made in `join`, destroyed once.
-            let _ = unsafe { (self.hccl.destroy)(self.comm) };
-        }
+        let _entered = self.context.enter();
+        // Nothing of the exchange may be under way.
+        let _ = self.context.finish();
+        // SAFETY: made in `join`, destroyed once.
+        let _ = unsafe { (self.hccl.destroy)(self.comm) };
     }
 }

@@ -281,11 +281,9 @@ impl AscendStream {
 
 impl Drop for AscendStream {
     fn drop(&mut self) {
-        if let Ok(_entered) = self.context().enter() {
-            let abi = self.abi();
-            // SAFETY: created in `new`, destroyed once; work under way ends before its memory is freed.
-            let _ = unsafe { ((abi.aclrtSynchronizeStream)(self.raw), (abi.aclrtDestroyStream)(self.raw)) };
-        }
+        let (_entered, abi) = (self.context().enter(), self.abi());
+        // SAFETY: created in `new`, destroyed once; work under way ends before its memory is freed.
+        let _ = unsafe { ((abi.aclrtSynchronizeStream)(self.raw), (abi.aclrtDestroyStream)(self.raw)) };
     }
 }
 
