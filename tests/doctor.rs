@@ -154,10 +154,10 @@ fn a_folder_without_a_driver_is_named() {
 fn npus_are_listed_with_their_library() {
     let folder = ascend::folder().display().to_string();
     let text = doctor(&["--library-dir", &folder]).unwrap();
-    let version = format!("CANN  {folder}/libascendcl.so (version ");
+    let version = format!("CANN         {folder}/libascendcl.so (version ");
     assert_says(&text, &[&version, "needed CANN 8.3", "ascend:0", "ascend:7", "AscendDouble, AscendCL "]);
     let text = doctor(&[]).unwrap();
     if !text.contains("AscendCL") {
-        assert_says(&text, &["CANN  not found", "/usr/local/Ascend", "no Ascend runtime (AscendCL): searched "]);
+        assert_says(&text, &["CANN         not found", "/usr/local/Ascend", "no Ascend runtime (AscendCL): searched "]);
     }
 }

@@ -45,8 +45,8 @@ pub struct Accelerator {
 pub struct Backend {
     /// The registry's name.
     pub name: &'static str,
-    /// Kernel images of this build, with their bytes.
-    pub images: Vec<(&'static str, usize)>,
+    /// Kernel images of this build, with their bytes; `None` where builds have none.
+    pub images: Option<Vec<(&'static str, usize)>>,
     pub libraries: Vec<Library>,
     pub accelerators: Vec<Accelerator>,
     /// Why its devices could not be listed.

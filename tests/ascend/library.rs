@@ -43,10 +43,12 @@ pub(crate) fn folder_with_kernels() -> PathBuf {
     BUILT.get_or_init(build).clone()
 }
 
-/// The double's own calls.
+/// The double's own calls; who only wants its folder has no use for them.
+#[allow(dead_code)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Double(*mut c_void);
 
+#[allow(dead_code)]
 impl Double {
     pub(crate) fn get() -> Self {
         let path = folder().join("libascendcl.so");

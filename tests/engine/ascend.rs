@@ -183,7 +183,8 @@ fn auto_takes_an_npu_and_modes_it_has_not_are_refused() {
     // A GPU goes first.
     assert!(["ascend", "cuda"].contains(&name.as_str()), "{name}");
     drop(host);
-    for (mode, says) in [(NumericMode::Invariant, "no invariant kernels"), (NumericMode::Aligned, "use \"fast\"")] {
+    for (mode, says) in [(NumericMode::Invariant, "no invariant kernels"), (NumericMode::Aligned, "leave the key out")]
+    {
         let e = Host::start(config("ascend", |c| c.numeric_mode = mode)).map(|_| ()).unwrap_err();
         assert!(e.kind == ErrorKind::Unsupported && e.message.contains(says), "{e}");
     }

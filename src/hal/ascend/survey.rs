@@ -25,7 +25,7 @@ pub(in crate::hal) fn survey(options: &DeviceOptions) -> Backend {
     }];
     let count = started.and_then(|library| context::count(&library.abi));
     let accelerators = (0..*count.as_ref().unwrap_or(&0)).map(|ordinal| accelerator(ordinal, options)).collect();
-    Backend { name: NAME, images: Vec::new(), libraries, accelerators, problem: count.err().map(|e| e.message) }
+    Backend { name: NAME, images: None, libraries, accelerators, problem: count.err().map(|e| e.message) }
 }
 
 fn accelerator(ordinal: usize, options: &DeviceOptions) -> Accelerator {
