@@ -55,8 +55,8 @@ fn kernels() {
             Vec::new()
         }
     };
-    // What the library says of itself. The host's processor needs no images.
-    let devices = if images.is_empty() { r#"["cpu"]"# } else { r#"["cpu","cuda"]"# };
+    // What the library says of itself. The host's processor needs no images, and NPUs bring theirs.
+    let devices = if images.is_empty() { r#"["cpu","ascend"]"# } else { r#"["cpu","cuda","ascend"]"# };
     println!("cargo:rustc-env=YINIAN_DEVICES={devices}");
     let mut table = String::from("pub(super) static IMAGES: &[(&str, &[u8])] = &[\n");
     for (name, path) in images {

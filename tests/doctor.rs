@@ -1,6 +1,8 @@
 //! `examples/doctor` on this machine and on made-up ones: each run is a process of its own, as a driver stays loaded.
 #![cfg(target_os = "linux")]
 
+#[path = "ascend/library.rs"]
+mod ascend;
 #[path = "../examples/doctor/report.rs"]
 mod report;
 
@@ -145,5 +147,17 @@ fn a_folder_without_a_driver_is_named() {
     assert_says(&text, &[&format!("{name}/libcuda.so.1, libcuda.so")]);
     if text.contains("CUDA driver  not found") {
         assert_says(&text, &["no CUDA driver: libcuda.so.1 in ", &name, "\"device_library_dir\""]);
+    }
+}
+
+#[test]
+fn npus_are_listed_with_their_library() {
+    let folder = ascend::folder().display().to_string();
+    let text = doctor(&["--library-dir", &folder]).unwrap();
+    let version = format!("CANN         {folder}/libascendcl.so (version ");
+    assert_says(&text, &[&version, "needed CANN 8.3", "ascend:0", "ascend:7", "AscendDouble, AscendCL "]);
+    let text = doctor(&[]).unwrap();
+    if !text.contains("AscendCL") {
+        assert_says(&text, &["CANN         not found", "/usr/local/Ascend", "no Ascend runtime (AscendCL): searched "]);
     }
 }

@@ -21,7 +21,7 @@ const FLOORS: &[(&str, &[&str])] = &[
 const ASSEMBLY: (&str, &[&str]) = ("src/engine/build.rs", &["model", "runner", "hal"]);
 
 /// Where `unsafe` may stand.
-const UNSAFE: &[&str] = &["src/ffi/", "src/hal/cpu/", "src/hal/cuda/", "src/model/weights/mmap.rs"];
+const UNSAFE: &[&str] = &["src/ffi/", "src/hal/cpu/", "src/hal/cuda/", "src/hal/ascend/", "src/model/weights/mmap.rs"];
 
 const MAX_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;
@@ -184,7 +184,11 @@ fn no_features_and_no_device_names_above_hal() {
         let source = fs::read_to_string(&path).unwrap();
         let product = source.split("#[cfg(test)]").next().unwrap_or_default();
         for (i, line) in product.lines().enumerate() {
-            if code(line).contains("cfg(feature") || line.contains("\"cpu\"") || line.contains("\"cuda\"") {
+            if code(line).contains("cfg(feature")
+                || line.contains("\"cpu\"")
+                || line.contains("\"cuda\"")
+                || line.contains("\"ascend\"")
+            {
                 wrong.push(format!("{name}:{}", i + 1));
             }
         }

@@ -100,10 +100,10 @@ fn processor(text: &mut String, p: &Processor) {
 
 fn of_backend(text: &mut String, backend: &Backend) {
     let _ = write!(text, "\nBackend {}\n", backend.name);
-    let images = &backend.images;
-    if images.is_empty() {
+    let images = backend.images.as_deref().unwrap_or_default();
+    if backend.images.is_some() && images.is_empty() {
         line(text, "kernels", "none: this build was made without a compiler for them");
-    } else {
+    } else if !images.is_empty() {
         let bytes: usize = images.iter().map(|i| i.1).sum();
         let names: Vec<_> = images.iter().map(|(name, bytes)| format!("{name} {} KB", bytes.div_ceil(1000))).collect();
         line(text, "kernels", &format!("{} KB in {} images: {}", bytes / 1000, images.len(), names.join(", ")));

@@ -41,11 +41,11 @@ pub const KEYS: &[Key] = &[
     key("served_model_name", "string", "last part of model", "name reported by info and metrics"),
     key(
         "device",
-        "string: auto | cpu | cuda | cuda:N",
+        "string: auto | cpu | cuda | cuda:N | ascend | ascend:N",
         "\"auto\"",
-        "where the model runs; auto is the first GPU, else the CPU",
+        "where the model runs; auto is the first GPU or NPU that can be used, else the CPU",
     ),
-    key("device_library_dir", "string", "the loader's path", "directory of vendor libraries"),
+    key("device_library_dir", "string", "the loader's path", "vendor libraries, and NPU kernels by chip"),
     later("dtype", "string", "\"auto\"", "weights are kept as the model stores them"),
     key("load_format", "string: auto | safetensors | dummy", "\"auto\"", "dummy makes random weights from config.json"),
     key(
@@ -105,6 +105,7 @@ pub const KEYS: &[Key] = &[
         "the GPU's matrix products are timed at start, for one second at most, and the fastest algorithms kept here for the \
          next start; without it none are timed, and all come from the vendor library's own guess",
     ),
+    key("self_test", "string, path of a file", "none", "at start: a JSON of how the device's ops agree with the CPU's"),
     key("enable_prefix_caching", "boolean", "true", "share KV blocks of equal prefixes"),
     later("kv_cache_dtype", "string", "\"auto\"", "KV is kept in the weights' dtype"),
     later("kv_tiers", "array", "null", "host and disk tiers of the KV cache"),
@@ -164,6 +165,7 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: Option<f64>,
     pub device_memory_bytes: Option<usize>,
     pub tuning_cache: Option<String>,
+    pub self_test: Option<String>,
     pub enable_prefix_caching: bool,
     pub scheduling_policy: String,
     pub max_waiting: usize,
@@ -264,6 +266,7 @@ impl Default for EngineConfig {
             gpu_memory_utilization: None,
             device_memory_bytes: None,
             tuning_cache: None,
+            self_test: None,
             enable_prefix_caching: true,
             scheduling_policy: "fcfs".to_owned(),
             max_waiting: 4096,
@@ -339,8 +342,10 @@ impl EngineConfig {
         if let Some(bytes) = self.device_memory_bytes {
             range("device_memory_bytes", bytes, 1, usize::MAX)?;
         }
-        if self.tuning_cache.as_deref() == Some("") {
-            return Err(Error::invalid("config key \"tuning_cache\" is \"\"; expected the path of a file"));
+        for (key, path) in [("tuning_cache", &self.tuning_cache), ("self_test", &self.self_test)] {
+            if path.as_deref() == Some("") {
+                return Err(Error::invalid(format!("config key \"{key}\" is \"\"; expected the path of a file")));
+            }
         }
         if let Some(share) = self.gpu_memory_utilization
             && !(share > 0.0 && share <= 1.0)

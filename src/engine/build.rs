@@ -13,7 +13,7 @@ use crate::exec::ranks::{RankRunner, StartRank};
 use crate::exec::worker::{StepRunner, WorkerExecutor};
 use crate::hal::comm::{Group, LocalGroup};
 use crate::hal::registry::{self, DeviceOptions};
-use crate::hal::{Caps, Device, Tensor};
+use crate::hal::{Caps, Device, Tensor, selftest};
 use crate::model::{self, LoadOptions, Model, ModelInfo, Shard};
 use crate::runner::{self, Demand, ModelRunner, RunnerOptions};
 use crate::sched::policy::Policy;
@@ -185,6 +185,7 @@ fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
 fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     progress(0.0)?;
     let mut sizes = sizes(config, true)?;
+    config.self_test.as_ref().map_or(Ok(()), |path| selftest::write(&sizes.devices[0], Path::new(path)))?;
     let free = sizes.free_bytes()?;
     let tokenizer = config.tokenizer.as_deref().map(Path::new);
     let text = Arc::new(TextModel::open(&sizes.dir, tokenizer, config.chat_template.as_deref())?);
@@ -423,8 +424,7 @@ fn numeric_mode(wanted: NumericMode, (caps, group): (&Caps, Option<&dyn Group>))
              \"tensor_parallel_size\" of 1",
         ),
         NumericMode::Aligned if !caps.aligned => refused(
-            "computes in float32 throughout and does not round activations to the model's dtype where the reference \
-             implementation does; use \"invariant\"",
+            "does not round activations to the model's dtype where the reference implementation does; leave the key out",
         ),
         NumericMode::Invariant if !caps.invariant => refused("has no invariant kernels; use \"fast\""),
         NumericMode::Fast if caps.invariant && ordered => Ok(NumericMode::Invariant),

@@ -5,6 +5,8 @@ use crate::hal::{Allocation, Device, Tensor};
 use std::sync::Arc;
 
 const ALIGN: usize = 256;
+/// Free behind each tensor: operators of some vendors read and write whole vectors, beyond the end of what they are given.
+const BEHIND: usize = 32;
 
 /// Lays tensors out one after another. First on paper ([`ArenaPlan`]), then in memory.
 #[derive(Debug, Default)]
@@ -25,7 +27,7 @@ impl ArenaPlan {
     /// Reserves room for `rows x cols` elements.
     pub fn reserve(&mut self, rows: usize, cols: usize, dtype: DType) -> Slot {
         let offset = self.bytes;
-        self.bytes += (rows * cols * dtype.size()).next_multiple_of(ALIGN);
+        self.bytes += (rows * cols * dtype.size() + BEHIND).next_multiple_of(ALIGN);
         Slot { offset, rows, cols, dtype }
     }
 

@@ -3,6 +3,7 @@
 //! traits and [`Caps`]; device names live in `registry` and in the backend's own folder.
 
 pub mod arena;
+pub mod ascend;
 pub mod comm;
 pub mod cpu;
 pub mod cuda;
@@ -11,6 +12,7 @@ pub mod ops;
 mod planted;
 mod readers;
 pub mod registry;
+pub mod selftest;
 pub mod survey;
 pub mod tensor;
 
@@ -116,6 +118,10 @@ pub struct Tuned {
 /// One opened device. Shared by the threads of one engine; dropped with it.
 pub trait Device: Any + Send + Sync + Debug {
     fn caps(&self) -> &Caps;
+    /// What it found when it was opened (libraries, versions, what it chose because of them), as name and value, for reports.
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
     fn memory(&self) -> Result<MemoryInfo>;
     /// How fast it is with weights of this dtype, for the scheduler's model of steps; `None` where nobody knows.
     fn rates(&self, dtype: DType) -> Option<Rates> {

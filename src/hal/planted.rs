@@ -35,6 +35,9 @@ impl Device for PlantedDevice {
     fn caps(&self) -> &Caps {
         self.device.caps()
     }
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        self.device.facts()
+    }
     fn memory(&self) -> Result<MemoryInfo> {
         self.device.memory()
     }

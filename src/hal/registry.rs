@@ -3,7 +3,7 @@
 use crate::base::config::NumericMode;
 use crate::base::planted::Planted;
 use crate::base::{Error, ErrorKind, Result};
-use crate::hal::{Device, cpu, cuda, planted};
+use crate::hal::{Device, ascend, cpu, cuda, planted};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,20 +34,24 @@ enum Name {
     Cpu,
     /// With its number.
     Cuda(usize),
+    Ascend(usize),
 }
 
 fn parse(name: &str) -> Result<Name> {
-    match (name, name.split_once(':')) {
-        ("auto", _) => Ok(Name::Auto),
-        ("cpu", _) => Ok(Name::Cpu),
-        ("cuda", _) => Ok(Name::Cuda(0)),
-        (_, Some(("cuda", n))) if n.len() < 4 && n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty() => {
-            n.parse().map(Name::Cuda).map_err(|_| Error::invalid(format!("device {name:?} has no number")))
-        }
-        (_, Some(("ascend", _))) | ("ascend", _) => {
-            Err(Error::unsupported(format!("device {name:?} is not in this build; use \"cpu\", \"cuda\" or \"auto\"")))
-        }
-        _ => Err(Error::invalid(format!("device {name:?} is unknown; expected auto, cpu, cuda or cuda:N"))),
+    let (kind, number) = name.split_once(':').map_or((name, None), |(kind, number)| (kind, Some(number)));
+    let number = match number {
+        None => Some(0),
+        Some(n) if (1..4).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit()) => n.parse().ok(),
+        Some(_) => None,
+    };
+    match (kind, number) {
+        _ if name == "auto" => Ok(Name::Auto),
+        _ if name == "cpu" => Ok(Name::Cpu),
+        ("cuda", Some(n)) => Ok(Name::Cuda(n)),
+        ("ascend", Some(n)) => Ok(Name::Ascend(n)),
+        _ => Err(Error::invalid(format!(
+            "device {name:?} is unknown; expected auto, cpu, cuda, cuda:N, ascend or ascend:N"
+        ))),
     }
 }
 
@@ -55,47 +59,74 @@ fn parse(name: &str) -> Result<Name> {
 pub fn check(name: &str) -> Result<()> {
     match parse(name)? {
         Name::Cuda(_) => cuda::check_build(),
-        Name::Auto | Name::Cpu => Ok(()),
+        Name::Auto | Name::Cpu | Name::Ascend(_) => Ok(()),
     }
 }
 
-/// Opens `name`: `auto` takes the first GPU where there is one and this build can use it, else the host processor.
+/// What [`open`] and [`open_ranks`] take for `auto`: the first accelerator that opens, opened, and the numbers of its kind.
+fn first_accelerator(options: &DeviceOptions) -> Result<Option<(Kind, Arc<dyn Device>)>> {
+    for kind in KINDS {
+        match (kind.open)(0, options) {
+            // One that was there is not to be replaced by a processor unasked.
+            Err(e) if e.kind == ErrorKind::DeviceLost => return Err(e),
+            Ok(device) => return Ok(Some((kind, device))),
+            Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Accelerators of one kind.
+#[derive(Clone, Copy)]
+struct Kind {
+    open: fn(usize, &DeviceOptions) -> Result<Arc<dyn Device>>,
+    count: fn(&DeviceOptions) -> Result<usize>,
+    /// For people: what they are, who shows them, and what may hide some.
+    words: [&'static str; 3],
+}
+
+const CUDA: Kind = Kind { open: cuda::open, count: cuda::count, words: ["GPUs", "driver", "CUDA_VISIBLE_DEVICES"] };
+const ASCEND: Kind =
+    Kind { open: ascend::open, count: ascend::count, words: ["NPUs", "runtime", "ASCEND_RT_VISIBLE_DEVICES"] };
+/// In the order in which `auto` tries them.
+const KINDS: [Kind; 2] = [CUDA, ASCEND];
+
+/// Opens `name`: `auto` takes the first GPU or NPU where there is one and this build can use it, else the host processor.
 pub fn open(name: &str, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
     let device = match parse(name)? {
         Name::Cpu => cpu::open(options)?,
         Name::Cuda(ordinal) => cuda::open(ordinal, options)?,
-        Name::Auto => match cuda::open(0, options) {
-            // A GPU that was there is not to be replaced by a processor unasked.
-            Err(e) if e.kind == ErrorKind::DeviceLost => return Err(e),
-            Ok(device) => device,
-            Err(_) => cpu::open(options)?,
+        Name::Ascend(ordinal) => ascend::open(ordinal, options)?,
+        Name::Auto => match first_accelerator(options)? {
+            Some((_, device)) => device,
+            None => cpu::open(options)?,
         },
     };
     Ok(options.planted.as_ref().map_or(Arc::clone(&device), |planted| planted::wrap(Arc::clone(&device), planted)))
 }
 
-/// Opens a device for each of `ranks` ranks: GPUs one behind the other from `name` on (`auto` and `cuda` begin with the
-/// first), or the host processor as often. `Invalid` when there are too few.
+/// Opens a device for each of `ranks` ranks: GPUs or NPUs one behind the other from `name` on (`auto` and names without a number
+/// begin with the first), or the host processor as often. `Invalid` when there are too few.
 pub fn open_ranks(name: &str, ranks: usize, options: &DeviceOptions) -> Result<Vec<Arc<dyn Device>>> {
-    let gpus = |first: usize, device: Option<Arc<dyn Device>>| {
-        let found = cuda::count(options)?;
+    let several = |kind: Kind, first: usize, device: Option<Arc<dyn Device>>| {
+        let (found, [what, who, hides]) = ((kind.count)(options)?, kind.words);
         if first + ranks > found {
             return Err(Error::invalid(format!(
-                "config key \"tensor_parallel_size\" is {ranks} on device {name:?}, which takes GPUs {first} to {}; the \
-                 driver shows {found} (CUDA_VISIBLE_DEVICES may hide some)",
+                "config key \"tensor_parallel_size\" is {ranks} on device {name:?}, which takes {what} {first} to {}; the {who} \
+                 shows {found} ({hides} may hide some)",
                 first + ranks - 1
             )));
         }
         let opened = usize::from(device.is_some());
-        let rest = (first + opened..first + ranks).map(|ordinal| cuda::open(ordinal, options));
+        let rest = (first + opened..first + ranks).map(|ordinal| (kind.open)(ordinal, options));
         device.into_iter().map(Ok).chain(rest).collect()
     };
     match parse(name)? {
-        Name::Cuda(first) if ranks > 1 => gpus(first, None),
-        Name::Auto if ranks > 1 => match cuda::open(0, options) {
-            Ok(device) => gpus(0, Some(device)),
-            Err(e) if e.kind == ErrorKind::DeviceLost => Err(e),
-            Err(_) => (0..ranks).map(|_| open("cpu", options)).collect(),
+        Name::Cuda(first) if ranks > 1 => several(CUDA, first, None),
+        Name::Ascend(first) if ranks > 1 => several(ASCEND, first, None),
+        Name::Auto if ranks > 1 => match first_accelerator(options)? {
+            Some((kind, device)) => several(kind, 0, Some(device)),
+            None => (0..ranks).map(|_| open("cpu", options)).collect(),
         },
         _ => (0..ranks).map(|_| open(name, options)).collect(),
     }
@@ -122,7 +153,10 @@ mod tests {
     fn names_parse_and_others_are_refused() {
         assert_eq!(parse("cuda").unwrap(), Name::Cuda(0));
         assert_eq!(parse("cuda:12").unwrap(), Name::Cuda(12));
-        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:9999", "ascend", "ascend:1", "CPU"] {
+        assert_eq!((parse("ascend").unwrap(), parse("ascend:7").unwrap()), (Name::Ascend(0), Name::Ascend(7)));
+        for wrong in
+            ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:9999", "ascend:", "ascend:x", "cpu:0", "auto:1", "CPU"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::base::Error;
 use crate::hal::registry::{self, DeviceOptions};
-use crate::hal::{MemoryInfo, cpu, cuda};
+use crate::hal::{MemoryInfo, ascend, cpu, cuda};
 
 /// A vendor library and what the search for it came to.
 #[derive(Debug, Clone)]
@@ -45,8 +45,8 @@ pub struct Accelerator {
 pub struct Backend {
     /// The registry's name.
     pub name: &'static str,
-    /// Kernel images of this build, with their bytes.
-    pub images: Vec<(&'static str, usize)>,
+    /// Kernel images of this build, with their bytes; `None` where builds have none.
+    pub images: Option<Vec<(&'static str, usize)>>,
     pub libraries: Vec<Library>,
     pub accelerators: Vec<Accelerator>,
     /// Why its devices could not be listed.
@@ -82,5 +82,10 @@ pub fn survey(options: &DeviceOptions) -> Survey {
     let auto = registry::open("auto", options).map(|device| (device.caps().name, device.caps().description.clone()));
     let host = auto.as_ref().is_ok_and(|(name, _)| *name == cpu::NAME);
     let passed_over = if host { registry::open("cuda", options).err() } else { None };
-    Survey { processor: cpu::survey(options), backends: vec![cuda::survey(options)], auto, passed_over }
+    Survey {
+        processor: cpu::survey(options),
+        backends: vec![cuda::survey(options), ascend::survey(options)],
+        auto,
+        passed_over,
+    }
 }

@@ -43,7 +43,8 @@ static void types(void) {
   static const char *const no_integers[] = {"-1", "1.5", "1e99", "\"4\"", "\"\"", "true", "[]", "{}", "[4]",
                                             "18446744073709551616", "-9223372036854775808"};
   static const char *const strings[] = {"model", "tokenizer", "chat_template", "served_model_name", "device", "device_library_dir", "load_format",
-                                        "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features", "tuning_cache"};
+                                        "numeric_mode", "embedding_placement", "scheduling_policy", "log_level", "cpu_features", "tuning_cache",
+                                        "self_test"};
   static const char *const no_strings[] = {"7", "true", "[]", "{}", "[\"x\"]", "-0.5"};
   static const char *const flags[] = {"enable_prefix_caching", "async_load"};
   static const char *const no_flags[] = {"0", "1", "\"true\"", "[]", "{}"};
@@ -91,6 +92,7 @@ static void ranges(void) {
       {"max_decode_slowdown", "100.5", YN_E_INVALID, "max_decode_slowdown"},
       {"max_decode_slowdown", "-0.5", YN_E_INVALID, "max_decode_slowdown"},
       {"tuning_cache", "\"\"", YN_E_INVALID, "tuning_cache"},
+      {"self_test", "\"\"", YN_E_INVALID, "self_test"},
       {"default_timeout_ms", "4294967296", YN_E_INVALID, "default_timeout_ms"},
       {"watchdog_ms", "4294967296", YN_E_INVALID, "watchdog_ms"},
       {"device", "\"toaster\"", YN_E_INVALID, "device"}, {"device", "\"cpu:1\"", YN_E_INVALID, "device"},

@@ -58,6 +58,14 @@ const LONG_HEADS: [(usize, usize, usize); 10] = [
     (16, 4, 128),
 ];
 const MAX_POSITION: usize = 1024;
+/// Sequences and their tokens.
+const LONG_STEPS: [&[(usize, usize)]; 5] = [
+    &[(0, 300), (1, 1), (2, 255)],
+    &[(1, 1), (0, 213), (3, 2), (2, 1)],
+    &[(0, 1), (1, 1), (2, 1), (3, 1)],
+    &[(2, 256), (0, 1), (3, 70)],
+    &[(3, 1), (2, 1), (0, 1)],
+];
 
 /// A cache and the sequences in it.
 pub(crate) struct Cache<'a> {
@@ -345,19 +353,24 @@ fn mixed_batches(kit: &Kit, shape: Shape) {
 /// Contexts of several chunks in batches of prefills that begin anywhere and decodes, for every head dimension and ratio of
 /// heads. Only some tokens are compared: the first, the last, and every 41st.
 pub(crate) fn long_contexts(kit: &Kit) {
-    const STEPS: [&[(usize, usize)]; 5] = [
-        &[(0, 300), (1, 1), (2, 255)],
-        &[(1, 1), (0, 213), (3, 2), (2, 1)],
-        &[(0, 1), (1, 1), (2, 1), (3, 1)],
-        &[(2, 256), (0, 1), (3, 70)],
-        &[(3, 1), (2, 1), (0, 1)],
-    ];
     for (i, (heads, kv_heads, head_dim)) in some(LONG_HEADS, 2).enumerate() {
         let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
         let plain = Shape::plain((heads, kv_heads, head_dim), [16, 32, 5][i % 3], dtype);
-        long_batches(kit, plain, &STEPS);
+        long_batches(kit, plain, &LONG_STEPS);
         let window = Some([1, 64, 65, 255, 256, 257, 300][i % 7]);
-        long_batches(kit, Shape { window, soft_cap: (i % 2 == 0).then_some(3.0), ..plain }, &STEPS);
+        long_batches(kit, Shape { window, soft_cap: (i % 2 == 0).then_some(3.0), ..plain }, &LONG_STEPS);
+    }
+}
+
+/// Blocks as large as NPUs want them, for the head dimensions that their operators take; windows that no context fills, and one
+/// that binds.
+pub(crate) fn large_blocks(kit: &Kit) {
+    let heads = [(4, 4, 64), (7, 1, 80), (8, 1, 96), (8, 2, 128), (4, 1, 256)];
+    for (i, heads) in some(heads, 2).enumerate() {
+        let dtype = if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act };
+        let window = [None, Some(2000), None, Some(190), None][i % 5];
+        let plain = Shape::plain(heads, 128, dtype);
+        long_batches(kit, Shape { window, head_norms: i % 2 == 1, ..plain }, &LONG_STEPS);
     }
 }
 

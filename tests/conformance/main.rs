@@ -3,6 +3,8 @@
 //! [`kit::some`]) makes lists of shapes short, `YN_CONFORMANCE_ROWS` (in [`rows`]) chooses rows of the table.
 
 mod aligned;
+#[path = "../ascend/library.rs"]
+mod ascend;
 mod attention;
 mod invariance;
 mod kit;
@@ -72,6 +74,7 @@ const TABLE: &[Case] = &[
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),
+    ("attention: blocks of 128", attention::large_blocks),
     ("attention: many sequences", many::sequences),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
@@ -144,6 +147,69 @@ fn every_op_in(numeric_mode: NumericMode) {
     assert_eq!(device.caps().invariant, numeric_mode == NumericMode::Invariant);
     let rows = TABLE.iter().filter(|(name, _)| device.caps().invariant || !name.starts_with("row invariance"));
     run_all(&device, rows, &Kit::acts_of(&*device));
+}
+
+/// What runs on the device where vendor operators or own kernels do, as the double counts it.
+const ATTENTION: &str = "aclnnFusedInferAttentionScoreV3";
+const LAUNCH: &str = "aclrtLaunchKernelWithConfig";
+const BLOCKS: &str = "attention: blocks of 128";
+/// Rows that our own kernels take a part in.
+const OWN_KERNELS: [&str; 7] = [
+    "rms_norm",
+    "add_rms_norm",
+    "act_mul: SiLU",
+    "act_mul: GELU",
+    "attention: rope_write_kv and paged_attention",
+    "attention: long contexts",
+    BLOCKS,
+];
+
+/// Rows of every way through the Ascend backend: operators, copies, and ops on the host.
+const BUSY: [&str; 6] = [
+    "embed",
+    "add_rms_norm",
+    "linear: edges",
+    "attention: rope_write_kv and paged_attention",
+    "sample: draws",
+    "logprobs",
+];
+
+/// A way to run: its name, the folder of libraries, the rows it takes, and what is set before.
+type Setting<'a> = (&'a str, std::path::PathBuf, fn(&str) -> bool, &'a dyn Fn());
+
+/// On the double of the vendor's libraries, which also tells what a caller did wrong: with streams that run nothing before
+/// somebody waits, then with streams that run at once, and with attention in the form that older versions have.
+#[test]
+fn every_op_on_ascend() {
+    let double = ascend::Double::get();
+    let equal_rows = || double.option("refuse_tnd_paged", true);
+    let own_kernels = || {
+        double.option("refuse_tnd_paged", false);
+        double.mode(false, 0);
+    };
+    let settings: [Setting<'_>; 4] = [
+        ("lazy streams", ascend::folder(), |name| !name.starts_with("row invariance"), &|| double.mode(false, 0)),
+        ("busy streams", ascend::folder(), |name| BUSY.contains(&name), &|| double.mode(true, 7)),
+        ("attention of equal rows", ascend::folder(), |name| name == BLOCKS, &equal_rows),
+        ("own kernels", ascend::folder_with_kernels(), |name| OWN_KERNELS.contains(&name), &own_kernels),
+    ];
+    for (what, folder, takes, set) in settings {
+        set();
+        let options = DeviceOptions { library_dir: Some(folder), threads: Some(2), ..DeviceOptions::default() };
+        let device = registry::open("ascend", &options).unwrap();
+        println!("{}: {what}", device.caps().description);
+        let kernels = if what == "own kernels" { "4 of our own kernels" } else { "0 of our own kernels" };
+        assert!(device.caps().description.starts_with("AscendDouble") && device.caps().description.ends_with(kernels));
+        let before = [ATTENTION, LAUNCH].map(|call| double.calls(call));
+        run_all(&device, TABLE.iter().filter(|(name, _)| takes(name)), &device.caps().weight_dtypes.clone());
+        let [attention, launches] = [ATTENTION, LAUNCH].map(|call| double.calls(call));
+        if chosen().takes(BLOCKS, DType::Bf16) && takes(BLOCKS) {
+            assert!(attention > before[0] + 20, "{what}: attention ran on the host");
+            assert_eq!(launches > before[1] + 20, what == "own kernels", "{what}: launches of kernels");
+        }
+        drop(device);
+        assert_eq!((double.faults(), double.leaks()), (String::new(), String::new()), "{what}");
+    }
 }
 
 /// Rows for a device that rounds as the reference does; those of the table that it shares are named.

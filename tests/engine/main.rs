@@ -1,5 +1,6 @@
 //! The engine with all its threads on the mock model: what becomes of requests when things go wrong around them.
 
+mod ascend;
 mod faults;
 mod host;
 mod logprobs;

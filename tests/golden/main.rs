@@ -1,6 +1,7 @@
 //! Models against the reference implementation (tests/golden/make.py), and against themselves: tokens and logits must not
 //! depend on chunks, batches or pipeline depth, bit for bit.
 
+mod ascend;
 mod families;
 mod gpu;
 mod gpu_aligned;
@@ -26,6 +27,7 @@ use yinian::runner::ModelRunner;
 const RELATIVE: f32 = 1e-4;
 const CHUNKS: [usize; 4] = [1, 7, 16, 33];
 
+#[derive(Default)]
 struct Case {
     prompt: Vec<Token>,
     positions: Vec<usize>,

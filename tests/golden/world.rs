@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use yinian::base::config::{LoadFormat, Placement};
-use yinian::base::{BlockId, Row, SeqId, StepId, Token};
+use yinian::base::{BlockId, Result, Row, SeqId, StepId, Token};
 use yinian::hal::Device;
 use yinian::hal::comm::Group;
 use yinian::hal::registry::{DeviceOptions, open, open_ranks};
@@ -28,6 +28,33 @@ pub(crate) fn cpu() -> Arc<dyn Device> {
 
 pub(crate) fn runner_on(device: &Arc<dyn Device>, dir: &Path, format: LoadFormat) -> ModelRunner {
     runner_placed(device, dir, format, Placement::Device)
+}
+
+/// The same with blocks of `block` tokens, for sequences of that many ([`Alone::in_blocks`]).
+pub(crate) fn runner_in_blocks(device: &Arc<dyn Device>, dir: &Path, block: u32) -> Result<ModelRunner> {
+    let info = inspect(dir).expect("inspect");
+    let options = RunnerOptions { block_size: block, num_blocks: 8 * BLOCK * BLOCKS / block, ..sizes() };
+    let how = LoadOptions { format: LoadFormat::Auto, shard: Shard::WHOLE, embedding: Placement::Device };
+    let mut progress = |_| Ok(());
+    let model = load_shard(&info, dir, how, device.as_ref(), (options.max_model_len, &mut progress))?;
+    ModelRunner::new(model, Arc::clone(device), options)
+}
+
+/// One sequence of thousands of tokens, random weights.
+pub(crate) fn long_runner(device: &Arc<dyn Device>, dir: &Path) -> ModelRunner {
+    let info = inspect(dir).expect("inspect");
+    let (max_model_len, block_size) = (5120, 128);
+    let options = RunnerOptions {
+        max_num_seqs: 2,
+        max_num_batched_tokens: 700,
+        max_model_len,
+        block_size,
+        num_blocks: max_model_len as u32 / block_size,
+        depth: 2,
+    };
+    let how = LoadOptions { format: LoadFormat::Dummy, shard: Shard::WHOLE, embedding: Placement::Device };
+    let model = load_shard(&info, dir, how, device.as_ref(), (max_model_len, &mut |_| Ok(()))).expect("load");
+    ModelRunner::new(model, Arc::clone(device), options).expect("runner")
 }
 
 /// The same with the embedding table at `embedding`.
@@ -115,12 +142,17 @@ pub(crate) struct Alone {
     pub(crate) prompt_len: usize,
     pub(crate) computed: usize,
     pub(crate) sampling: SamplingParams,
+    /// Tokens of its blocks.
+    pub(crate) block: u32,
 }
 
 impl Alone {
     pub(crate) fn new(index: u32, prompt: &[Token], temperature: f32) -> Self {
         let sampling = SamplingParams::new(temperature, 40, 0.95, 7 + u64::from(index)).expect("ranges hold");
-        Self { index, tokens: prompt.to_vec(), prompt_len: prompt.len(), computed: 0, sampling }
+        Self { index, tokens: prompt.to_vec(), prompt_len: prompt.len(), computed: 0, sampling, block: BLOCK }
+    }
+    pub(crate) fn in_blocks(self, block: u32) -> Self {
+        Self { block, ..self }
     }
     pub(crate) fn generated(&self) -> &[Token] {
         &self.tokens[self.prompt_len..]
@@ -141,7 +173,7 @@ pub(crate) fn step_of(seqs: &[(&Alone, usize)]) -> StepPlan {
         let end = s.computed + len;
         let (token, block) = (plan.tokens.len() as u32, plan.blocks.len() as u32);
         plan.tokens.extend(&s.tokens[s.computed..end]);
-        plan.blocks.extend((0..(end as u32).div_ceil(BLOCK)).map(|b| BlockId(b * 8 + s.index)));
+        plan.blocks.extend((0..(end as u32).div_ceil(s.block)).map(|b| BlockId(b * 8 + s.index)));
         plan.entries.push(StepEntry {
             seq: SeqId(u64::from(s.index)),
             row: Row(s.index),

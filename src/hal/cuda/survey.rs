@@ -49,7 +49,7 @@ pub(in crate::hal) fn survey(options: &DeviceOptions) -> Backend {
     let accelerators = (0..*count.as_ref().unwrap_or(&0)).map(|ordinal| accelerator(ordinal, options)).collect();
     Backend {
         name: "cuda",
-        images: driver::images().map(|(name, image)| (name, image.len())).collect(),
+        images: Some(driver::images().map(|(name, image)| (name, image.len())).collect()),
         libraries,
         accelerators,
         problem: count.err().map(|e| e.message),
