@@ -185,9 +185,7 @@ fn model_len(config: &EngineConfig, info: &ModelInfo) -> Result<usize> {
 fn real(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> Result<Parts> {
     progress(0.0)?;
     let mut sizes = sizes(config, true)?;
-    if let Some(path) = &config.self_test {
-        selftest::write(&sizes.devices[0], Path::new(path))?;
-    }
+    config.self_test.as_ref().map_or(Ok(()), |path| selftest::write(&sizes.devices[0], Path::new(path)))?;
     let free = sizes.free_bytes()?;
     let tokenizer = config.tokenizer.as_deref().map(Path::new);
     let text = Arc::new(TextModel::open(&sizes.dir, tokenizer, config.chat_template.as_deref())?);
