@@ -423,9 +423,10 @@ fn numeric_mode(wanted: NumericMode, (caps, group): (&Caps, Option<&dyn Group>))
             "adds up what several ranks computed in an order that depends on the size of the batch; use \"fast\", or a \
              \"tensor_parallel_size\" of 1",
         ),
-        NumericMode::Aligned if !caps.aligned => refused(
-            "does not round activations to the model's dtype where the reference implementation does; leave the key out",
-        ),
+        NumericMode::Aligned if !caps.aligned => refused(&format!(
+            "does not round activations to the model's dtype where the reference implementation does; use {:?}",
+            if caps.invariant { "invariant" } else { "fast" }
+        )),
         NumericMode::Invariant if !caps.invariant => refused("has no invariant kernels; use \"fast\""),
         NumericMode::Fast if caps.invariant && ordered => Ok(NumericMode::Invariant),
         mode => Ok(mode),

@@ -174,6 +174,31 @@ fn repeat(double: Double, call: &str, code: i32) {
     (0..400).for_each(|_| double.fail(0, call, 1, code));
 }
 
+/// Two NPUs answer as one but for near-ties, and one that fails ends what both run.
+#[test]
+fn two_ranks_serve_and_fail_together() {
+    let _alone = alone();
+    let double = Double::get();
+    let one = answers(&mut plain("ascend:6"));
+    let mut host = Host::start(config("ascend:4", |c| c.tensor_parallel_size = 2)).unwrap();
+    let two = answers(&mut host);
+    let equal = |(a, b): (&Answer, &Answer)| a.tokens.iter().zip(&b.tokens).take_while(|(a, b)| a == b).count();
+    let equal: Vec<_> = two.iter().zip(&one).map(equal).collect();
+    println!("equal tokens of 40 on two ranks: {equal:?}");
+    assert!(two.iter().all(|a| a.finish == Some(FinishReason::Length)), "{two:?}");
+    assert!(equal.iter().all(|n| *n > 0) && equal.iter().sum::<usize>() > 30, "{equal:?}");
+    double.fail_task(5, 60, CORE_EXCEPTION);
+    let requests = ["A fox", "Once", "A heron"].iter().map(|p| host.request(p, 30)).collect();
+    for answer in host.serve(requests) {
+        let end = (answer.finish, answer.error);
+        assert_eq!(end, (Some(FinishReason::Error), Some(ErrorKind::DeviceLost)), "{}", answer.cause);
+    }
+    assert_eq!(host.engine.stats().state, State::Failed);
+    host.engine.close();
+    drop(host);
+    assert_clean();
+}
+
 /// What `auto` is, and what an NPU does not do.
 #[test]
 fn auto_takes_an_npu_and_modes_it_has_not_are_refused() {
@@ -183,8 +208,7 @@ fn auto_takes_an_npu_and_modes_it_has_not_are_refused() {
     // A GPU goes first.
     assert!(["ascend", "cuda"].contains(&name.as_str()), "{name}");
     drop(host);
-    for (mode, says) in [(NumericMode::Invariant, "no invariant kernels"), (NumericMode::Aligned, "leave the key out")]
-    {
+    for (mode, says) in [(NumericMode::Invariant, "no invariant kernels"), (NumericMode::Aligned, "use \"fast\"")] {
         let e = Host::start(config("ascend", |c| c.numeric_mode = mode)).map(|_| ()).unwrap_err();
         assert!(e.kind == ErrorKind::Unsupported && e.message.contains(says), "{e}");
     }
