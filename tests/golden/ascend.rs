@@ -91,6 +91,27 @@ fn margin(cpu: &mut ModelRunner, prompt: &[Token], (found, expected): (&[Token],
     Some((last[expected[at] as usize] - last[found[at] as usize]) / range)
 }
 
+/// Of the tokens that `answer` consists of, given the CPU's in front of each: how many are the device's choice too, and how far
+/// those that are not lie below the CPU's at most, as a share of the range of its logits.
+fn forced([cpu, npu]: [&mut ModelRunner; 2], prompt: &[Token], answer: &[Token]) -> (u32, f32) {
+    let tokens = [prompt, &answer[..answer.len() - 1]].concat();
+    let [expected, found] = [cpu, npu].map(|runner| runner.logits(&tokens, CHUNK_MOST).unwrap());
+    let vocab = expected.len() / tokens.len();
+    let rows = expected.chunks(vocab).zip(found.chunks(vocab)).skip(prompt.len() - 1).zip(answer);
+    let mut all = (0, 0.0_f32);
+    for ((expected, found), token) in rows {
+        let top = found.iter().fold(f32::MIN, |most, x| most.max(*x));
+        if found[*token as usize] == top {
+            all.0 += 1;
+            continue;
+        }
+        let chosen = found.iter().position(|x| *x == top).unwrap();
+        let range = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        all.1 = all.1.max((expected[*token as usize] - expected[chosen]) / range);
+    }
+    all
+}
+
 #[test]
 fn families_agree_with_the_cpu_in_half_precision() {
     let _alone = alone();
@@ -98,6 +119,7 @@ fn families_agree_with_the_cpu_in_half_precision() {
     let mut far = Vec::new();
     for (i, (dtype, tolerance, least)) in HALVES.into_iter().enumerate() {
         let (mut same, mut all, mut widest) = (0, 0, 0.0_f32);
+        let (mut equal, mut tokens, mut tie) = (0, 0, 0.0_f32);
         for (j, name) in FAMILIES.into_iter().enumerate() {
             // Either way for each family, and for each dtype.
             let device = if (i + j).is_multiple_of(2) { &plain } else { &with_kernels };
@@ -117,6 +139,10 @@ fn families_agree_with_the_cpu_in_half_precision() {
                 }
             }
             let expected = answers(&mut cpu, &cases, 30);
+            for (case, answer) in cases.iter().zip(&expected) {
+                let (same, margin) = forced([&mut cpu, &mut npu], &case.prompt, answer);
+                (equal, tokens, tie) = (equal + same, tokens + answer.len() as u32, tie.max(margin));
+            }
             for chunk in [30, 16] {
                 for ((case, found), expected) in cases.iter().zip(answers(&mut npu, &cases, chunk)).zip(&expected) {
                     let margin = margin(&mut cpu, &case.prompt, (&found, expected));
@@ -130,6 +156,8 @@ fn families_agree_with_the_cpu_in_half_precision() {
         }
         println!("{dtype}: {same} of {all} greedy answers are the CPU's, others leave it at ties of {widest:e}");
         assert!(100 * same >= least * all, "{dtype}: {same} of {all} greedy answers are the CPU's");
+        println!("{dtype}: {equal} of {tokens} tokens are the CPU's behind the CPU's own, others are ties of {tie:e}");
+        assert!(100 * equal >= 98 * tokens && tie <= tolerance / 2.0, "{dtype}: {equal} of {tokens}, ties of {tie:e}");
     }
     assert!(far.is_empty(), "{far:#?}");
     drop((plain, with_kernels));
