@@ -12,6 +12,7 @@ pub mod ops;
 mod planted;
 mod readers;
 pub mod registry;
+mod roll;
 pub mod selftest;
 pub mod survey;
 pub mod tensor;

@@ -8,53 +8,33 @@ use super::context::Context;
 use super::stream::AscendStream;
 use crate::base::{DType, Error, ErrorKind, Result};
 use crate::hal::comm::{Communicator, Group};
+use crate::hal::roll::{self, Roll, Rolled};
 use crate::hal::{Device, Stream, Tensor};
 use std::any::Any;
 use std::ptr::null_mut;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// The library has two buffers of so many MB on each device; a variable of its own says otherwise.
 const BUFFER_MB: usize = 200;
 const BUFFER_VARIABLE: &str = "HCCL_BUFFSIZE";
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Rank {
-    /// Steps it has begun and sums it has enqueued; on all ranks the same, unless one has gone ahead.
-    parts: u64,
-    /// It has begun a step and not yet left it.
-    inside: bool,
-}
+/// For people.
+const NPUS: &str = "NPUs";
 
 #[derive(Debug)]
 struct State {
-    ranks: Vec<Rank>,
+    roll: Roll,
     root: Option<Box<RootInfo>>,
-    /// Ranks that wait for the others on the host.
-    waiting: usize,
-    round: u64,
-    failed: Option<Error>,
-    lost: Option<Error>,
 }
 
-impl State {
-    /// Whether a device may wait for a rank that has not enqueued its part.
-    fn apart(&self) -> bool {
-        self.ranks.iter().any(|rank| rank.inside || rank.parts != self.ranks[0].parts)
-    }
-
-    fn another_failed(&self) -> Result<()> {
-        self.failed.as_ref().map_or(Ok(()), |e| Err(e.clone().within("another rank failed")))
-    }
-
-    fn lose(&mut self, error: &Error) {
-        let first = self.failed.get_or_insert_with(|| error.clone()).clone();
-        let text = format!("{}; the model's NPUs were in the middle of a step and cannot meet again", first.message);
-        self.lost.get_or_insert_with(|| Error::new(ErrorKind::DeviceLost, text));
+impl Rolled for State {
+    fn roll(&mut self) -> &mut Roll {
+        &mut self.roll
     }
 }
 
 #[derive(Debug)]
 struct Shared {
+    ranks: u32,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -103,9 +83,8 @@ fn check(context: &Context, result: HcclResult, what: &str) -> Result<()> {
 impl HcclGroup {
     pub(super) fn new(abi: &Abi, ranks: usize) -> Result<Self> {
         Hccl::of(abi).map_err(|e| e.within("config key \"tensor_parallel_size\""))?;
-        let ranks = vec![Rank::default(); ranks];
-        let state = State { ranks, root: None, waiting: 0, round: 0, failed: None, lost: None };
-        Ok(Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }) })
+        let state = Mutex::new(State { roll: Roll::new(ranks), root: None });
+        Ok(Self { shared: Arc::new(Shared { ranks: ranks as u32, state, changed: Condvar::new() }) })
     }
 }
 
@@ -126,14 +105,11 @@ impl Group for HcclGroup {
             shared.lock().root = Some(root);
         }
         shared.meet()?;
-        let (root, ranks) = {
-            let state = shared.lock();
-            (state.root.clone(), state.ranks.len() as u32)
-        };
+        let root = shared.lock().root.clone();
         let root = root.ok_or_else(|| Error::internal("ranks meet without an introduction"))?;
         let mut comm = null_mut();
         // SAFETY: rank 0's introduction; `comm` is writable. The call waits for all ranks, which are on their way.
-        let made = unsafe { (hccl.init)(ranks, &raw const *root, rank as u32, &raw mut comm) };
+        let made = unsafe { (hccl.init)(shared.ranks, &raw const *root, rank as u32, &raw mut comm) };
         check(context, made, "connecting NPUs").inspect_err(|e| self.fail(e))?;
         Ok(Box::new(HcclRank { shared: Arc::clone(shared), rank, comm, hccl, context: Arc::clone(context) }))
     }
@@ -152,7 +128,7 @@ impl Group for HcclGroup {
     }
 
     fn give_up(&self, error: &Error) {
-        self.shared.lock().lose(error);
+        self.shared.lock().roll.lose(error, NPUS);
         self.shared.changed.notify_all();
     }
 
@@ -163,53 +139,37 @@ impl Group for HcclGroup {
     }
 
     fn leave(&self, rank: usize) {
-        self.shared.lock().ranks[rank].inside = false;
+        self.shared.lock().roll.leave(rank);
     }
 
     fn reset(&self) -> Option<Error> {
-        let mut state = self.shared.lock();
-        state.waiting = 0;
-        state.ranks.iter_mut().for_each(|rank| rank.inside = false);
-        if state.lost.is_some() { state.failed.clone() } else { state.failed.take() }
+        self.shared.lock().roll.reset()
     }
 
     fn lost(&self) -> Option<Error> {
-        self.shared.lock().lost.clone()
+        self.shared.lock().roll.lost()
     }
 
     fn late(&self) -> Vec<usize> {
-        let state = self.shared.lock();
-        let most = state.ranks.iter().map(|rank| rank.parts).max().unwrap_or(0);
-        (0..state.ranks.len()).filter(|rank| state.ranks[*rank].parts < most).collect()
+        self.shared.lock().roll.late()
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        roll::lock(&self.state)
     }
 
-    /// Returns once all ranks are here, or an error once one has failed.
     fn meet(&self) -> Result<()> {
-        let mut state = self.lock();
-        let round = state.round;
-        state.waiting += 1;
-        if state.waiting == state.ranks.len() {
-            state.waiting = 0;
-            state.round += 1;
-            self.changed.notify_all();
-        }
-        let waits = |s: &mut State| s.round == round && s.failed.is_none();
-        let state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
-        if state.round == round { state.another_failed() } else { Ok(()) }
+        roll::meet(&self.state, &self.changed)
     }
 
     fn fail(&self, error: &Error) {
-        let mut state = self.lock();
-        if state.apart() {
-            state.lose(error);
+        let roll = &mut self.lock().roll;
+        if roll.apart() {
+            roll.lose(error, NPUS);
         }
-        state.failed.get_or_insert_with(|| error.clone());
+        roll.fail(error);
         self.changed.notify_all();
     }
 }
@@ -242,9 +202,9 @@ impl Communicator for HcclRank {
         };
         let stream = AscendStream::of(stream).bound()?;
         {
-            let mut state = self.shared.lock();
-            state.another_failed()?;
-            state.ranks[self.rank].parts += 1;
+            let roll = &mut self.shared.lock().roll;
+            roll.check()?;
+            roll.add(self.rank, 1);
         }
         let (at, count) = (x.addr() as Handle, (x.rows() * x.cols()) as u64);
         // SAFETY: a live communicator and a live stream of its device; the memory is a tensor's there, which holds `count` elements
@@ -254,23 +214,19 @@ impl Communicator for HcclRank {
     }
 
     fn begin(&self) -> Result<()> {
-        self.shared.lock().another_failed()?;
+        self.shared.lock().roll.check()?;
         let mut found = HcclResult::SUCCESS;
         // SAFETY: a live communicator; `found` is writable.
         let asked = unsafe { (self.hccl.async_error)(self.comm, &raw mut found) };
         let fine = check(&self.context, asked, "HcclGetCommAsyncError")
             .and_then(|()| check(&self.context, found, "exchange between NPUs"));
-        let mut state = self.shared.lock();
+        let roll = &mut self.shared.lock().roll;
         if let Err(e) = fine {
             let e = e.within(format!("rank {}", self.rank));
-            state.lose(&e);
+            roll.lose(&e, NPUS);
             return Err(e);
         }
-        state.another_failed()?;
-        let rank = &mut state.ranks[self.rank];
-        rank.parts += 1;
-        rank.inside = true;
-        Ok(())
+        roll.begin(self.rank)
     }
 
     fn fail(&self, error: &Error) {

@@ -7,6 +7,7 @@ use super::nccl::{Comm, Nccl};
 use super::stream::CudaStream;
 use crate::base::{Error, ErrorKind, Result, threads};
 use crate::hal::comm::{Communicator, Group};
+use crate::hal::roll::{self, Roll, Rolled};
 use crate::hal::{Device, Stream, Tensor};
 use std::any::Any;
 use std::cell::Cell;
@@ -25,36 +26,23 @@ struct Rank {
     device: Option<(Arc<Context>, c_int)>,
     /// Until it is destroyed or given up.
     comm: Option<Comm>,
-    /// Steps it has begun and sums it has enqueued beside them; on all ranks the same, unless one has gone ahead.
-    parts: u64,
-    /// It has begun a step and not yet left it.
-    inside: bool,
     /// It is in a call of the library.
     calling: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    roll: Roll,
     ranks: Vec<Rank>,
-    /// Ranks that wait for the others on the host.
-    waiting: usize,
-    round: u64,
     /// Places that are not dropped.
     places: usize,
-    failed: Option<Error>,
-    lost: Option<Error>,
     /// The library has let go of a broken exchange.
     freed: bool,
 }
 
-impl State {
-    /// Whether a device may wait for a rank that has not enqueued its part.
-    fn apart(&self) -> bool {
-        self.ranks.iter().any(|rank| rank.inside || rank.parts != self.ranks[0].parts)
-    }
-
-    fn another_failed(&self) -> Result<()> {
-        self.failed.as_ref().map_or(Ok(()), |e| Err(e.clone().within("another rank failed")))
+impl Rolled for State {
+    fn roll(&mut self) -> &mut Roll {
+        &mut self.roll
     }
 }
 
@@ -74,7 +62,8 @@ pub(super) struct NcclGroup {
 impl NcclGroup {
     pub(super) fn new(ranks: usize, library_dir: Option<&Path>) -> Result<Self> {
         let nccl = Nccl::load(library_dir).map_err(|e| e.within("config key \"tensor_parallel_size\""))?;
-        let state = State { ranks: (0..ranks).map(|_| Rank::default()).collect(), ..State::default() };
+        let of_ranks = (0..ranks).map(|_| Rank::default()).collect();
+        let state = State { roll: Roll::new(ranks), ranks: of_ranks, places: 0, freed: false };
         Ok(Self { shared: Arc::new(Shared { nccl, state: Mutex::new(state), changed: Condvar::new() }) })
     }
 }
@@ -122,45 +111,29 @@ impl Group for NcclGroup {
     }
 
     fn leave(&self, rank: usize) {
-        self.shared.lock().ranks[rank].inside = false;
+        self.shared.lock().roll.leave(rank);
     }
 
     fn reset(&self) -> Option<Error> {
-        let mut state = self.shared.lock();
-        state.waiting = 0;
-        state.ranks.iter_mut().for_each(|rank| rank.inside = false);
-        if state.lost.is_some() { state.failed.clone() } else { state.failed.take() }
+        self.shared.lock().roll.reset()
     }
 
     fn lost(&self) -> Option<Error> {
-        self.shared.lock().lost.clone()
+        self.shared.lock().roll.lost()
     }
 
     fn late(&self) -> Vec<usize> {
-        let state = self.shared.lock();
-        let most = state.ranks.iter().map(|rank| rank.parts).max().unwrap_or(0);
-        (0..state.ranks.len()).filter(|rank| state.ranks[*rank].parts < most).collect()
+        self.shared.lock().roll.late()
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        roll::lock(&self.state)
     }
 
-    /// Returns once all ranks are here, or an error once one has failed.
     fn meet(&self) -> Result<()> {
-        let mut state = self.lock();
-        let round = state.round;
-        state.waiting += 1;
-        if state.waiting == state.ranks.len() {
-            state.waiting = 0;
-            state.round += 1;
-            self.changed.notify_all();
-        }
-        let waits = |s: &mut State| s.round == round && s.failed.is_none();
-        let state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
-        if state.round == round { state.another_failed() } else { Ok(()) }
+        roll::meet(&self.state, &self.changed)
     }
 
     /// Connects the devices that have joined.
@@ -178,21 +151,18 @@ impl Shared {
 
     fn fail(self: &Arc<Self>, error: &Error) {
         let mut state = self.lock();
-        if state.apart() {
+        if state.roll.apart() {
             self.lose(&mut state, error);
         }
-        state.failed.get_or_insert_with(|| error.clone());
+        state.roll.fail(error);
         self.changed.notify_all();
     }
 
     /// Breaks the exchange off: devices that wait for another go on, with whatever numbers.
     fn lose(self: &Arc<Self>, state: &mut State, error: &Error) {
-        if state.lost.is_some() {
+        if !state.roll.lose(error, "GPUs") {
             return;
         }
-        let first = state.failed.get_or_insert_with(|| error.clone()).clone();
-        let text = format!("{}; the model's GPUs were in the middle of a step and cannot meet again", first.message);
-        state.lost = Some(Error::new(ErrorKind::DeviceLost, text));
         self.changed.notify_all();
         let taken = state.ranks.iter_mut().filter_map(|rank| Some((rank.calling, rank.comm.take()?)));
         let mut comms: Vec<_> = taken.collect();
@@ -231,11 +201,11 @@ impl Shared {
     /// The communicator of a rank that calls the library; `parts` more are on their way to its device.
     fn call(&self, rank: usize, parts: u64) -> Result<Comm> {
         let mut state = self.lock();
-        state.another_failed()?;
-        let rank = &mut state.ranks[rank];
-        let comm = rank.comm.ok_or_else(|| Error::internal("a rank adds up without a connection"))?;
-        rank.calling = true;
-        rank.parts += parts;
+        state.roll.check()?;
+        let of_rank = &mut state.ranks[rank];
+        let comm = of_rank.comm.ok_or_else(|| Error::internal("a rank adds up without a connection"))?;
+        of_rank.calling = true;
+        state.roll.add(rank, parts);
         Ok(comm)
     }
 
@@ -295,11 +265,7 @@ impl Communicator for NcclRank {
             self.shared.lose(&mut state, &e);
             return Err(e);
         }
-        state.another_failed()?;
-        let rank = &mut state.ranks[self.rank];
-        rank.parts += 1;
-        rank.inside = true;
-        Ok(())
+        state.roll.begin(self.rank)
     }
 
     fn fail(&self, error: &Error) {
