@@ -115,6 +115,8 @@ fn a_device_that_fails_ends_its_engines_requests_and_no_others() {
     let double = Double::get();
     let mut other = plain("ascend:1");
     let truth = answers(&mut other);
+    // On the same device, with streams of its own; it has nothing to do while the device fails.
+    let mut near = plain("ascend");
     let serve = |host: &mut Host| {
         let requests =
             ["A fox", "The lantern", "Once", "A heron", "The river"].iter().map(|p| host.request(p, 30)).collect();
@@ -162,10 +164,11 @@ fn a_device_that_fails_ends_its_engines_requests_and_no_others() {
         host.engine.close();
         drop(host);
         double.forget_plants();
-        assert!(answers(&mut other) == truth, "{what}: another engine answers otherwise");
+        for (host, whose) in [(&mut other, "another device"), (&mut near, "the same device")] {
+            assert!(answers(host) == truth, "{what}: the engine on {whose} answers otherwise");
+        }
     }
-    other.engine.close();
-    drop(other);
+    [other, near].iter_mut().for_each(|host| host.engine.close());
     assert_clean();
 }
 
