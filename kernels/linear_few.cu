@@ -9,7 +9,7 @@
 // Where k is long and columns are few, the blocks of a cluster have a unit each a part of k, and add up their results in the order
 // of parts.
 // Tiles are copied by the hardware (tensor maps) in boxes of 64 numbers of k and swizzled by 128 bytes, so that ldmatrix meets no bank
-// twice. Where a unit has few columns and k is long a tile is four boxes, which one instruction copies: the hardware of an H200 brings
+// twice. Where units of a large matrix have few columns a tile is four boxes, which one instruction copies: the hardware of an H200 brings
 // 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB.
 // Instances: f16 and bf16 x tiles of two boxes of up to 8 and up to 16 rows, and of four boxes of up to 8. Other
 // architectures have empty bodies, which are never launched.

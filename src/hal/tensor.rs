@@ -86,6 +86,24 @@ pub struct HostMatrix<'a> {
     pub data: &'a [u8],
 }
 
+impl HostMatrix<'_> {
+    /// Rows, columns and dtype of parts below each other, for devices that keep a matrix as it is. `Invalid` where they do not fit.
+    pub(super) fn stacked(parts: &[HostMatrix<'_>]) -> Result<(usize, usize, DType)> {
+        let Some(first) = parts.first() else { return Err(Error::invalid("a matrix has no parts")) };
+        let (cols, dtype) = (first.cols, first.dtype);
+        let rows = parts.iter().map(|p| p.rows).sum::<usize>();
+        let fits =
+            |p: &HostMatrix<'_>| p.cols == cols && p.dtype == dtype && p.data.len() == p.rows * cols * dtype.size();
+        if rows == 0 || cols == 0 || !parts.iter().all(fits) {
+            return Err(Error::invalid(format!("parts of a {rows}x{cols} {dtype} matrix do not fit each other")));
+        }
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
+            return Err(Error::invalid(format!("a weight matrix of {dtype}; expected f32, f16 or bf16")));
+        }
+        Ok((rows, cols, dtype))
+    }
+}
+
 /// Rows of a matrix of random numbers, uniform in `-width / 2..width / 2`: element `i` in row-major order is
 /// `(unit(i) - 1/2) * width`, where `unit(i)` is the i-th number of [`SplitMix64`] from `seed` on.
 #[derive(Debug, Clone, Copy)]

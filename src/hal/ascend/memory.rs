@@ -143,24 +143,9 @@ pub(super) struct AscendMatrix {
     dtype: DType,
 }
 
-/// Rows, columns and dtype of parts below each other.
-fn shape(parts: &[HostMatrix<'_>]) -> Result<(usize, usize, DType)> {
-    let Some(first) = parts.first() else { return Err(Error::invalid("a matrix has no parts")) };
-    let (cols, dtype) = (first.cols, first.dtype);
-    let rows = parts.iter().map(|p| p.rows).sum::<usize>();
-    let fits = |p: &HostMatrix<'_>| p.cols == cols && p.dtype == dtype && p.data.len() == p.rows * cols * dtype.size();
-    if rows == 0 || cols == 0 || !parts.iter().all(fits) {
-        return Err(Error::invalid(format!("parts of a {rows}x{cols} {dtype} matrix do not fit each other")));
-    }
-    if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
-        return Err(Error::invalid(format!("a weight matrix of {dtype}; expected f32, f16 or bf16")));
-    }
-    Ok((rows, cols, dtype))
-}
-
 impl AscendMatrix {
     pub(super) fn load(context: &Arc<Context>, parts: &[HostMatrix<'_>], placement: Placement) -> Result<Matrix> {
-        let (rows, cols, dtype) = shape(parts)?;
+        let (rows, cols, dtype) = HostMatrix::stacked(parts)?;
         let bytes = rows * cols * dtype.size();
         let numbers = match placement {
             Placement::Device => {

@@ -7,7 +7,7 @@ use super::random::Random;
 use super::sender::{Sender, Spent};
 use super::slots::Slots;
 use crate::base::config::Placement;
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Result};
 use crate::hal::readers::{Reader, Readers};
 use crate::hal::{Allocation, HostMatrix, Matrix, MatrixLoader, MatrixPart, RandomRows, Tensor};
 use cudarc::driver::sys;
@@ -65,21 +65,6 @@ impl Drop for HostTable {
     }
 }
 
-/// Rows, columns and dtype of parts below each other.
-fn shape(parts: &[HostMatrix<'_>]) -> Result<(usize, usize, DType)> {
-    let Some(first) = parts.first() else { return Err(Error::invalid("a matrix has no parts")) };
-    let (cols, dtype) = (first.cols, first.dtype);
-    let rows = parts.iter().map(|p| p.rows).sum::<usize>();
-    let fits = |p: &HostMatrix<'_>| p.cols == cols && p.dtype == dtype && p.data.len() == p.rows * cols * dtype.size();
-    if rows == 0 || cols == 0 || !parts.iter().all(fits) {
-        return Err(Error::invalid(format!("parts of a {rows}x{cols} {dtype} matrix do not fit each other")));
-    }
-    if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
-        return Err(Error::invalid(format!("a weight matrix of {dtype}; expected f32, f16 or bf16")));
-    }
-    Ok((rows, cols, dtype))
-}
-
 fn room(context: &Arc<Context>, bytes: usize, placement: Placement) -> Result<Arc<dyn Allocation>> {
     Ok(match placement {
         Placement::Device => Arc::new(DeviceMemory::unfilled(context, bytes)?),
@@ -116,7 +101,7 @@ fn copy_now(context: &Context, data: &[u8], (to, at): (&dyn Allocation, usize), 
 
 /// A matrix of parts in host memory, loaded on return.
 pub(super) fn now(context: &Arc<Context>, parts: &[HostMatrix<'_>], placement: Placement) -> Result<Matrix> {
-    let (rows, cols, dtype) = shape(parts)?;
+    let (rows, cols, dtype) = HostMatrix::stacked(parts)?;
     let memory = room(context, rows * cols * dtype.size(), placement)?;
     let mut at = 0;
     for part in parts {
@@ -234,7 +219,7 @@ impl CudaLoader {
 impl MatrixLoader for CudaLoader {
     fn load(&mut self, parts: &[MatrixPart<'_>], placement: Placement) -> Result<Matrix> {
         let matrices: Vec<_> = parts.iter().map(|part| part.matrix).collect();
-        let (rows, cols, dtype) = shape(&matrices)?;
+        let (rows, cols, dtype) = HostMatrix::stacked(&matrices)?;
         let (memory, from) = self.room(rows * cols * dtype.size(), placement)?;
         let mut at = from;
         for MatrixPart { matrix, file } in parts {

@@ -1,7 +1,6 @@
 //! Norms. Their weights are F32 and the operator wants them in the dtype of what it norms, so it norms widened activations.
 
 use super::super::abi::DataType;
-use super::super::host::{narrowed, widened};
 use super::super::kernels::{Arg, number};
 use super::super::operands::{View, code};
 use super::super::stream::AscendStream;
@@ -38,10 +37,10 @@ pub(super) fn norm(
 
 fn on_host(s: &AscendStream, (y, x): (u64, u64), dims: &[usize], (weight, eps): (&Tensor, f32)) -> Result<()> {
     let (n, cols) = (dims.iter().product::<usize>(), weight.cols());
-    let x = s.host.floats(&widened(&s.fetch_all(&[(x, 4 * n)])?, DType::F32), cols)?;
-    let weight = s.host.floats(&widened(&s.fetch(weight)?, DType::F32), cols)?;
+    let x = s.host.floats(&DType::F32.decode(&s.fetch_all(&[(x, 4 * n)])?), cols)?;
+    let weight = s.host.floats(&DType::F32.decode(&s.fetch(weight)?), cols)?;
     s.host.stream.rms_norm(&x, &x, &weight, eps)?;
-    s.put_at(y, &narrowed(&s.host.read_floats(&x)?, DType::F32))
+    s.put_at(y, &DType::F32.encode(&s.host.read_floats(&x)?))
 }
 
 pub(crate) fn rms_norm(s: &AscendStream, (out, x): (&Tensor, &Tensor), (weight, eps): (&Tensor, f32)) -> Result<()> {

@@ -1,6 +1,5 @@
 //! The cache's writer and reader on the host, for what operators do not take. The cache stays on the device, in its own order.
 
-use super::super::host::{narrowed, rounded, widened};
 use super::super::stream::AscendStream;
 use super::paged::{Pages, Tables};
 use crate::base::{DType, Error, Result};
@@ -36,20 +35,20 @@ impl Turn {
 pub(super) fn rope_write_kv(s: &AscendStream, args: &RopeWriteKv<'_>, pages: &Pages) -> Result<()> {
     let (dim, act) = (pages.head_dim, args.qkv.dtype());
     let (positions, slots) = (s.ints(args.positions)?, s.ints(args.slots)?);
-    let weights = |t| -> Result<Vec<f32>> { Ok(widened(&s.fetch(t)?, DType::F32)) };
+    let weights = |t| -> Result<Vec<f32>> { Ok(DType::F32.decode(&s.fetch(t)?)) };
     let norms = match &args.norms {
         Some(norms) => Some(([weights(norms.query)?, weights(norms.key)?], norms.eps)),
         None => None,
     };
     let turn = Turn { dim, norms, rope: s.paged.rope(s, args.rope)? };
-    let mut qkv = widened(&s.fetch(args.qkv)?, act);
+    let mut qkv = act.decode(&s.fetch(args.qkv)?);
     for ((row, position), slot) in qkv.chunks_exact_mut(args.qkv.cols()).zip(&positions).zip(&slots) {
         let position =
             usize::try_from(*position).map_err(|_| Error::internal(format!("a token at position {position}")))?;
         let (rotated, values) = row.split_at_mut((args.heads + pages.kv_heads) * dim);
         for (h, head) in rotated.chunks_exact_mut(dim).enumerate() {
             turn.head(head, usize::from(h >= args.heads), position);
-            head.iter_mut().for_each(|x| *x = rounded(*x, act));
+            head.iter_mut().for_each(|x| *x = act.round(*x));
         }
         let Ok(slot) = usize::try_from(*slot) else { continue };
         let (block, token) = (slot / pages.block_size, slot % pages.block_size);
@@ -57,10 +56,10 @@ pub(super) fn rope_write_kv(s: &AscendStream, args: &RopeWriteKv<'_>, pages: &Pa
             return Err(Error::internal(format!("KV block {block} of a step; the cache has {}", pages.blocks)));
         }
         let at = (token * pages.token_bytes()) as u64;
-        s.put_at(pages.addr(block, 0) + at, &narrowed(&rotated[args.heads * dim..], pages.dtype))?;
-        s.put_at(pages.addr(block, 1) + at, &narrowed(values, pages.dtype))?;
+        s.put_at(pages.addr(block, 0) + at, &pages.dtype.encode(&rotated[args.heads * dim..]))?;
+        s.put_at(pages.addr(block, 1) + at, &pages.dtype.encode(values))?;
     }
-    s.put(args.qkv, &narrowed(&qkv, act))
+    s.put(args.qkv, &act.encode(&qkv))
 }
 
 /// One sequence after the other: its keys and values come to the host, as far as they are seen.
@@ -82,9 +81,9 @@ pub(super) fn paged_attention(
             before.ok_or_else(|| Error::internal(format!("{} tokens of a context of {context}", to - from)))?;
         let seen = args.window.map_or(0, |window| (before + 1).saturating_sub(window as usize));
         let keys = cached(s, pages, (&tables.blocks[i], *context), seen)?;
-        let rows = widened(&s.fetch(&args.qkv.slice_rows(from, to - from))?, act);
+        let rows = act.decode(&s.fetch(&args.qkv.slice_rows(from, to - from))?);
         let out = alone(s, args, pages, (&rows, keys))?;
-        s.put(&args.out.slice_rows(from, to - from), &narrowed(&out, act))?;
+        s.put(&args.out.slice_rows(from, to - from), &act.encode(&out))?;
     }
     Ok(())
 }
@@ -98,7 +97,7 @@ fn cached(s: &AscendStream, pages: &Pages, (blocks, context): (&[usize], usize),
         [(pages.addr(*block, 0), tokens * bytes), (pages.addr(*block, 1), tokens * bytes)]
     });
     let pieces: Vec<_> = pieces.collect();
-    let fetched = widened(&s.fetch_all(&pieces)?, pages.dtype);
+    let fetched = pages.dtype.decode(&s.fetch_all(&pieces)?);
     let row = pages.kv_heads * pages.head_dim;
     let (mut all, mut at) = (vec![0.0; 2 * context * row], 0);
     for (i, block) in pieces.chunks_exact(2).enumerate() {

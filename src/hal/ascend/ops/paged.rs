@@ -238,7 +238,7 @@ impl Paged {
         if let Some(known) = self.ropes.borrow().get(&key) {
             return Ok(Arc::clone(known));
         }
-        let table = Arc::new(super::super::host::widened(&s.fetch(rope)?, DType::F32));
+        let table = Arc::new(DType::F32.decode(&s.fetch(rope)?));
         let mut ropes = self.ropes.borrow_mut();
         // Those of memory that was freed.
         ropes.retain(|(addr, number), _| s.context().heap.find(*addr, 1).is_some_and(|place| place.number == *number));

@@ -1,7 +1,7 @@
 //! Ops that treat each row alone: embeddings, gates, gathers.
 
 use super::super::abi::DataType;
-use super::super::host::{int_bytes, narrowed, widened};
+use super::super::host::int_bytes;
 use super::super::kernels::{Arg, number};
 use super::super::memory::AscendMatrix;
 use super::super::operands::{View, code, is_aligned};
@@ -83,8 +83,8 @@ fn embed_on_host(s: &AscendStream, (out, scale): (&Tensor, f32), table: &AscendM
         }
         None => ids.iter().for_each(|id| rows.extend_from_slice(table.host_row(*id as usize).unwrap_or_default())),
     }
-    let scaled: Vec<f32> = widened(&rows, dtype).into_iter().map(|x| x * scale).collect();
-    s.put(out, &narrowed(&scaled, out.dtype()))
+    let scaled: Vec<f32> = dtype.decode(&rows).into_iter().map(|x| x * scale).collect();
+    s.put(out, &out.dtype().encode(&scaled))
 }
 
 pub(crate) fn act_mul(s: &AscendStream, (out, gate_up): (&Tensor, &Tensor), activation: Activation) -> Result<()> {
@@ -105,10 +105,10 @@ pub(crate) fn act_mul(s: &AscendStream, (out, gate_up): (&Tensor, &Tensor), acti
             s.call(op, |plan, bytes, executor| unsafe { plan(x.raw(), 1, out.raw(), bytes, executor) })
         }
         _ => {
-            let x = s.host.floats(&widened(&s.fetch(gate_up)?, gate_up.dtype()), gate_up.cols())?;
+            let x = s.host.floats(&gate_up.dtype().decode(&s.fetch(gate_up)?), gate_up.cols())?;
             let gated = s.host.zeros(out.rows(), out.cols(), DType::F32)?;
             s.host.stream.act_mul(&gated, &x, activation)?;
-            s.put(out, &narrowed(&s.host.read_floats(&gated)?, out.dtype()))
+            s.put(out, &out.dtype().encode(&s.host.read_floats(&gated)?))
         }
     }
 }
@@ -178,13 +178,12 @@ pub(crate) fn mask_logits(s: &AscendStream, logits: &Tensor, masks: &Tensor) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::host::rounded;
     use super::*;
 
     #[test]
     fn a_scaled_row_is_rounded_once() {
         let x = [0.3_f32, -1.7, 55.0];
-        let (once, each) = (narrowed(&x.map(|x| x * 55.5), DType::Bf16), x.map(|x| rounded(x * 55.5, DType::Bf16)));
-        assert_eq!(widened(&once, DType::Bf16), each);
+        let (once, each) = (DType::Bf16.encode(&x.map(|x| x * 55.5)), x.map(|x| DType::Bf16.round(x * 55.5)));
+        assert_eq!(DType::Bf16.decode(&once), each);
     }
 }

@@ -8,7 +8,6 @@ use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::{Activation, SAMPLER_WORDS, SamplerWord};
 use crate::hal::{Matrix, MatrixStorage, Tensor};
-use half::{bf16, f16};
 
 /// Threads of a block, as in the kernels.
 const BLOCK: u32 = 128;
@@ -103,17 +102,12 @@ pub(in crate::hal::cuda) fn embed(
         state_rows: small(state.rows()),
         state_cols: small(state.cols()),
         last_token: SamplerWord::LastToken as u32,
-        scale: if s.rounds_as_reference(out.dtype()) { rounded(scale, out.dtype()) } else { scale },
+        scale: if s.rounds_as_reference(out.dtype()) { out.dtype().round(scale) } else { scale },
         vectors: u32::from(whole_vectors(out.cols(), &[out]) && matrix.addr().is_multiple_of(16)),
         unused: 0,
     };
     let kernel = s.kernels().rowwise.embed[index_of(matrix.dtype())].of(out.dtype());
     s.launch(kernel, [small(out.rows()), small(out.cols().div_ceil(COLUMNS)), 1], BLOCK, 0, &params)
-}
-
-/// A number as F16 or BF16 keeps it.
-fn rounded(x: f32, dtype: DType) -> f32 {
-    if dtype == DType::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
 }
 
 /// Mirrors kernels/rowwise.cu.
