@@ -1,70 +1,54 @@
 // linear of few rows in mode `fast`: out = x * w^T + bias. out: act or f32 [M, N]; x: act [M, K]; w: act [N, K]; bias: f32 [N].
-// Bound by reading w once.
+// Bound by reading w once, and where w is small by the way from one launch to the next. What may stand in front of the product and
+// behind it is in few_ends.cuh.
 //
 // There is one block for each multiprocessor at most, and each has an equal number of units: 8 to 64 neighbouring columns over
-// the whole of k. One warp has tiles of 128 or 256 numbers of k copied into a ring, w's first ones while the launch in front is still
-// under way; two such blocks fit on a multiprocessor, so the next product's ring fills while this one ends. Where blocks have many
-// units one multiprocessor must not get two of them: such launches ask for so much shared memory that one fits beside a small one.
+// the whole of k; gates are followed by the unit of what they multiply. One warp has tiles of 128 or 256 numbers of k copied into a
+// ring, w's first ones while the launch in front is still under way; two such blocks fit on a multiprocessor, so the next product's
+// ring fills while this one ends. Where a block's share of w is more than a ring holds, one multiprocessor must not get two of a
+// launch: it asks for so much shared memory that one fits beside a small one. Such launches also let the next one start only when rows of x
+// are here, which would else wait behind the next ring's tiles.
 // Eight warps multiply, each its steps of 16 of a tile, and add up what they have at the end of a unit, in the order of warps.
-// Where k is long and columns are few, the blocks of a cluster have a unit each a part of k, and add up their results in the order
-// of parts.
+// Where k is long and columns are few, the blocks of a cluster have a unit each a part of k; each sends the others the results that
+// they add up, in the order of parts.
 // Tiles are copied by the hardware (tensor maps) in boxes of 64 numbers of k and swizzled by 128 bytes, so that ldmatrix meets no bank
 // twice. Where units of a large matrix have few columns a tile is four boxes, which one instruction copies: the hardware of an H200 brings
 // 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB.
-// Instances: f16 and bf16 x tiles of two boxes of up to 8 and up to 16 rows, and of four boxes of up to 8. Other
-// architectures have empty bodies, which are never launched.
-#include "common.cuh"
+// Tiles of x come with those of w; or a block holds all its rows, where they are small, as they are there sooner.
+// Instances: f16 and bf16 x tiles of two boxes of up to 8 and up to 16 rows, and of four boxes of up to 8; those of up to 8 with rows
+// that come in tiles and that are held. Other architectures have empty bodies, which are never launched.
+#include "few_ends.cuh"
 #include "hopper.cuh"
-
-struct FewParams {
-  alignas(64) unsigned char w_map[128];  // CUtensorMap of w: tiles of 8 * strips rows
-  alignas(64) unsigned char x_map[128];  // of x: tiles of 8 or 16 rows
-  uint64_t out;
-  uint64_t bias;  // 0: none
-  uint32_t m;
-  uint32_t n;
-  uint32_t k;
-  uint32_t strips;  // of 8 columns, in a unit
-  uint32_t units;
-  uint32_t wide;   // out is f32
-  uint32_t pairs;  // rows of out are whole aligned pairs
-  uint32_t stages;  // of the ring
-  uint32_t splits;  // of k, one a block of a cluster
-};
-static_assert(sizeof(FewParams) == 320, "mirrored in src/hal/cuda/ops/linear_few.rs");
-
-constexpr uint32_t WARPS = 8, THREADS = 32 * (WARPS + 1), STRIPS = 8, MAX_STAGES = 16;
-constexpr uint32_t ROW_BYTES = 128, RING_BYTES = 80 * 1024;
-constexpr uint32_t REDUCED = 4608;  // numbers of a round of adding up
-
-struct FewShared {
-  // Of each stage w's boxes, then x's; rows of 128 bytes.
-  unsigned char ring[RING_BYTES];
-  float reduced[REDUCED];
-  float2 part[16][STRIPS * 4];  // a block's sums of a unit, for its cluster
-  uint64_t full[MAX_STAGES], free[MAX_STAGES];
-};
 
 #ifdef YN_SM90A
 
-template <typename T, uint32_t ROWS, uint32_t BOXES>
+template <typename T, uint32_t ROWS, uint32_t BOXES, bool HELD>
 struct Few {
+  static constexpr uint32_t STRIPS = BOXES == 2 ? 8 : 4;  // of a unit at most
   const FewParams& p;
   FewShared& sh;
   const uint32_t warp, lane;
+  unsigned char* const rows;  // that are held
   uint32_t first, last;      // units of this block
   uint32_t tile, tiles;      // the first tile of its part of k, and how many it has
   uint32_t w_bytes, bytes;   // of a tile of w, of a stage
   float acc[STRIPS][4];
 
-  __device__ Few(const FewParams& p, FewShared& sh) : p(p), sh(sh), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
-    first = p.units * blockIdx.x / gridDim.x;
-    last = p.units * (blockIdx.x + 1) / gridDim.x;
+  __device__ Few(const FewParams& p, FewShared& sh)
+      : p(p), sh(sh), warp(kept(threadIdx.x / 32)), lane(kept(threadIdx.x % 32)), rows(reinterpret_cast<unsigned char*>(&sh + 1)) {
+    const uint32_t together = gated() ? 2 : 1;
+    first = p.units / together * blockIdx.x / gridDim.x * together;
+    last = p.units / together * (blockIdx.x + 1) / gridDim.x * together;
     const uint32_t all = (p.k + 64 * BOXES - 1) / (64 * BOXES);
     tile = all * blockIdx.z / p.splits;
     tiles = all * (blockIdx.z + 1) / p.splits - tile;
     w_bytes = BOXES * 8 * p.strips * ROW_BYTES;
-    bytes = w_bytes + BOXES * ROWS * ROW_BYTES;
+    bytes = w_bytes + (HELD ? 0 : BOXES * ROWS * ROW_BYTES);
+  }
+  __device__ bool gated() const { return HELD && p.gate != NONE; }
+  // The first column of a unit.
+  __device__ uint32_t column_of(uint32_t unit) const {
+    return gated() ? unit / 2 * p.strips * 8 + unit % 2 * (p.n / 2) : unit * p.strips * 8;
   }
 
   __device__ void copy(unsigned char* to, const void* map, uint32_t rows, int row, uint32_t t, uint32_t stage) {
@@ -78,7 +62,7 @@ struct Few {
   }
   __device__ void copy_w(uint32_t unit, uint32_t t, uint32_t stage) {
     barrier_expect(&sh.full[stage], bytes);
-    copy(sh.ring + stage * bytes, p.w_map, 8 * p.strips, int(unit * p.strips * 8), t, stage);
+    copy(sh.ring + stage * bytes, p.w_map, 8 * p.strips, int(column_of(unit)), t, stage);
   }
   __device__ void copy_x(uint32_t t, uint32_t stage) {
     copy(sh.ring + stage * bytes + w_bytes, p.x_map, ROWS, 0, t, stage);
@@ -91,131 +75,138 @@ struct Few {
       copy_w(unit, t, i);
       if (++t == tiles) t = 0, unit++;
     }
-    wait_for_prior();
-    for (uint32_t i = 0; i < ahead; i++) copy_x(i % tiles, i);
+    if (!HELD) {
+      wait_for_prior();
+      for (uint32_t i = 0; i < ahead; i++) copy_x(i % tiles, i);
+    }
     uint32_t stage = 0, parity = 0;
     for (uint32_t i = ahead; i < total; i++) {
       barrier_wait(&sh.free[stage], parity);
       copy_w(unit, t, stage);
-      copy_x(t, stage);
+      if (!HELD) copy_x(t, stage);
       if (++t == tiles) t = 0, unit++;
       if (++stage == p.stages) stage = 0, parity ^= 1;
     }
   }
 
-  // This warp's step or two of a tile.
-  __device__ void multiply(uint32_t stage) {
-    const uint32_t x_row = lane % ROWS, w_row = lane / 16 * 8 + lane % 8;
-    const unsigned char* ws = sh.ring + stage * bytes + w_row * ROW_BYTES;
-    const unsigned char* xs = sh.ring + stage * bytes + w_bytes + x_row * ROW_BYTES;
+  // This warp's step or two of a tile, at these places of shared memory.
+  __device__ __forceinline__ void multiply(uint32_t x_at, uint32_t w_at) {
 #pragma unroll
     for (uint32_t i = 0; i < BOXES / 2; i++) {
-      const uint32_t step = warp + i * WARPS, box = step / 4, k = step % 4;
-      uint32_t a[4];
-      load_tiles(a, xs + box * ROWS * ROW_BYTES + (2 * k + lane / 16 ^ x_row % 8) * 16);
+      uint32_t a[4], b[STRIPS / 2][4];
+      load_tiles_at(a, x_at + i * 2 * (HELD ? ROW_BYTES : ROWS * ROW_BYTES));
 #pragma unroll
-      for (uint32_t j = 0; j < STRIPS / (BOXES / 2); j += 2) {
+      for (uint32_t j = 0; j < STRIPS; j += 2) {
         if (j >= p.strips) break;
-        uint32_t b[4];
-        load_tiles(b, ws + (box * p.strips + j) * 8 * ROW_BYTES + (2 * k + lane / 8 % 2 ^ w_row % 8) * 16);
-        mma<T>(acc[j], a, b[0], b[1]);
-        mma<T>(acc[j + 1], a, b[2], b[3]);  // of other numbers behind the last strip, which nobody looks at
+        load_tiles_at(b[j / 2], w_at + (i * 2 * p.strips + j) * 8 * ROW_BYTES);
+      }
+#pragma unroll
+      for (uint32_t j = 0; j < STRIPS; j += 2) {
+        if (j >= p.strips) break;
+        mma<T>(acc[j], a, b[j / 2][0], b[j / 2][1]);
+        mma<T>(acc[j + 1], a, b[j / 2][2], b[j / 2][3]);  // of other numbers behind the last strip, which nobody looks at
       }
     }
   }
 
-  // Adds up the warps' results of a unit, some strips at a time, and stores them.
-  __device__ void finish(uint32_t unit) {
+  // Adds up the warps' results of a unit, some strips at a time, and stores them: a warp has a row, four lanes a strip of it.
+  __device__ __forceinline__ void finish(uint32_t unit, uint32_t first_column) {
     constexpr uint32_t strip_floats = 8 * ROWS + 8, per = 64 / ROWS;
+    float* mine = sh.reduced + warp * per * strip_floats + lane / 4 * 8 + lane % 4 * 2;
     for (uint32_t from = 0; from < p.strips; from += per) {
-      const uint32_t count = min(per, p.strips - from);
 #pragma unroll
       for (uint32_t j = 0; j < STRIPS; j++) {
-        if (j < from || j >= from + count) continue;
+        if (j < from || j >= min(from + per, p.strips)) continue;
 #pragma unroll
         for (uint32_t h = 0; h < ROWS / 8; h++) {
-          const uint32_t row = 8 * h + lane / 4;
-          if (row >= p.m) continue;
-          float* to = sh.reduced + (warp * per + j - from) * strip_floats + row * 8 + lane % 4 * 2;
-          *reinterpret_cast<float2*>(to) = make_float2(acc[j][2 * h], acc[j][2 * h + 1]);
+          if (8 * h + lane / 4 >= p.m) continue;
+          *reinterpret_cast<float2*>(mine + (j - from) * strip_floats + h * 64) = make_float2(acc[j][2 * h], acc[j][2 * h + 1]);
         }
       }
       meet(1, 32 * WARPS);
-      for (uint32_t i = threadIdx.x; i < p.m * count * 4; i += 32 * WARPS) {
-        const uint32_t row = i / (count * 4), strip = i / 4 % count, column = i % 4 * 2;
-        const float* of = sh.reduced + strip * strip_floats + row * 8 + column;
-        float2 sum = make_float2(0, 0);
-#pragma unroll
-        for (uint32_t w = 0; w < WARPS; w++) {
-          const float2 part = *reinterpret_cast<const float2*>(of + w * per * strip_floats);
-          sum.x += part.x;
-          sum.y += part.y;
-        }
-        if (p.splits > 1) sh.part[row][(from + strip) * 4 + column / 2] = sum;
-        else store(row, (unit * p.strips + from + strip) * 8 + column, sum);
+      const uint32_t strip = from + lane / 4;
+      for (uint32_t row = warp; row < p.m; row += WARPS) {
+        if (strip >= min(from + per, p.strips)) break;
+        const float2 sum = total(sh.reduced + lane / 4 * strip_floats + row * 8 + lane % 4 * 2, per * strip_floats);
+        const uint32_t in_unit = 8 * strip + lane % 4 * 2;
+        if (p.splits > 1) send(row * p.strips * 4 + in_unit / 2, sum);
+        else if (gated()) gate_pair<T>(p, sh, row, unit % 2 == 0, first_column + in_unit, in_unit, sum);
+        else store_pair<T>(p, row, first_column + in_unit, sum);
       }
-      meet(1, 32 * WARPS);
+      if (unit + 1 < last || from + per < p.strips) meet(1, 32 * WARPS);
     }
   }
-  __device__ void store(uint32_t row, uint32_t column, float2 x) const {
-    if (column >= p.n) return;
-    const bool both = column + 1 < p.n;
-    if (p.bias != 0) {
-      x.x += at<float>(p.bias)[column];
-      if (both) x.y += at<float>(p.bias)[column + 1];
+  static __device__ __forceinline__ float2 total(const float* of, uint32_t apart) {
+    float2 sum = make_float2(0, 0);
+#pragma unroll
+    for (uint32_t w = 0; w < WARPS; w++) {
+      const float2 part = *reinterpret_cast<const float2*>(of + w * apart);
+      sum.x += part.x;
+      sum.y += part.y;
     }
-    const uint64_t to = uint64_t(row) * p.n + column;
-    if (p.pairs && p.wide) {
-      *reinterpret_cast<float2*>(at<float>(p.out) + to) = x;
-    } else if (p.pairs) {
-      *reinterpret_cast<uint32_t*>(at<T>(p.out) + to) = pack<T>(x.x, x.y);
-    } else if (p.wide) {
-      at<float>(p.out)[to] = x.x;
-      if (both) at<float>(p.out)[to + 1] = x.y;
-    } else {
-      at<T>(p.out)[to] = narrowed<T>(x.x);
-      if (both) at<T>(p.out)[to + 1] = narrowed<T>(x.y);
-    }
+    return sum;
   }
 
-  __device__ void compute() {
-    wait_for_prior();
-    uint32_t stage = 0, parity = 0;
+  __device__ __forceinline__ void compute() {
+    // A warp has its own step of 16 numbers of k of a tile; where in a stage this lane's rows are for it.
+    const uint32_t box = warp / 4, k = warp % 4, row = lane % ROWS, w_row = lane / 16 * 8 + lane % 8;
+    const uint32_t ring = shared_address(sh.ring);
+    const uint32_t w_first = kept(ring + (box * p.strips * 8 + w_row) * ROW_BYTES + (2 * k + lane / 8 % 2 ^ w_row % 8) * 16);
+    const uint32_t x_first = kept(
+        HELD ? shared_address(rows) + min(row, p.m - 1) * p.x_stride + warp * 32 + lane / 16 * 16
+             : ring + w_bytes + (box * ROWS + row) * ROW_BYTES + (2 * k + lane / 16 ^ row % 8) * 16);
+    if (HELD) hold_rows<T>(p, sh, rows, tile * BOXES * 64, tiles * BOXES * 64);
+    else wait_for_prior();
+    if (p.late != 0) let_next_start();
+    if (p.splits > 1) cluster_wait();  // until its blocks run
+    uint32_t stage = 0, parity = 0, w_at = w_first, x_at = x_first;
     for (uint32_t unit = first; unit < last; unit++) {
 #pragma unroll
       for (uint32_t j = 0; j < STRIPS; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0;
+      const uint32_t first_column = column_of(unit);
+      if (HELD) x_at = x_first;
+#pragma unroll 1
       for (uint32_t t = 0; t < tiles; t++) {
         barrier_wait(&sh.full[stage], parity);
-        multiply(stage);
+        multiply(x_at, w_at);
         __syncwarp();
         if (lane == 0) barrier_arrive(&sh.free[stage]);
-        if (++stage == p.stages) stage = 0, parity ^= 1;
+        const bool around = ++stage == p.stages;
+        stage = around ? 0 : stage;
+        parity ^= around ? 1 : 0;
+        w_at = around ? w_first : w_at + bytes;
+        if (HELD) x_at += BOXES * ROW_BYTES;
+        else x_at = around ? x_first : x_at + bytes;
       }
-      finish(unit);
+      finish(unit, first_column);
     }
   }
 
-  // The cluster's results of its unit.
+  __device__ float2* parts(uint32_t split) { return sh.parts + split * (sizeof(sh.parts) / sizeof(float2) / p.splits); }
+  // Pair i of a unit's sums to the block of the cluster that adds it up.
+  __device__ void send(uint32_t i, float2 sum) {
+    store_of_cluster(shared_address(parts(blockIdx.z) + i / p.splits), i % p.splits, sum);
+  }
   __device__ void finish_cluster() {
     meet_cluster();
-    const uint32_t pairs = p.strips * 4, threads = blockDim.x;
-    for (uint32_t i = blockIdx.z * threads + threadIdx.x; i < p.m * pairs; i += p.splits * threads) {
-      const uint32_t row = i / pairs, pair = i % pairs;
-      float2 sum = make_float2(0, 0);
-      for (uint32_t split = 0; split < p.splits; split++) {
-        const float2 part = load_of_cluster(shared_address(&sh.part[row][pair]), split);
-        sum.x += part.x;
-        sum.y += part.y;
-      }
-      store(row, first * p.strips * 8 + 2 * pair, sum);
+    const uint32_t pairs = p.strips * 4, i = threadIdx.x * p.splits + blockIdx.z;
+    if (i >= p.m * pairs) return;
+    float2 sum = make_float2(0, 0);
+#pragma unroll
+    for (uint32_t split = 0; split < MAX_SPLITS; split++) {
+      if (split >= p.splits) break;
+      const float2 part = parts(split)[threadIdx.x];
+      sum.x += part.x;
+      sum.y += part.y;
     }
-    meet_cluster();
+    store_pair<T>(p, i / pairs, first * p.strips * 8 + i % pairs * 2, sum);
   }
 
   __device__ void run() {
+    if (p.splits > 1) cluster_arrive();
     if (threadIdx.x == 0) {
       prefetch_map(p.w_map);
-      prefetch_map(p.x_map);
+      if (!HELD) prefetch_map(p.x_map);
       for (uint32_t i = 0; i < p.stages; i++) {
         barrier_init(&sh.full[i], 1);
         barrier_init(&sh.free[i], WARPS);
@@ -223,32 +214,40 @@ struct Few {
       barrier_publish();
     }
     __syncthreads();
-    if (warp < WARPS) compute();
-    else if (lane == 0) copy_all();
-    __syncwarp();
+    if (warp < WARPS) {
+      compute();
+    } else {
+      if (lane == 0) copy_all();
+      __syncwarp();
+      if (p.splits > 1) cluster_wait();
+    }
     if (p.splits > 1) finish_cluster();
   }
 };
 
-#define YN_FEW_BODY(ROWS, BOXES, T)                                                                       \
-  YN_DYNAMIC_SHARED(dynamic);                                                                      \
-  Few<T, ROWS, BOXES> few(p, *reinterpret_cast<FewShared*>(dynamic + (-shared_address(dynamic) & 1023))); \
+#define YN_FEW_BODY(ROWS, BOXES, HELD, T)                                                                       \
+  YN_DYNAMIC_SHARED(dynamic);                                                                                   \
+  Few<T, ROWS, BOXES, HELD> few(p, *reinterpret_cast<FewShared*>(dynamic + (-shared_address(dynamic) & 1023))); \
   few.run()
 
 #else
-#define YN_FEW_BODY(ROWS, BOXES, T) wait_for_prior()
+#define YN_FEW_BODY(ROWS, BOXES, HELD, T) wait_for_prior()
 #endif
 
-static_assert(sizeof(FewShared) + 1024 == 105728, "mirrored in src/hal/cuda/ops/linear_few.rs");
-#define YN_FEW(ROWS, BOXES, NAME, T)                                              \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                        \
-      yn_linear_few_##ROWS##_##BOXES##_##NAME(const __grid_constant__ FewParams p) { \
-    let_next_start();                                                             \
-    YN_FEW_BODY(ROWS, BOXES, T);                                                  \
+static_assert(sizeof(FewShared) + 1024 == 105760, "mirrored in src/hal/cuda/ops/linear_few.rs");
+#define YN_FEW(KIND, ROWS, BOXES, HELD, NAME, T)                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                           \
+      yn_linear_##KIND##_##ROWS##_##BOXES##_##NAME(const __grid_constant__ FewParams p) { \
+    if (p.late == 0) let_next_start();                                               \
+    YN_FEW_BODY(ROWS, BOXES, HELD, T);                                               \
   }
-YN_FEW(8, 2, f16, f16)
-YN_FEW(8, 2, bf16, bf16)
-YN_FEW(8, 4, f16, f16)
-YN_FEW(8, 4, bf16, bf16)
-YN_FEW(16, 2, f16, f16)
-YN_FEW(16, 2, bf16, bf16)
+YN_FEW(few, 8, 2, false, f16, f16)
+YN_FEW(few, 8, 2, false, bf16, bf16)
+YN_FEW(few, 8, 4, false, f16, f16)
+YN_FEW(few, 8, 4, false, bf16, bf16)
+YN_FEW(few, 16, 2, false, f16, f16)
+YN_FEW(few, 16, 2, false, bf16, bf16)
+YN_FEW(held, 8, 2, true, f16, f16)
+YN_FEW(held, 8, 2, true, bf16, bf16)
+YN_FEW(held, 8, 4, true, f16, f16)
+YN_FEW(held, 8, 4, true, bf16, bf16)

@@ -72,6 +72,17 @@ __device__ __forceinline__ void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
+// Its two halves: what `cluster_wait` returns behind, all threads of the cluster have called `cluster_arrive`.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
 // Two numbers at this address of the shared memory of the cluster's block `rank`.
 __device__ __forceinline__ float2 load_of_cluster(uint32_t address, uint32_t rank) {
   float2 y = make_float2(0, 0);
@@ -81,6 +92,14 @@ __device__ __forceinline__ float2 load_of_cluster(uint32_t address, uint32_t ran
   asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(y.x), "=f"(y.y) : "r"(there) : "memory");
 #endif
   return y;
+}
+// Two numbers to it.
+__device__ __forceinline__ void store_of_cluster(uint32_t address, uint32_t rank, float2 x) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x.x), "f"(x.y) : "memory");
+#endif
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
@@ -104,13 +123,20 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Four 8 x 8 tiles of two-byte numbers; lane i names row i % 8 of tile i / 8.
-__device__ __forceinline__ void load_tiles(uint32_t (&r)[4], const void* row) {
+// The same number, which stays in a register: the compiler does not work it out again where it is used.
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// Four 8 x 8 tiles of two-byte numbers; lane i names row i % 8 of tile i / 8, by its address in shared memory.
+__device__ __forceinline__ void load_tiles_at(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
+__device__ __forceinline__ void load_tiles(uint32_t (&r)[4], const void* row) { load_tiles_at(r, shared_address(row)); }
 // The same, each tile transposed.
 __device__ __forceinline__ void load_tiles_transposed(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -12,6 +12,7 @@
 // the last bits of f32: no fast exponentials here.
 // Instances: embed 3 act x 3 table dtypes, act_mul 3 act dtypes x 2 activations, gather_rows by 16 and by 2 bytes, copy_rows by
 // 16 and by 4. `_aligned`: act_mul and soft_cap with the roundings and formulas of the reference implementation, for 2 act dtypes.
+#include "activation.cuh"
 #include "aligned.cuh"
 
 constexpr uint32_t BLOCK = 128;
@@ -70,16 +71,6 @@ struct ActMulParams {
   uint32_t vectors;
 };
 static_assert(sizeof(ActMulParams) == 24, "mirrored in src/hal/cuda/ops/rowwise.rs");
-
-struct Silu {
-  __device__ __forceinline__ float operator()(float g) const { return g / (1.0f + expf(-g)); }
-};
-struct GeluTanh {
-  // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) with u = sqrt(2 / pi) * (g + 0.044715 g^3).
-  __device__ __forceinline__ float operator()(float g) const {
-    return g / (1.0f + expf(-1.5957691216057308f * (g + 0.044715f * (g * g * g))));
-  }
-};
 
 // The same by the formula whose roundings the reference has.
 struct GeluTanhAligned {

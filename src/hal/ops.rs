@@ -131,6 +131,60 @@ pub struct Linear<'a> {
     pub bias: Option<&'a Tensor>,
 }
 
+/// `norm_linear`: the norm of a residual stream, the product that takes it, and what becomes of the product.
+#[derive(Debug, Clone, Copy)]
+pub struct NormLinear<'a> {
+    /// act `[T, K]`: what is normed, or added to the residual stream first.
+    pub x: &'a Tensor,
+    /// act `[T, K]`: room for normed rows; may be `x` where that is added.
+    pub normed: &'a Tensor,
+    /// act `[T, K]` each: the residual stream that `x` is added to, and room for the sum. See [`Sum`].
+    pub add: Option<(&'a Tensor, &'a Tensor)>,
+    /// Of the norm, as [`Ops::rms_norm`] takes it.
+    pub weight: &'a Tensor,
+    pub eps: f32,
+    /// `N x K`.
+    pub w: &'a Matrix,
+    /// F32 `[1, N]`.
+    pub bias: Option<&'a Tensor>,
+    pub then: Then<'a>,
+}
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Then<'a> {
+    /// It is kept. act `[T, N]`.
+    Keep(&'a Tensor),
+    /// [`Ops::act_mul`]: its output, act `[T, N / 2]`, and room for the product, act `[T, N]`.
+    Gate(&'a Tensor, &'a Tensor, Activation),
+}
+
+/// Where the sum of [`NormLinear::add`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sum {
+    /// In the residual stream that it was made of.
+    InPlace,
+    /// In the other tensor.
+    Moved,
+}
+
+/// [`Ops::norm_linear`] by the ops that it is made of.
+pub fn norm_linear_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<Sum> {
+    let NormLinear { x, normed, weight, eps, w, bias, .. } = *args;
+    match args.add {
+        Some((residual, _)) => ops.add_rms_norm(normed, residual, x, weight, eps)?,
+        None => ops.rms_norm(normed, x, weight, eps)?,
+    }
+    match args.then {
+        Then::Keep(out) => ops.linear(out, normed, w, bias)?,
+        Then::Gate(out, gate_up, activation) => {
+            ops.linear(gate_up, normed, w, bias)?;
+            ops.act_mul(out, gate_up, activation)?;
+        }
+    }
+    Ok(Sum::InPlace)
+}
+
 /// The ops of a decoder step. A device that is [`crate::hal::Caps::aligned`] rounds to `act` wherever the reference
 /// implementation does inside of an op, and takes weights of norms in `act` too: what is normed is then rounded before it is
 /// multiplied by them, as it is not by F32 weights.
@@ -144,6 +198,11 @@ pub trait Ops {
     fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
     /// `out = x * w^T + bias`. out: `[T, N]` act (or F32 for logits); x: act `[T, K]`; w: `N x K`; bias: F32 `[1, N]`.
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()>;
+    /// `add_rms_norm` (or `rms_norm`), `linear`, and what [`Then`] says, each rounded to `act` as by itself. Devices make one launch
+    /// of it where that is faster, and tell where the sum is then.
+    fn norm_linear(&self, args: &NormLinear<'_>) -> Result<Sum> {
+        norm_linear_in_parts(self, args)
+    }
     /// Gets these products ready for any number of rows up to theirs, so that a step finds nothing left to load or to choose.
     /// Their outputs are overwritten.
     fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {

@@ -3,7 +3,7 @@
 use crate::base::{DType, Result};
 use crate::hal::arena::{Arena, ArenaPlan, Slot};
 use crate::hal::comm::Communicator;
-use crate::hal::ops::{HeadNorms, KvLayer, Linear as Product, PagedAttention, RopeWriteKv};
+use crate::hal::ops::{HeadNorms, KvLayer, Linear as Product, NormLinear, PagedAttention, RopeWriteKv, Sum, Then};
 use crate::hal::{Matrix, Stream, Tensor};
 use crate::model::load::{Layer, Linear};
 use crate::model::spec::LayerSpec;
@@ -12,7 +12,7 @@ use crate::model::{DecoderSpec, Model};
 /// Where the temporary tensors of a pass stand in an arena.
 #[derive(Debug, Clone, Copy)]
 pub struct Buffers {
-    residual: Slot,
+    residual: [Slot; 2],
     hidden: Slot,
     qkv: Slot,
     attended: Slot,
@@ -26,7 +26,7 @@ impl Buffers {
     /// Reserves room for passes of `tokens` tokens and heads of `rows` rows.
     pub fn reserve(plan: &mut ArenaPlan, spec: &DecoderSpec, (tokens, rows): (usize, usize), act: DType) -> Self {
         Self {
-            residual: plan.reserve(tokens, spec.hidden_size, act),
+            residual: [0; 2].map(|_| plan.reserve(tokens, spec.hidden_size, act)),
             hidden: plan.reserve(tokens, spec.hidden_size, act),
             qkv: plan.reserve(tokens, spec.qkv_size(), act),
             attended: plan.reserve(tokens, spec.attention_size(), act),
@@ -79,35 +79,25 @@ impl Pass<'_> {
 
     /// Runs all layers. The normed hidden states, act `[T, hidden_size]`, stay valid until the next pass.
     pub fn forward(&self, batch: &Batch) -> Result<Tensor> {
-        let (ops, model) = (self.stream, self.model);
-        let (spec, tokens) = (&model.info.spec, batch.ids.rows());
-        let [residual, x, qkv, attended, gate_up, inner] = [
-            self.buffers.residual,
-            self.buffers.hidden,
-            self.buffers.qkv,
-            self.buffers.attended,
-            self.buffers.gate_up,
-            self.buffers.inner,
-        ]
-        .map(|slot| self.tensor(slot, tokens));
-        ops.embed(&residual, &model.embed, &batch.ids, self.state, spec.embed_scale)?;
+        let (ops, model, tokens) = (self.stream, self.model, batch.ids.rows());
+        let spec = &model.info.spec;
+        let b = self.buffers;
+        let [x, qkv, attended, gate_up, inner] =
+            [b.hidden, b.qkv, b.attended, b.gate_up, b.inner].map(|slot| self.tensor(slot, tokens));
+        let mut residual = b.residual.map(|slot| self.tensor(slot, tokens));
+        ops.embed(&residual[0], &model.embed, &batch.ids, self.state, spec.embed_scale)?;
         for (i, (layer, kind)) in model.layers.iter().zip(&spec.layers).enumerate() {
             let kv = KvLayer { layer: i, ..self.kv };
-            match i {
-                0 => ops.rms_norm(&x, &residual, &layer.input_norm, spec.norm_eps)?,
-                _ => ops.add_rms_norm(&x, &residual, &x, &layer.input_norm, spec.norm_eps)?,
-            }
-            self.linear(&qkv, &x, &layer.qkv)?;
+            self.norm_linear((&x, &mut residual, i > 0), (&layer.input_norm, &layer.qkv), Then::Keep(&qkv))?;
             self.attention(batch, (&attended, &qkv), (layer, kind), kv)?;
             self.row_parallel(&x, &attended, &layer.output)?;
             self.branch_norm(&x, layer.attention_norm.as_ref())?;
-            ops.add_rms_norm(&x, &residual, &x, &layer.post_norm, spec.norm_eps)?;
-            self.linear(&gate_up, &x, &layer.gate_up)?;
-            ops.act_mul(&inner, &gate_up, spec.activation)?;
+            let gate = Then::Gate(&inner, &gate_up, spec.activation);
+            self.norm_linear((&x, &mut residual, true), (&layer.post_norm, &layer.gate_up), gate)?;
             self.row_parallel(&x, &inner, &layer.down)?;
             self.branch_norm(&x, layer.mlp_norm.as_ref())?;
         }
-        ops.add_rms_norm(&x, &residual, &x, &model.final_norm, spec.norm_eps)?;
+        ops.add_rms_norm(&x, &residual[0], &x, &model.final_norm, spec.norm_eps)?;
         Ok(x)
     }
 
@@ -141,6 +131,30 @@ impl Pass<'_> {
 
     fn linear(&self, out: &Tensor, x: &Tensor, linear: &Linear) -> Result<()> {
         self.stream.linear(out, x, &linear.weight, linear.bias.as_ref())
+    }
+
+    /// A product of the normed residual stream, to which `x` is added first where `adds`. The stream is in the first of `residual`.
+    fn norm_linear(
+        &self,
+        (x, residual, adds): (&Tensor, &mut [Tensor; 2], bool),
+        (weight, linear): (&Tensor, &Linear),
+        then: Then<'_>,
+    ) -> Result<()> {
+        let [from, to] = &*residual;
+        let sum = self.stream.norm_linear(&NormLinear {
+            x: if adds { x } else { from },
+            normed: x,
+            add: adds.then_some((from, to)),
+            weight,
+            eps: self.model.info.spec.norm_eps,
+            w: &linear.weight,
+            bias: linear.bias.as_ref(),
+            then,
+        })?;
+        if sum == Sum::Moved {
+            residual.swap(0, 1);
+        }
+        Ok(())
     }
 
     /// A product whose columns are spread over ranks, so that each has one addend of `out`.

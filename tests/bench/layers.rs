@@ -4,7 +4,7 @@ use crate::{BLOCK, Bench, numbers};
 use std::time::Instant;
 use yinian::base::DType;
 use yinian::base::config::NumericMode;
-use yinian::hal::ops::{Activation, KvLayer, PagedAttention, RopeWriteKv};
+use yinian::hal::ops::{Activation, KvLayer, NormLinear, PagedAttention, RopeWriteKv, Then};
 use yinian::hal::{Matrix, RandomRows, Tensor};
 
 /// Decoder layers of a model.
@@ -27,7 +27,7 @@ const CONTEXT: usize = 600;
 const ALL_STAGES: usize = usize::MAX;
 /// Steps whose calls are timed.
 const STEPS: usize = 200;
-const STAGES: [&str; 9] = ["norm", "qkv", "rope", "attention", "out", "norm", "gate, up", "activation", "down"];
+const STAGES: [&str; 6] = ["norm, qkv", "rope", "attention", "out", "norm, gate, up", "down"];
 
 /// Gives `run` what enqueues all layers, without one of [`STAGES`] or with all.
 fn with_layers<T>(bench: &Bench, l: &Layers, rows: usize, run: impl FnOnce(&dyn Fn(usize)) -> T) -> T {
@@ -54,7 +54,7 @@ fn with_layers<T>(bench: &Bench, l: &Layers, rows: usize, run: impl FnOnce(&dyn 
     let slots = ints((0..rows).map(|r| (r * blocks * BLOCK + CONTEXT - 1) as i32).collect(), 1);
     let floats = |rows: usize, cols| bench.upload(&numbers(rows * cols, DType::F32), rows, cols, DType::F32);
     let (rope, weight) = (floats(CONTEXT, dim), floats(1, l.hidden));
-    let [x, residual] = [0; 2].map(|_| bench.acts(rows, l.hidden));
+    let [x, residual, sum] = [0; 3].map(|_| bench.acts(rows, l.hidden));
     let (qkv, attended) = (bench.acts(rows, qkv_cols), bench.acts(rows, queries));
     let (gate_up, inner) = (bench.acts(rows, 2 * l.inner), bench.acts(rows, l.inner));
     let layer = |i: usize, without: usize| {
@@ -83,15 +83,16 @@ fn with_layers<T>(bench: &Bench, l: &Layers, rows: usize, run: impl FnOnce(&dyn 
             singles: rows,
             kv: kv(i),
         };
-        let stages: [&dyn Fn() -> yinian::base::Result<()>; 9] = [
-            &|| s.add_rms_norm(&x, &residual, &x, &weight, 1e-5),
-            &|| s.linear(&qkv, &x, w_qkv, None),
+        let norm_linear = |w, then| {
+            let (add, weight) = (Some((&residual, &sum)), &weight);
+            s.norm_linear(&NormLinear { x: &x, normed: &x, add, weight, eps: 1e-5, w, bias: None, then }).map(|_| ())
+        };
+        let stages: [&dyn Fn() -> yinian::base::Result<()>; 6] = [
+            &|| norm_linear(w_qkv, Then::Keep(&qkv)),
             &|| s.rope_write_kv(&turn),
             &|| s.paged_attention(&attend),
             &|| s.linear(&x, &attended, w_out, None),
-            &|| s.add_rms_norm(&x, &residual, &x, &weight, 1e-5),
-            &|| s.linear(&gate_up, &x, w_gate_up, None),
-            &|| s.act_mul(&inner, &gate_up, Activation::Silu),
+            &|| norm_linear(w_gate_up, Then::Gate(&inner, &gate_up, Activation::Silu)),
             &|| s.linear(&x, &inner, w_down, None),
         ];
         stages.iter().enumerate().filter(|s| s.0 != without).for_each(|s| s.1().expect("an op"));
@@ -181,7 +182,7 @@ pub(crate) fn calls(device: &str, only: &str, tiny: bool) {
 pub(crate) fn stages(device: &str, only: &str, tiny: bool) {
     let bench = Bench::open(device, NumericMode::Fast);
     print!("{:<22} {:>9} {:>9}", "us of a layer", "all, us", "a layer");
-    STAGES.iter().for_each(|stage| print!(" {stage:>10}"));
+    STAGES.iter().for_each(|stage| print!(" {stage:>15}"));
     println!();
     let shapes: &[Layers] = if tiny { &[TINY_LAYERS] } else { &LAYERS };
     for shape in shapes {
@@ -193,7 +194,7 @@ pub(crate) fn stages(device: &str, only: &str, tiny: bool) {
             let times = layer_times(&bench, shape, rows);
             let of_layer = |us: f64| us / shape.layers as f64;
             print!("{name:<22} {:>9.1} {:>9.2}", times[0], of_layer(times[0]));
-            times[1..].iter().for_each(|us| print!(" {:>10.2}", of_layer(times[0] - us)));
+            times[1..].iter().for_each(|us| print!(" {:>15.2}", of_layer(times[0] - us)));
             println!();
         }
     }

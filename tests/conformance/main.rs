@@ -6,6 +6,7 @@ mod aligned;
 #[path = "../ascend/library.rs"]
 mod ascend;
 mod attention;
+mod fused;
 mod invariance;
 mod kit;
 mod linear;
@@ -71,6 +72,7 @@ const TABLE: &[Case] = &[
     ("linear", linear::all),
     ("linear: edges", linear::edges),
     ("few rows: linear", linear::few_rows),
+    ("norm_linear", fused::products),
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),

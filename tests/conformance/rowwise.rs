@@ -125,7 +125,7 @@ fn embed_from(kit: &Kit, load: impl Fn(&[f32], usize, usize, DType) -> Matrix) {
     }
 }
 
-fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
+pub(crate) fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
     let n = weight.len();
     x.chunks_exact(n)
         .flat_map(|row| {

@@ -12,7 +12,9 @@ use super::ops::{self, Kernels};
 use super::product::{Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
-use crate::hal::ops::{Activation, Linear, Logprobs, PagedAttention, RopeWriteKv, Sample};
+use crate::hal::ops::{
+    Activation, Linear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then, norm_linear_in_parts,
+};
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
 use std::any::Any;
@@ -208,6 +210,26 @@ impl Ops for CudaStream {
         let fit = parts.iter().all(|rows| rows.is_multiple_of(8));
         self.parts(&product, if fit { parts } else { &whole })?;
         if out.dtype() == DType::F32 { ops::round(self, out, x.dtype()) } else { Ok(()) }
+    }
+
+    fn norm_linear(&self, args: &NormLinear<'_>) -> Result<Sum> {
+        let fused = |args: &NormLinear<'_>| match self.device.mode {
+            NumericMode::Fast => ops::linear_few::norm_linear(self, args, CudaMatrix::of(args.w)),
+            _ => None,
+        };
+        let done = match (fused(args), &args.then) {
+            (Some(done), _) => done,
+            // A kernel may take it without the gate.
+            (None, Then::Gate(out, gate_up, activation)) => {
+                match fused(&NormLinear { then: Then::Keep(gate_up), ..*args }) {
+                    Some(done) => done.and_then(|()| self.act_mul(out, gate_up, *activation)),
+                    None => return norm_linear_in_parts(self, args),
+                }
+            }
+            (None, Then::Keep(_)) => return norm_linear_in_parts(self, args),
+        };
+        // Without a sum nothing moves.
+        done.map(|()| if args.add.is_some() { Sum::Moved } else { Sum::InPlace })
     }
 
     fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {

@@ -1,0 +1,13 @@
+// What a gate goes through before it multiplies, exact to the last bits of f32: no fast exponentials here.
+#pragma once
+#include <stdint.h>
+
+struct Silu {
+  __device__ __forceinline__ float operator()(float g) const { return g / (1.0f + expf(-g)); }
+};
+struct GeluTanh {
+  // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) with u = sqrt(2 / pi) * (g + 0.044715 g^3).
+  __device__ __forceinline__ float operator()(float g) const {
+    return g / (1.0f + expf(-1.5957691216057308f * (g + 0.044715f * (g * g * g))));
+  }
+};

@@ -1,0 +1,117 @@
+//! `norm_linear`: norms, products and what becomes of them in one op, which devices make one launch of where rows are few.
+
+use crate::kit::{Kit, bits, close, noise, rounded, some};
+use crate::linear::dtypes;
+use crate::rowwise::norm_model;
+use yinian::base::DType;
+use yinian::hal::ops::{Activation, NormLinear, Sum, Then};
+use yinian::hal::{Matrix, Tensor};
+
+const EPS: f32 = 1e-5;
+const ROWS: [usize; 9] = [1, 8, 2, 16, 3, 9, 4, 7, 17];
+/// Columns and numbers of k: units of one strip and of more, one of them and many a block, sums that end inside a tile, rows that
+/// are no whole vectors, matrices that are large.
+const SHAPES: [(usize, usize); 9] =
+    [(16, 64), (1152, 896), (48, 520), (9728, 896), (66, 513), (8448, 2048), (272, 2048), (4240, 4096), (4112, 704)];
+/// What is normed: rows, whether they are added to a residual stream first, and the weights of the norm.
+struct Front {
+    k: usize,
+    x: Vec<f32>,
+    residual: Option<Vec<f32>>,
+    weight: Vec<f32>,
+}
+
+impl Front {
+    fn new(kit: &Kit, (m, k): (usize, usize), adds: bool) -> Self {
+        let residual = adds.then(|| kit.noise(m as u64 + 11, m * k));
+        Self { k, x: kit.noise(m as u64 + 10, m * k), residual, weight: noise(12, k) }
+    }
+
+    /// The stream as activations keep it, and what the product takes, rounded likewise.
+    fn model(&self, kit: &Kit) -> (Vec<f32>, Vec<f32>) {
+        let stream = match &self.residual {
+            Some(residual) => self.x.iter().zip(residual).map(|(x, r)| rounded(x + r, kit.act)).collect(),
+            None => self.x.clone(),
+        };
+        let normed = norm_model(&stream, &self.weight, f64::from(EPS));
+        let normed = normed.iter().map(|x| rounded(*x as f32, kit.act)).collect();
+        (stream, normed)
+    }
+
+    /// Runs the op and checks the stream.
+    fn run(&self, kit: &Kit, (w, bias): (&Matrix, Option<&Tensor>), then: Then<'_>, what: &str) {
+        let (x, normed) = (kit.acts(&self.x, self.k), kit.poisoned(self.x.len() / self.k, self.k));
+        let add = self.residual.as_ref().map(|r| (kit.acts(r, self.k), kit.poisoned(r.len() / self.k, self.k)));
+        let (add, weight) = (add.as_ref().map(|(residual, sum)| (residual, sum)), kit.floats(&self.weight, self.k));
+        let args = NormLinear { x: &x, normed: &normed, add, weight: &weight, eps: EPS, w, bias, then };
+        let sum = kit.stream.norm_linear(&args).unwrap();
+        match add {
+            Some((residual, moved)) => {
+                let at = if sum == Sum::Moved { moved } else { residual };
+                assert_eq!(bits(&kit.read(at)), bits(&self.model(kit).0), "residual stream of {what}");
+            }
+            None => assert_eq!(sum, Sum::InPlace, "{what}"),
+        }
+    }
+}
+
+/// What a result may be off: numbers that the product takes may be off by a unit in their last place, as may what it is rounded to.
+fn tolerance(kit: &Kit, k: usize) -> f64 {
+    4.0 * kit.tolerance(0.0) + kit.tolerance(0.0) * (k as f64).sqrt() / 4.0 + 6e-7 * k as f64
+}
+
+pub(crate) fn products(kit: &Kit) {
+    for dtype in dtypes(kit) {
+        // No device treats larger matrices of F32 otherwise.
+        let shapes = some(SHAPES, 2).enumerate().filter(|(_, (n, k))| kit.act != DType::F32 || n * k < 1 << 21);
+        for (i, (n, k)) in shapes {
+            let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
+            let matrix = kit.matrix(&[n], k, &w, dtype);
+            for (j, m) in some(ROWS, 2).enumerate() {
+                let front = Front::new(kit, (m, k), j % 4 != 3);
+                let bias = (i + j).is_multiple_of(2).then(|| kit.noise(n as u64 + 13, n));
+                let activation = [None, Some(Activation::Silu), Some(Activation::GeluTanh)][(i + j) % 3];
+                product(kit, &front, (&matrix, &w, bias.as_deref()), activation.filter(|_| n.is_multiple_of(2)));
+            }
+        }
+    }
+}
+
+/// One product, of large ones some elements.
+fn product(
+    kit: &Kit,
+    front: &Front,
+    (matrix, w, bias): (&Matrix, &[f32], Option<&[f32]>),
+    activation: Option<Activation>,
+) {
+    let (n, k) = (matrix.rows(), front.k);
+    let (m, columns) = (front.x.len() / k, if activation.is_some() { n / 2 } else { n });
+    let what = format!("norm_linear {m}x{n}x{k}, {activation:?}");
+    let whole = kit.poisoned(m + 1, columns);
+    let (out, room, bias_tensor) = (whole.slice_rows(0, m), kit.poisoned(m, n), bias.map(|b| kit.floats(b, n)));
+    let then = match activation {
+        Some(activation) => Then::Gate(&out, &room, activation),
+        None => Then::Keep(&out),
+    };
+    front.run(kit, (matrix, bias_tensor.as_ref()), then, &what);
+    let got = kit.read(&whole);
+    assert!(got[..m * columns].iter().all(|x| x.is_finite()), "{what} has elements that are no numbers");
+    assert!(got[m * columns..].iter().all(|x| x.is_nan()), "{what} wrote behind its output");
+    let normed = front.model(kit).1;
+    let dot = |r: usize, c: usize| -> f64 {
+        let sum = (0..k).map(|i| f64::from(normed[r * k + i]) * f64::from(w[c * k + i])).sum::<f64>();
+        f64::from(rounded((sum + bias.map_or(0.0, |b| f64::from(b[c]))) as f32, kit.act))
+    };
+    let gate = |g: f64| match activation {
+        Some(Activation::Silu) => g / (1.0 + (-g).exp()),
+        _ => 0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh()),
+    };
+    for i in (0..m * columns).step_by((m * columns * k / 300_000).max(1) | 1).chain([m * columns - 1]) {
+        let (r, c) = (i / columns, i % columns);
+        let (first, second) = (dot(r, c), if activation.is_some() { dot(r, c + columns) } else { 0.0 });
+        let expected = if activation.is_some() { gate(first) * second } else { first };
+        // An error of either factor grows by the other.
+        let size = if activation.is_some() { 1.0 + first.abs().max(second.abs()) } else { 1.0 };
+        close(&what, &got[i..=i], &[expected], tolerance(kit, k) * size);
+    }
+}
