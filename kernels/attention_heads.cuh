@@ -196,6 +196,11 @@ struct Heads {
       at<float2>(p.sums)[(slot + row) * PAIRS + pair] = x;
       if (pair == 0) at<float2>(p.limits)[slot + row] = make_float2(top, all);
     });
+    return last_to_arrive(counter, pieces);
+  }
+
+  // Whether this is the last of so many blocks, whose partial results it then sees.
+  __device__ bool last_to_arrive(uint32_t counter, uint32_t pieces) {
     __threadfence();
     __syncthreads();
     uint32_t* arrived = at<uint32_t>(p.plan) + counter;

@@ -57,7 +57,7 @@ const LONG_HEADS: [(usize, usize, usize); 10] = [
     (4, 1, 256),
     (16, 4, 128),
 ];
-const MAX_POSITION: usize = 1024;
+const MAX_POSITION: usize = LONG_TOKENS;
 /// Sequences and their tokens.
 const LONG_STEPS: [&[(usize, usize)]; 5] = [
     &[(0, 300), (1, 1), (2, 255)],
@@ -389,6 +389,18 @@ pub(crate) fn few_tokens_over_long_contexts(kit: &Kit) {
         for shape in few([Shape { soft_cap: Some(3.0), ..window }, plain, window], 3) {
             long_batches(kit, shape, &steps);
         }
+    }
+}
+
+/// Single tokens over contexts that are more than one group of blocks has at once, on devices that have such groups.
+pub(crate) fn few_rows(kit: &Kit) {
+    let long = if kit.device.caps().graphs { 2600 } else { 150 };
+    let steps: [&[(usize, usize)]; 5] =
+        [&[(0, long), (1, 70)], &[(0, 1)], &[(1, 1)], &[(1, 1), (0, 1), (2, 1)], &[(2, 1), (0, 1)]];
+    for (i, heads) in few([(8, 2, 128), (14, 2, 64), (16, 1, 64), (24, 2, 128), (4, 2, 64)], 4).enumerate() {
+        let plain = Shape::plain(heads, [16, 32][i % 2], if kit.act == DType::F32 { WEIGHTS[i % 3] } else { kit.act });
+        long_batches(kit, plain, &steps);
+        long_batches(kit, Shape { window: Some(2100), soft_cap: Some(3.0), ..plain }, &steps[..3]);
     }
 }
 

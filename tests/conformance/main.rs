@@ -76,6 +76,7 @@ const TABLE: &[Case] = &[
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),
+    ("attention: few rows", attention::few_rows),
     ("attention: blocks of 128", attention::large_blocks),
     ("attention: many sequences", many::sequences),
     ("sample: greedy", sample::greedy),

@@ -1,7 +1,7 @@
 //! `paged_attention`: which kernels take a step, and the scratch memory they share.
 
+use super::attention_fast::{FEWEST_TOKENS, Fast};
 use super::attention_hopper::{self, Hopper};
-use super::linear::COUNTER_BYTES;
 use super::rope::KvMap;
 use super::{Family, HalfFamily, KvFamily, assert_ints, shape, short_name, small};
 use crate::base::{DType, Result};
@@ -11,18 +11,18 @@ use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::PagedAttention;
 
 /// Threads of a block, as in the kernels.
-const BLOCK: u32 = 128;
+pub(super) const BLOCK: u32 = 128;
 /// Keys of a chunk.
 const CHUNK: usize = 256;
 /// Query heads that a unit of work has at most: of the plain kernel and of the tensor-core one.
 const PLAIN_ROWS: usize = 8;
-const DECODE_ROWS: usize = 16;
+pub(super) const DECODE_ROWS: usize = 16;
 /// Blocks of the prefill kernel on one multiprocessor, keys that are worth a part of their own, and most parts.
 const PREFILL_BLOCKS: usize = 2;
 const PART_KEYS: usize = 256;
 const MAX_PARTS: usize = 32;
 /// Items of one launch: their plan stands in shared memory.
-const MAX_ITEMS: usize = 2048;
+pub(super) const MAX_ITEMS: usize = 2048;
 const PLAN_BYTES: u32 = 8 * (MAX_ITEMS as u32 + 1);
 /// Blocks of the plain kernel on one multiprocessor.
 const PLAIN_BLOCKS: u32 = 4;
@@ -35,23 +35,6 @@ const fn decode_shared(dim: usize) -> u32 {
     let stride = if dim.is_multiple_of(64) { dim } else { dim + 8 };
     ((128 * stages * stride + DECODE_ROWS * (dim + 8)) * 2 + 1408) as u32
 }
-
-/// Decodes in mode `fast`: head dimensions, query heads of a row of work, blocks that a multiprocessor holds, shared memory of a
-/// block without its items.
-const STREAMS: [(usize, usize, u32, u32); 4] =
-    [(64, 8, 3, 63_876), (64, 16, 3, 69_892), (128, 8, 2, 91_396), (128, 16, 2, 100_356)];
-/// The same of the kernel that takes rows of work whole, where each place of a block has so many rows at least.
-const ROWS: [(usize, usize, u32, u32); 4] =
-    [(64, 8, 4, 49_460), (64, 16, 3, 49_716), (128, 8, 3, 65_844), (128, 16, 2, 98_868)];
-const ROWS_OF_A_PLACE: usize = 1;
-/// It cuts rows that are longer than this part of what a place has to do.
-const PIECES_OF_A_PLACE: usize = 3;
-/// Fewest tokens of their KV blocks.
-const STREAM_BLOCK: usize = 16;
-/// Shared memory of the items of a launch.
-const LINE_BYTES: u32 = 4 * (MAX_ITEMS as u32 + 1);
-/// Partial results that a block leaves.
-const SLOTS: u64 = 2;
 
 /// Shared memory of a prefill block.
 const fn prefill_shared(dim: usize, rows: usize, keys: usize) -> u32 {
@@ -84,9 +67,7 @@ struct Tensor {
     dtype: DType,
     dim: usize,
     decode: Kernel,
-    /// By rising rows, both.
-    streams: Vec<StreamKernel>,
-    rows: Vec<StreamKernel>,
+    fast: Fast,
     prefill: Kernel,
     prefill_rows: usize,
     prefill_shared: u32,
@@ -94,16 +75,6 @@ struct Tensor {
     prefill_merge: Kernel,
     /// Prefills in the order of decodes, where heads are short enough.
     ordered: Option<Kernel>,
-}
-
-/// The kernel of decodes in mode `fast` for up to so many query heads of a key head at once.
-#[derive(Debug)]
-struct StreamKernel {
-    kernel: Kernel,
-    rows: usize,
-    /// That one multiprocessor holds.
-    blocks: u32,
-    shared_bytes: u32,
 }
 
 /// Rows of a tile of the ordered kernel, and threads of its block.
@@ -127,18 +98,6 @@ impl Kernels {
                 };
                 let prefill_shared = prefill_shared(dim, prefill_rows, keys);
                 let decode = load("decode", decode_shared(dim) + PLAN_BYTES)?;
-                let streams = |kind: &str, all: [(usize, usize, u32, u32); 4], line_bytes| {
-                    let of_dim = all.into_iter().filter(|s| s.0 == dim);
-                    let load = of_dim.map(|(_, rows, blocks, shared_bytes)| {
-                        let (image, dtype) = (format!("attention_{kind}"), short_name(dtype));
-                        let name = format!("yn_{image}{rows}_{dim}_{dtype}");
-                        let kernel = modules.kernel_with_shared(&image, &name, shared_bytes + line_bytes)?;
-                        Ok(StreamKernel { kernel, rows, blocks, shared_bytes })
-                    });
-                    load.collect::<Result<Vec<_>>>()
-                };
-                let rows = streams("rows", ROWS, 0)?;
-                let streams = streams("stream", STREAMS, LINE_BYTES)?;
                 let prefill = load("prefill", prefill_shared)?;
                 let merge = format!("yn_attention_prefill_merge_{}", short_name(dtype));
                 let prefill_merge = modules.kernel_with_shared("attention_prefill", &merge, 0)?;
@@ -147,8 +106,7 @@ impl Kernels {
                     dtype,
                     dim,
                     decode,
-                    streams,
-                    rows,
+                    fast: Fast::load(modules, dtype, dim)?,
                     prefill,
                     prefill_rows,
                     prefill_shared,
@@ -192,22 +150,22 @@ pub(super) struct Params {
     block_bytes: u64,
     layer_bytes: u64,
     fault: u64,
-    plan: u64,
-    limits: u64,
-    sums: u64,
+    pub(super) plan: u64,
+    pub(super) limits: u64,
+    pub(super) sums: u64,
     walk: u64,
     sequences: u32,
     table_cols: u32,
     heads: u32,
     kv_heads: u32,
-    head_dim: u32,
+    pub(super) head_dim: u32,
     block_size: u32,
     blocks: u32,
     window: u32,
     by_sequence: u32,
-    first_item: u32,
-    items: u32,
-    capacity: u32,
+    pub(super) first_item: u32,
+    pub(super) items: u32,
+    pub(super) capacity: u32,
     scale: f32,
     soft_cap: f32,
 }
@@ -378,9 +336,9 @@ fn choose<'a>(kernels: &'a Kernels, args: &PagedAttention<'_>) -> Result<Chosen<
 fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, to): (usize, usize)) -> Result<()> {
     let kernels = &s.kernels().attention;
     let size = args.kv.block_size;
-    let takes = !s.invariant() && size.is_power_of_two() && size >= STREAM_BLOCK;
+    let takes = !s.invariant() && size.is_power_of_two() && size >= FEWEST_TOKENS;
     if let Some(tensor) = kernels.tensor(args).filter(|_| takes)
-        && fast(s, args, params, (tensor, from, to))?
+        && tensor.fast.launch(s, args, params, (from, to))?
     {
         return Ok(());
     }
@@ -413,71 +371,6 @@ fn items(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, (from, t
             let blocks = (count * args.heads * dim).div_ceil(BLOCK as usize);
             s.launch(kernels.merge.of(args.out.dtype()), [small(blocks), 1, 1], BLOCK, 0, &params)?;
         }
-    }
-    Ok(())
-}
-
-/// The same in mode `fast`, if it has kernels for these shapes: what is known here of many rows and of few decides, as lengths may
-/// be others when a captured launch is replayed.
-fn fast(
-    s: &CudaStream,
-    args: &PagedAttention<'_>,
-    params: Params,
-    (tensor, from, to): (&Tensor, usize, usize),
-) -> Result<bool> {
-    let ratio = args.heads / args.kv.kv_heads;
-    let of = |all: &[StreamKernel]| all.iter().position(|kernel| ratio <= kernel.rows).or(all.len().checked_sub(1));
-    let Some((rows, stream)) = of(&tensor.rows).zip(of(&tensor.streams)) else { return Ok(false) };
-    let (rows, stream) = (&tensor.rows[rows], &tensor.streams[stream]);
-    let parts = |kernel: &StreamKernel| args.kv.kv_heads * ratio.div_ceil(kernel.rows);
-    let places = |kernel: &StreamKernel| (s.sm_count() * kernel.blocks) as usize;
-    if (to - from).min(MAX_ITEMS) * parts(rows) >= ROWS_OF_A_PLACE * places(rows) {
-        whole_rows(s, params, (rows, from, to), (parts(rows), places(rows)))?;
-        return Ok(true);
-    }
-    // Where each query head has keys of its own, pieces are many and end often: the other kernel is faster there.
-    if ratio == 1 || parts(stream) > places(stream) {
-        return Ok(false);
-    }
-    streamed(s, params, (stream, from, to))?;
-    Ok(true)
-}
-
-/// Each block has one row of work, and a piece of a long one.
-fn whole_rows(
-    s: &CudaStream,
-    mut params: Params,
-    (kernel, from, to): (&StreamKernel, usize, usize),
-    (parts, places): (usize, usize),
-) -> Result<()> {
-    let (workspace, bytes) = s.workspace();
-    let pieces = (PIECES_OF_A_PLACE * places).div_ceil(parts);
-    // Partial results of rows and of pieces: sums, and limits in front of them.
-    let slot_bytes = parts * kernel.rows * (params.head_dim as usize + 2) * 4;
-    let most = (bytes / slot_bytes).saturating_sub(pieces).min(COUNTER_BYTES / 4 / parts).clamp(1, MAX_ITEMS);
-    params.plan = s.counters();
-    params.limits = workspace;
-    for first in (from..to).step_by(most) {
-        let items = most.min(to - first);
-        let capacity = pieces.min(items);
-        params.sums = workspace + ((items + capacity) * parts * kernel.rows * 8) as u64;
-        (params.first_item, params.items, params.capacity) = (small(first), small(items), small(capacity));
-        s.launch(&kernel.kernel, [small(items * parts), 1, 1], BLOCK, kernel.shared_bytes, &params)?;
-    }
-    Ok(())
-}
-
-/// Blocks share all keys evenly.
-fn streamed(s: &CudaStream, mut params: Params, (stream, from, to): (&StreamKernel, usize, usize)) -> Result<()> {
-    let grid = s.sm_count() * stream.blocks;
-    let (workspace, _) = s.workspace();
-    params.plan = s.counters();
-    params.limits = workspace;
-    params.sums = workspace + u64::from(grid) * SLOTS * (DECODE_ROWS * 8) as u64;
-    for first in (from..to).step_by(MAX_ITEMS) {
-        params.first_item = small(first);
-        params.items = small(MAX_ITEMS.min(to - first));
-        s.launch(&stream.kernel, [grid, 1, 1], BLOCK, stream.shared_bytes + 4 * (params.items + 1), &params)?;
     }
     Ok(())
 }
