@@ -2,12 +2,14 @@
 //! with random numbers. Each figure is the best of several rounds of many launches, recorded where the device records work,
 //! over weights that no cache holds; rates stand beside 4.3 TB/s and 790 TFLOP/s, what one NVIDIA H200 reaches.
 //!
-//! `cargo bench --bench gpu_ops -- [--device cuda] [--only TEXT] [linear] [attention] [layer] [host] [tiny]`; `tiny` is for a
-//! look on any device, `--only` takes what has TEXT in its name. `layer` runs the ops of decoder layers one after the other, as
-//! a step does, and tells what each of them costs there: how much less time the layers take without it. `host` tells what the
-//! calls cost that enqueue such layers as one recording, between an upload and a download.
+//! `cargo bench --bench gpu_ops -- [--device cuda] [--only TEXT] [linear] [attention] [layer] [host] [overlap] [tiny]`; `tiny`
+//! is for a look on any device, `--only` takes what has TEXT in its name. `layer` runs the ops of decoder layers one after the
+//! other, as a step does, and tells what each of them costs there: how much less time the layers take without it. `host` tells
+//! what the calls cost that enqueue such layers as one recording, between an upload and a download. `overlap` runs attention
+//! beside products on two streams.
 
 mod layers;
+mod overlap;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -222,54 +224,73 @@ fn batches(tiny: bool) -> Vec<Batch> {
     all
 }
 
+/// Sequences whose keys lie anywhere in a pool.
+struct Cache {
+    pool: Tensor,
+    starts: Tensor,
+    lens: Tensor,
+    tables: Tensor,
+}
+
+impl Cache {
+    /// Of sequences given as query tokens and keys.
+    fn new(bench: &Bench, kv_heads: usize, sequences: &[(usize, usize)]) -> Self {
+        let blocks_of = |keys: usize| keys.div_ceil(BLOCK);
+        let blocks: usize = sequences.iter().map(|s| blocks_of(s.1)).sum();
+        let widest = sequences.iter().map(|s| blocks_of(s.1)).max().expect("a sequence");
+        let block_bytes = 2 * kv_heads * HEAD_DIM * BLOCK * 2;
+        let memory = bench.device.alloc(blocks * block_bytes).expect("memory");
+        let pool = Tensor::new(memory, 0, blocks, block_bytes, DType::U8);
+        let some = numbers(blocks.min(64) * block_bytes / 2, DType::Bf16);
+        for from in (0..blocks).step_by(64) {
+            let part = pool.slice_rows(from, 64.min(blocks - from));
+            bench.fill(&part, &some[..part.bytes()]);
+        }
+        let mut order: Vec<i32> = (0..blocks as i32).collect();
+        let mut rng = SplitMix64(2);
+        for i in (1..blocks).rev() {
+            order.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        let (mut starts, mut lens, mut tables) = (vec![0], vec![], vec![]);
+        for (queries, keys) in sequences {
+            starts.push(starts[starts.len() - 1] + *queries as i32);
+            lens.push(*keys as i32);
+            let own = order.split_off(order.len() - blocks_of(*keys));
+            tables.extend(own.iter().copied().chain(std::iter::repeat_n(-1, widest - own.len())));
+        }
+        let ints = |values: &[i32], cols| bench.ints(values, cols);
+        Self { pool, starts: ints(&starts, 1), lens: ints(&lens, 1), tables: ints(&tables, widest) }
+    }
+
+    fn layer(&self, kv_heads: usize) -> KvLayer<'_> {
+        KvLayer {
+            pool: &self.pool,
+            layer: 0,
+            layers: 1,
+            kv_heads,
+            head_dim: HEAD_DIM,
+            block_size: BLOCK,
+            dtype: DType::Bf16,
+        }
+    }
+}
+
 fn attend(bench: &Bench, (_, (heads, kv_heads), sequences): &Batch) -> f64 {
-    let blocks_of = |keys: usize| keys.div_ceil(BLOCK);
-    let blocks: usize = sequences.iter().map(|s| blocks_of(s.1)).sum();
-    let (tokens, widest) =
-        (sequences.iter().map(|s| s.0).sum(), sequences.iter().map(|s| blocks_of(s.1)).max().expect("a sequence"));
-    let block_bytes = 2 * kv_heads * HEAD_DIM * BLOCK * 2;
-    let memory = bench.device.alloc(blocks * block_bytes).expect("memory");
-    let pool = Tensor::new(Arc::clone(&memory), 0, blocks, block_bytes, DType::U8);
-    let some = numbers(blocks.min(64) * block_bytes / 2, DType::Bf16);
-    for from in (0..blocks).step_by(64) {
-        let part = pool.slice_rows(from, 64.min(blocks - from));
-        bench.fill(&part, &some[..part.bytes()]);
-    }
-    let mut order: Vec<i32> = (0..blocks as i32).collect();
-    let mut rng = SplitMix64(2);
-    for i in (1..blocks).rev() {
-        order.swap(i, rng.below(i as u64 + 1) as usize);
-    }
-    let (mut starts, mut lens, mut tables) = (vec![0], vec![], vec![]);
-    for (queries, keys) in sequences {
-        starts.push(starts[starts.len() - 1] + *queries as i32);
-        lens.push(*keys as i32);
-        let own = order.split_off(order.len() - blocks_of(*keys));
-        tables.extend(own.iter().copied().chain(std::iter::repeat_n(-1, widest - own.len())));
-    }
+    let cache = Cache::new(bench, *kv_heads, sequences);
+    let tokens = sequences.iter().map(|s| s.0).sum();
     let (qkv, out) = (bench.acts(tokens, (heads + 2 * kv_heads) * HEAD_DIM), bench.acts(tokens, heads * HEAD_DIM));
-    let (starts, lens, tables) = (bench.ints(&starts, 1), bench.ints(&lens, 1), bench.ints(&tables, widest));
-    let kv = KvLayer {
-        pool: &pool,
-        layer: 0,
-        layers: 1,
-        kv_heads: *kv_heads,
-        head_dim: HEAD_DIM,
-        block_size: BLOCK,
-        dtype: DType::Bf16,
-    };
     let args = PagedAttention {
         out: &out,
         qkv: &qkv,
-        starts: &starts,
-        context_lens: &lens,
-        tables: &tables,
+        starts: &cache.starts,
+        context_lens: &cache.lens,
+        tables: &cache.tables,
         scale: 1.0 / (HEAD_DIM as f32).sqrt(),
         soft_cap: None,
         window: None,
         heads: *heads,
         singles: 0,
-        kv,
+        kv: cache.layer(*kv_heads),
     };
     bench.time(4, &mut || (0..4).for_each(|_| bench.stream.paged_attention(&args).expect("attention")))
 }
@@ -302,7 +323,7 @@ fn main() {
     let option = |name: &str| arguments.iter().position(|a| a == name).map(|i| arguments[i + 1].as_str());
     let (device, only) = (option("--device").unwrap_or("auto"), option("--only").unwrap_or(""));
     let named = |name: &str| arguments.iter().any(|a| a == name);
-    let all = !["linear", "attention", "layer", "host"].iter().any(|name| named(name));
+    let all = !["linear", "attention", "layer", "host", "overlap"].iter().any(|name| named(name));
     println!("{}", Bench::open(device, NumericMode::Fast).device.caps().description);
     if all || named("linear") {
         products(device, only, named("tiny"));
@@ -315,5 +336,8 @@ fn main() {
     }
     if all || named("host") {
         layers::calls(device, only, named("tiny"));
+    }
+    if all || named("overlap") {
+        overlap::trial(device, named("tiny"));
     }
 }
