@@ -10,13 +10,13 @@ enum Gate : uint32_t { NONE = 0, SILU = 1, GELU = 2 };
 
 struct FewParams {
   alignas(64) unsigned char w_map[128];  // CUtensorMap of w: tiles of 8 * strips rows
-  alignas(64) unsigned char x_map[128];  // of x: tiles of 8 or 16 rows; not looked at where rows are held
+  alignas(64) unsigned char x_map[128];  // of x: tiles of 8 or 16 rows; not looked at where rows are normed
   uint64_t out;
   uint64_t bias;      // 0: none
-  uint64_t x;         // of rows that are held
+  uint64_t x;         // of rows that are normed
   uint64_t residual;  // 0: none
   uint64_t sum;
-  uint64_t weight;    // f32 [K], of the norm; 0: none
+  uint64_t weight;    // f32 [K], of the norm
   uint32_t m;
   uint32_t n;
   uint32_t k;
@@ -27,7 +27,7 @@ struct FewParams {
   uint32_t stages;  // of the ring
   uint32_t splits;  // of k, one a block of a cluster
   uint32_t gate;   // what becomes of the first half of the columns, which then multiplies the second
-  uint32_t x_stride;  // bytes from a held row to the next, in shared memory
+  uint32_t x_stride;  // bytes from a normed row to the next, in shared memory
   float eps;
   uint32_t late;  // the next launch starts when rows are here, not before
 };
@@ -47,7 +47,7 @@ struct FewShared {
   };
   uint64_t full[MAX_STAGES], free[MAX_STAGES];
   float squares[WARPS];
-  // Behind it rows that are held.
+  // Behind it normed rows.
 };
 
 #ifdef YN_SM90A
@@ -71,22 +71,21 @@ __device__ __forceinline__ float squares_of(const float (&v)[8]) {
   return sum;
 }
 
-// The computing warps: all rows, or `count` numbers from `from` on, to shared memory, normed if asked for. Up to eight rows are
-// worked on at once, by equally many warps each.
+// The computing warps: all rows, normed, to shared memory. Up to eight rows are worked on at once, by equally many warps each.
 template <typename T>
-__device__ __forceinline__ void hold_rows(const FewParams& p, FewShared& sh, unsigned char* rows, uint32_t from, uint32_t count) {
+__device__ __forceinline__ void norm_rows(const FewParams& p, FewShared& sh, unsigned char* rows) {
   constexpr uint32_t NEAR = 2;  // vectors that a thread keeps in registers
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t warps = p.m > 4 ? 1 : p.m > 2 ? 2 : p.m > 1 ? 4 : 8, lanes = 32 * warps, row = warp / warps;
-  const uint32_t place = warp % warps * 32 + lane, vectors = min(count, p.k - from) / 8;
+  const uint32_t place = warp % warps * 32 + lane, vectors = p.k / 8;
   const float* weight = at<float>(p.weight);
   float w[NEAR][8], v[NEAR][8];
 #pragma unroll
   for (uint32_t i = 0; i < NEAR; i++) {
-    if (p.weight != 0 && place + i * lanes < vectors) load8(weight + 8 * (place + i * lanes), w[i]);
+    if (place + i * lanes < vectors) load8(weight + 8 * (place + i * lanes), w[i]);
   }
   wait_for_prior();
-  const uint64_t start = uint64_t(row) * p.k + from;
+  const uint64_t start = uint64_t(row) * p.k;
   T* to = reinterpret_cast<T*>(rows + row * p.x_stride);
   const bool mine = row < p.m;
   float squares = 0;
@@ -104,31 +103,28 @@ __device__ __forceinline__ void hold_rows(const FewParams& p, FewShared& sh, uns
     squares += squares_of(far);
     store8(to + 8 * n, far);
   }
-  float scale = 1.0f;
-  if (p.weight != 0) {
-    squares = reduce_warp(squares, Add());
-    if (warps > 1) {
-      if (lane == 0) sh.squares[warp] = squares;
-      meet(1, 32 * WARPS);
-      squares = reduce_warp(lane < warps ? sh.squares[row * warps + lane] : 0.0f, Add());
-    }
-    scale = rsqrtf(squares / float(p.k) + p.eps);
+  squares = reduce_warp(squares, Add());
+  if (warps > 1) {
+    if (lane == 0) sh.squares[warp] = squares;
+    meet(1, 32 * WARPS);
+    squares = reduce_warp(lane < warps ? sh.squares[row * warps + lane] : 0.0f, Add());
   }
+  const float scale = rsqrtf(squares / float(p.k) + p.eps);
 #pragma unroll
   for (uint32_t i = 0; i < NEAR; i++) {
     if (!mine || place + i * lanes >= vectors) continue;
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[i][j] = p.weight != 0 ? v[i][j] * scale * w[i][j] : v[i][j];
+    for (int j = 0; j < 8; j++) v[i][j] *= scale * w[i][j];
     store8(to + 8 * (place + i * lanes), v[i]);
   }
-  for (uint32_t n = place + NEAR * lanes; p.weight != 0 && mine && n < vectors; n += lanes) {
+  for (uint32_t n = place + NEAR * lanes; mine && n < vectors; n += lanes) {
     load8(weight + 8 * n, w[0]);
     load8(to + 8 * n, v[0]);
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[0][j] = v[0][j] * scale * w[0][j];
+    for (int j = 0; j < 8; j++) v[0][j] *= scale * w[0][j];
     store8(to + 8 * n, v[0]);
   }
-  for (uint32_t i = 8 * vectors + place; mine && i < count; i += lanes) to[i] = narrowed<T>(0.0f);
+  for (uint32_t i = p.k + place; mine && i < p.x_stride / sizeof(T); i += lanes) to[i] = narrowed<T>(0.0f);
   meet(1, 32 * WARPS);
 }
 

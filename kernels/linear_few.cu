@@ -14,21 +14,21 @@
 // Tiles are copied by the hardware (tensor maps) in boxes of 64 numbers of k and swizzled by 128 bytes, so that ldmatrix meets no bank
 // twice. Where units of a large matrix have few columns a tile is four boxes, which one instruction copies: the hardware of an H200 brings
 // 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB.
-// Tiles of x come with those of w; or a block holds all its rows, where they are small, as they are there sooner.
-// Instances: f16 and bf16 x tiles of two boxes of up to 8 and up to 16 rows, and of four boxes of up to 8; those of up to 8 with rows
-// that come in tiles and that are held. Other architectures have empty bodies, which are never launched.
+// Tiles of x come with those of w; normed rows a block holds whole.
+// Instances: f16 and bf16 x tiles of two boxes of up to 8 and up to 16 rows, and of four boxes of up to 8; those of up to 8 with and
+// without a norm. Other architectures have empty bodies, which are never launched.
 #include "few_ends.cuh"
 #include "hopper.cuh"
 
 #ifdef YN_SM90A
 
-template <typename T, uint32_t ROWS, uint32_t BOXES, bool HELD>
+template <typename T, uint32_t ROWS, uint32_t BOXES, bool NORM>
 struct Few {
   static constexpr uint32_t STRIPS = BOXES == 2 ? 8 : 4;  // of a unit at most
   const FewParams& p;
   FewShared& sh;
   const uint32_t warp, lane;
-  unsigned char* const rows;  // that are held
+  unsigned char* const rows;  // that are normed
   uint32_t first, last;      // units of this block
   uint32_t tile, tiles;      // the first tile of its part of k, and how many it has
   uint32_t w_bytes, bytes;   // of a tile of w, of a stage
@@ -43,9 +43,9 @@ struct Few {
     tile = all * blockIdx.z / p.splits;
     tiles = all * (blockIdx.z + 1) / p.splits - tile;
     w_bytes = BOXES * 8 * p.strips * ROW_BYTES;
-    bytes = w_bytes + (HELD ? 0 : BOXES * ROWS * ROW_BYTES);
+    bytes = w_bytes + (NORM ? 0 : BOXES * ROWS * ROW_BYTES);
   }
-  __device__ bool gated() const { return HELD && p.gate != NONE; }
+  __device__ bool gated() const { return NORM && p.gate != NONE; }
   // The first column of a unit.
   __device__ uint32_t column_of(uint32_t unit) const {
     return gated() ? unit / 2 * p.strips * 8 + unit % 2 * (p.n / 2) : unit * p.strips * 8;
@@ -75,7 +75,7 @@ struct Few {
       copy_w(unit, t, i);
       if (++t == tiles) t = 0, unit++;
     }
-    if (!HELD) {
+    if (!NORM) {
       wait_for_prior();
       for (uint32_t i = 0; i < ahead; i++) copy_x(i % tiles, i);
     }
@@ -83,7 +83,7 @@ struct Few {
     for (uint32_t i = ahead; i < total; i++) {
       barrier_wait(&sh.free[stage], parity);
       copy_w(unit, t, stage);
-      if (!HELD) copy_x(t, stage);
+      if (!NORM) copy_x(t, stage);
       if (++t == tiles) t = 0, unit++;
       if (++stage == p.stages) stage = 0, parity ^= 1;
     }
@@ -94,7 +94,7 @@ struct Few {
 #pragma unroll
     for (uint32_t i = 0; i < BOXES / 2; i++) {
       uint32_t a[4], b[STRIPS / 2][4];
-      load_tiles_at(a, x_at + i * 2 * (HELD ? ROW_BYTES : ROWS * ROW_BYTES));
+      load_tiles_at(a, x_at + i * 2 * (NORM ? ROW_BYTES : ROWS * ROW_BYTES));
 #pragma unroll
       for (uint32_t j = 0; j < STRIPS; j += 2) {
         if (j >= p.strips) break;
@@ -153,9 +153,9 @@ struct Few {
     const uint32_t ring = shared_address(sh.ring);
     const uint32_t w_first = kept(ring + (box * p.strips * 8 + w_row) * ROW_BYTES + (2 * k + lane / 8 % 2 ^ w_row % 8) * 16);
     const uint32_t x_first = kept(
-        HELD ? shared_address(rows) + min(row, p.m - 1) * p.x_stride + warp * 32 + lane / 16 * 16
+        NORM ? shared_address(rows) + min(row, p.m - 1) * p.x_stride + warp * 32 + lane / 16 * 16
              : ring + w_bytes + (box * ROWS + row) * ROW_BYTES + (2 * k + lane / 16 ^ row % 8) * 16);
-    if (HELD) hold_rows<T>(p, sh, rows, tile * BOXES * 64, tiles * BOXES * 64);
+    if (NORM) norm_rows<T>(p, sh, rows);
     else wait_for_prior();
     if (p.late != 0) let_next_start();
     if (p.splits > 1) cluster_wait();  // until its blocks run
@@ -164,7 +164,7 @@ struct Few {
 #pragma unroll
       for (uint32_t j = 0; j < STRIPS; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0;
       const uint32_t first_column = column_of(unit);
-      if (HELD) x_at = x_first;
+      if (NORM) x_at = x_first;
 #pragma unroll 1
       for (uint32_t t = 0; t < tiles; t++) {
         barrier_wait(&sh.full[stage], parity);
@@ -175,7 +175,7 @@ struct Few {
         stage = around ? 0 : stage;
         parity ^= around ? 1 : 0;
         w_at = around ? w_first : w_at + bytes;
-        if (HELD) x_at += BOXES * ROW_BYTES;
+        if (NORM) x_at += BOXES * ROW_BYTES;
         else x_at = around ? x_first : x_at + bytes;
       }
       finish(unit, first_column);
@@ -206,7 +206,7 @@ struct Few {
     if (p.splits > 1) cluster_arrive();
     if (threadIdx.x == 0) {
       prefetch_map(p.w_map);
-      if (!HELD) prefetch_map(p.x_map);
+      if (!NORM) prefetch_map(p.x_map);
       for (uint32_t i = 0; i < p.stages; i++) {
         barrier_init(&sh.full[i], 1);
         barrier_init(&sh.free[i], WARPS);
@@ -225,21 +225,21 @@ struct Few {
   }
 };
 
-#define YN_FEW_BODY(ROWS, BOXES, HELD, T)                                                                       \
+#define YN_FEW_BODY(ROWS, BOXES, NORM, T)                                                                       \
   YN_DYNAMIC_SHARED(dynamic);                                                                                   \
-  Few<T, ROWS, BOXES, HELD> few(p, *reinterpret_cast<FewShared*>(dynamic + (-shared_address(dynamic) & 1023))); \
+  Few<T, ROWS, BOXES, NORM> few(p, *reinterpret_cast<FewShared*>(dynamic + (-shared_address(dynamic) & 1023))); \
   few.run()
 
 #else
-#define YN_FEW_BODY(ROWS, BOXES, HELD, T) wait_for_prior()
+#define YN_FEW_BODY(ROWS, BOXES, NORM, T) wait_for_prior()
 #endif
 
 static_assert(sizeof(FewShared) + 1024 == 105760, "mirrored in src/hal/cuda/ops/linear_few.rs");
-#define YN_FEW(KIND, ROWS, BOXES, HELD, NAME, T)                                     \
+#define YN_FEW(KIND, ROWS, BOXES, NORM, NAME, T)                                     \
   extern "C" __global__ void __launch_bounds__(THREADS, 2)                           \
       yn_linear_##KIND##_##ROWS##_##BOXES##_##NAME(const __grid_constant__ FewParams p) { \
     if (p.late == 0) let_next_start();                                               \
-    YN_FEW_BODY(ROWS, BOXES, HELD, T);                                               \
+    YN_FEW_BODY(ROWS, BOXES, NORM, T);                                               \
   }
 YN_FEW(few, 8, 2, false, f16, f16)
 YN_FEW(few, 8, 2, false, bf16, bf16)
@@ -247,7 +247,7 @@ YN_FEW(few, 8, 4, false, f16, f16)
 YN_FEW(few, 8, 4, false, bf16, bf16)
 YN_FEW(few, 16, 2, false, f16, f16)
 YN_FEW(few, 16, 2, false, bf16, bf16)
-YN_FEW(held, 8, 2, true, f16, f16)
-YN_FEW(held, 8, 2, true, bf16, bf16)
-YN_FEW(held, 8, 4, true, f16, f16)
-YN_FEW(held, 8, 4, true, bf16, bf16)
+YN_FEW(normed, 8, 2, true, f16, f16)
+YN_FEW(normed, 8, 2, true, bf16, bf16)
+YN_FEW(normed, 8, 4, true, f16, f16)
+YN_FEW(normed, 8, 4, true, bf16, bf16)

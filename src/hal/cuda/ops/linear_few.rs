@@ -28,7 +28,7 @@ const BOX_ROW: usize = 128;
 const BLOCK: u32 = 288;
 /// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, but at few rows, where each block's ring fills while a
 /// norm or an activation runs: layers of an 8B model at one row take 132.4 us with qkv and down here, 129.4 with out too, 126.4 with
-/// gate and up too. Heads are read as fast there: nothing runs beside them.
+/// gate and up too. Long heads are read as fast there: nothing runs beside them.
 const MOST_WEIGHTS: usize = 1 << 24;
 const MOST_K: usize = 2048;
 /// Units of a block of a large matrix.
@@ -76,8 +76,8 @@ const _: () = assert!(size_of::<Params>() == 384);
 #[derive(Debug)]
 pub(super) struct Few {
     plain: Vec<HalfFamily>,
-    /// Blocks hold all rows of x, of which there are [`FEW_ROWS`] at most.
-    held: Vec<HalfFamily>,
+    /// Rows are normed first, and blocks hold all of them, of which there are [`FEW_ROWS`] at most.
+    normed: Vec<HalfFamily>,
 }
 
 impl Few {
@@ -91,7 +91,7 @@ impl Few {
         };
         Ok(Self {
             plain: kernels.iter().map(load("few")).collect::<Result<_>>()?,
-            held: kernels.iter().filter(|kernel| kernel.0 <= FEW_ROWS).map(load("held")).collect::<Result<_>>()?,
+            normed: kernels.iter().filter(|kernel| kernel.0 <= FEW_ROWS).map(load("normed")).collect::<Result<_>>()?,
         })
     }
 }
@@ -121,23 +121,18 @@ pub(in crate::hal::cuda) fn linear(
     };
     let Some(index) = kernel(x.rows(), &cut, w) else { return Ok(()) };
     let (rows, boxes) = KERNELS[index];
-    let held = Held::of(x, &cut, index).filter(|_| !cut.streams((w.rows(), w.cols()), s.sm_count() as usize));
     let params = Params {
-        x_map: if held.is_some() { TensorMap::default() } else { map(x.addr(), x.dtype(), shape(x), (rows, boxes))? },
+        x_map: map(x.addr(), x.dtype(), shape(x), (rows, boxes))?,
         out: out.addr(),
         bias: bias.map_or(0, Tensor::addr),
         wide: u32::from(out.dtype() == DType::F32),
         pairs: u32::from(w.rows().is_multiple_of(2) && out.addr().is_multiple_of(8)),
-        ..params(s, (x, w), (&cut, boxes), held.as_ref())?
+        ..params(s, (x, w), (&cut, boxes), None)?
     };
-    let few = &s.kernels().few;
-    match held {
-        Some(held) => launch(s, &few.held[index], (x, w), &cut, (&params, held.shared)),
-        None => launch(s, &few.plain[index], (x, w), &cut, (&params, SHARED)),
-    }
+    launch(s, &s.kernels().few.plain[index], (x, w), &cut, (&params, SHARED))
 }
 
-/// Rows of x that a block holds.
+/// Normed rows, which a block holds.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     /// Bytes from a row to the next.
@@ -148,10 +143,9 @@ struct Held {
 
 impl Held {
     /// None where the rows are too many or too long for a kernel of [`KERNELS`].
-    fn of(x: &Tensor, cut: &Cut, index: usize) -> Option<Self> {
+    fn of(x: &Tensor, index: usize) -> Option<Self> {
         let (rows, boxes) = KERNELS[index];
-        let tiles = x.cols().div_ceil(boxes * BOX).div_ceil(cut.splits);
-        let stride = tiles * boxes * BOX * x.dtype().size() + 16;
+        let stride = x.cols().next_multiple_of(boxes * BOX) * x.dtype().size() + 16;
         let shared = SHARED + small(x.rows() * stride);
         (rows <= FEW_ROWS && shared <= MOST_SHARED).then_some(Self { stride, shared })
     }
@@ -168,7 +162,7 @@ pub(in crate::hal::cuda) fn norm_linear(s: &CudaStream, args: &NormLinear<'_>, w
         Then::Gate(..) => gated_cut(m, shape, blocks),
     }?;
     let index = kernel(m, &cut, w)?;
-    let held = Held::of(args.x, &cut, index)?;
+    let held = Held::of(args.x, index)?;
     Some(launch_normed(s, args, w, (index, &cut), held))
 }
 
@@ -205,7 +199,7 @@ fn launch_normed(
         late: 1,
         ..params(s, (x, w), (cut, KERNELS[index].1), Some(&held))?
     };
-    launch(s, &s.kernels().few.held[index], (x, w), cut, (&params, held.shared))
+    launch(s, &s.kernels().few.normed[index], (x, w), cut, (&params, held.shared))
 }
 
 /// What all launches say; no output yet. Stages of the ring have rows of x where a block does not hold them.
@@ -312,7 +306,7 @@ impl Cut {
 fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     let whole = Cut::whole(strips(n, blocks), 1);
     if n * k >= MOST_WEIGHTS {
-        let few = m <= FEW_ROWS && whole.units(n) <= MOST_UNITS * blocks;
+        let few = m <= FEW_ROWS && (k <= MOST_K || whole.units(n) <= MOST_UNITS * blocks);
         return few.then_some(whole);
     }
     if k <= MOST_K {
@@ -382,6 +376,7 @@ mod tests {
             assert_eq!(cut(m, shape, 132), strips.map(|strips| Cut::whole(strips, 1)), "{m} {shape:?}");
         }
         assert_eq!(cut(1, (128_256, 4096), 132), None);
+        assert_eq!(cut(1, (151_936, 896), 132), Some(Cut::whole(strips(151_936, 132), 1)));
     }
 
     #[test]
