@@ -204,12 +204,16 @@ impl Pass<'_> {
         self.tensor(self.buffers.logits, rows)
     }
 
-    /// Logits, F32 `[rows of index, vocab_size]`, of the rows of `hidden` that `index` (I32 `[n, 1]`) names. Valid until
+    /// Logits, F32 `[rows of index, vocab_size]`, of the rows of `hidden` that `index` (I32 `[n, 1]`, rising) names. Valid until
     /// the next call.
     pub fn logits(&self, hidden: &Tensor, index: &Tensor) -> Result<Tensor> {
-        let last = self.tensor(self.buffers.last, index.rows());
         let logits = self.logits_rows(index.rows());
-        self.stream.gather_rows(&last, hidden, index)?;
+        // As many rising indices as rows are all of them: a step of decodes gathers nothing.
+        let every = index.rows() == hidden.rows();
+        let last = if every { hidden.clone() } else { self.tensor(self.buffers.last, index.rows()) };
+        if !every {
+            self.stream.gather_rows(&last, hidden, index)?;
+        }
         self.stream.linear(&logits, &last, &self.model.head, None)?;
         if let Some(cap) = self.model.info.spec.logit_cap {
             self.stream.soft_cap(&logits, cap, last.dtype())?;
