@@ -14,6 +14,17 @@ __device__ __forceinline__ uint64_t swizzled_tile(uint32_t address, uint32_t lea
 
 #ifdef YN_SM90A
 
+// The same in two steps, for loops over tiles: the low word of the tile at `p`, the same in all lanes of a warp and known to the
+// compiler as such; and the tile `offset` bytes further, with `eight` bytes from one eight of rows to the next.
+__device__ __forceinline__ uint32_t swizzled_low(const void* p, uint32_t leading) {
+  return __reduce_or_sync(0xffffffffu, leading >> 4 << 16 | shared_address(p) >> 4);
+}
+__device__ __forceinline__ uint64_t swizzled_at(uint32_t low, uint32_t eight, uint32_t offset) {
+  uint64_t y;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(y) : "r"(low + (offset >> 4)), "r"(1u << 30 | eight >> 4));
+  return y;
+}
+
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits until at most N groups are under way.
@@ -71,6 +82,26 @@ __device__ __forceinline__ void copy_tile(void* to, const void* map, int row, in
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {0, %2, %3}], [%4];" ::"r"(
           shared_address(to)),
       "l"(map), "r"(row), "r"(box), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// A box of the map's of rows of one or two times 64 columns, which begins at row `eight` times eight: eight rows after eight, each
+// of 64 columns first.
+__device__ __forceinline__ void copy_eights(void* to, const void* map, uint32_t eight, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {0, 0, 0, %2}], [%3];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(eight), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// A box of the map's of rows of heads of tokens, which begins at `column` of `head` of `token`: by tokens, heads and columns.
+__device__ __forceinline__ void copy_queries(void* to, const void* map, uint32_t column, uint32_t head, uint32_t token,
+                                             uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(column), "r"(head), "r"(token), "r"(shared_address(barrier))
       : "memory");
 }
 

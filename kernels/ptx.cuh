@@ -45,6 +45,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// 1 / x, to 1 unit in the last place, without the code for numbers so small that it would be none.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Launches overlap (programmatic dependent launch, from sm_90 on): a kernel's blocks come to the device as soon as all blocks of
 // the one before it have called `let_next_start`. Until `wait_for_prior` returns they may look at nothing but what no launch
 // of this step writes: weights, what was uploaded for the step, and the cache of earlier steps (uploads and downloads stand

@@ -206,8 +206,11 @@ fn prefills(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, tenso
     let (tokens, sequences) = (args.qkv.rows(), args.context_lens.rows());
     let ratio = args.heads / args.kv.kv_heads;
     let hopper = s.kernels().attention.hopper.iter().find(|h| h.takes(args));
-    let (rows, per_sm) =
-        if hopper.is_some() { (attention_hopper::ROWS, 1) } else { (tensor.prefill_rows, PREFILL_BLOCKS) };
+    let (rows, per_sm) = if hopper.is_some() {
+        (attention_hopper::rows_of_tile(ratio), 1)
+    } else {
+        (tensor.prefill_rows, PREFILL_BLOCKS)
+    };
     // Of the sequences that may have several tokens. Blocks without a tile are not free: each has to look for one.
     let (several, left) = (tokens - args.singles, sequences - args.singles);
     let most_tiles = (several * ratio).div_ceil(rows) + left;
@@ -219,11 +222,14 @@ fn prefills(s: &CudaStream, args: &PagedAttention<'_>, mut params: Params, tenso
     let (workspace, _) = s.workspace();
     params.sums = workspace;
     params.limits = workspace + (parts * tokens * args.heads * args.kv.head_dim * 4) as u64;
-    let grid = |tiles: usize| [small(tiles), small(args.kv.kv_heads), small(parts)];
     match hopper {
-        Some(hopper) => hopper.launch(s, args, params, grid(most_tiles))?,
+        Some(hopper) => {
+            params.plan = s.counters();
+            hopper.launch(s, args, params, most_tiles * args.kv.kv_heads * parts)?;
+        }
         None => {
-            let grid = grid(if parts > 1 { tiles } else { most_tiles });
+            let tiles = if parts > 1 { tiles } else { most_tiles };
+            let grid = [small(tiles), small(args.kv.kv_heads), small(parts)];
             s.launch(&tensor.prefill, grid, BLOCK, tensor.prefill_shared, &params)?;
         }
     }

@@ -1,8 +1,8 @@
 //! Prefill chunks with the tensor cores and the copy hardware of compute capability 9.0.
 
 use super::attention::Params;
-use super::short_name;
 use super::tensor_map::{self, TensorMap};
+use super::{short_name, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::launch::Kernel;
@@ -13,15 +13,15 @@ use crate::hal::ops::PagedAttention;
 pub(super) const CAPABILITY: u32 = 90;
 /// Threads of a block.
 const BLOCK: u32 = 384;
-/// Rows of a block's tile.
-pub(super) const ROWS: usize = 128;
+/// Most rows of a block's tile.
+const ROWS: usize = 128;
 /// Tokens of a box that the hardware copies.
 const BOX: u32 = 16;
 const DIMS: [usize; 2] = [64, 128];
 
 /// Shared memory of a block, with what aligns it.
 const fn shared(dim: usize) -> u32 {
-    (640 * dim * 2 + 72 + 1024) as u32
+    (768 * dim * 2 + 280 + 1024) as u32
 }
 
 /// A kernel of one dtype and head dimension.
@@ -36,10 +36,11 @@ pub(super) struct Hopper {
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 struct HopperParams {
-    map: TensorMap,
+    pool_map: TensorMap,
+    query_map: TensorMap,
     attention: Params,
 }
-const _: () = assert!(size_of::<HopperParams>() == 320);
+const _: () = assert!(size_of::<HopperParams>() == 448);
 
 impl Hopper {
     /// All kernels there are; none where `capability` is another than theirs.
@@ -63,24 +64,38 @@ impl Hopper {
         let kv = &args.kv;
         (self.dtype, self.dtype, self.dim) == (args.qkv.dtype(), kv.dtype, kv.head_dim)
             && args.soft_cap.is_none()
+            && args.heads / kv.kv_heads <= ROWS
             && kv.block_size.is_multiple_of(BOX as usize)
     }
 
-    /// A block for each tile, key head and part of the keys.
+    /// Blocks share what there is for them, at most `most` tiles of one key head and part of the keys.
     pub(super) fn launch(
         &self,
         s: &CudaStream,
         args: &PagedAttention<'_>,
         attention: Params,
-        grid: [u32; 3],
+        most: usize,
     ) -> Result<()> {
-        let params = HopperParams { map: self.map(args)?, attention };
-        s.launch(&self.kernel, grid, BLOCK, shared(self.dim), &params)
+        let params = HopperParams { pool_map: self.pool_map(args)?, query_map: self.query_map(args)?, attention };
+        let blocks = small(most.min(s.sm_count() as usize));
+        s.launch(&self.kernel, [blocks, 1, 1], BLOCK, shared(self.dim), &params)
     }
 
     /// The whole pool as rows of one head of one token, for copies of boxes.
-    fn map(&self, args: &PagedAttention<'_>) -> Result<TensorMap> {
+    fn pool_map(&self, args: &PagedAttention<'_>) -> Result<TensorMap> {
         let rows = args.kv.pool.bytes() / (self.dim * self.dtype.size());
-        tensor_map::new(args.kv.pool.addr(), self.dtype, (rows, self.dim), BOX)
+        tensor_map::eights(args.kv.pool.addr(), self.dtype, (rows, self.dim), BOX)
     }
+
+    /// The queries of all tokens, for copies of those of a tile.
+    fn query_map(&self, args: &PagedAttention<'_>) -> Result<TensorMap> {
+        let (heads, ratio) = (args.qkv.cols() / self.dim, args.heads / args.kv.kv_heads);
+        let (array, side) = ((args.qkv.rows(), heads, self.dim), (small(ROWS / ratio), small(ratio)));
+        tensor_map::heads(args.qkv.addr(), self.dtype, array, side)
+    }
+}
+
+/// Rows of a tile that are in use where so many query heads share keys: those of whole tokens.
+pub(super) fn rows_of_tile(ratio: usize) -> usize {
+    ROWS / ratio * ratio
 }

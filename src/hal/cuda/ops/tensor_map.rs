@@ -32,13 +32,36 @@ pub(super) fn new(addr: u64, dtype: DType, (rows, cols): (usize, usize), box_row
     encode(addr, dtype, (&[cols as u64, rows as u64], &[(cols * dtype.size()) as u64]), &[COLS, box_rows])
 }
 
+/// Rows of `cols` numbers of 16 bits, 64 or 128, in boxes of `box_rows`, which one copy brings as eights of rows, each by 64 columns: both
+/// numbers of rows are whole eights.
+pub(super) fn eights(addr: u64, dtype: DType, (rows, cols): (usize, usize), box_rows: u32) -> Result<TensorMap> {
+    assert!(rows.is_multiple_of(8) && box_rows.is_multiple_of(8), "boxes of {box_rows} of {rows} rows");
+    let (row_bytes, box_bytes) = ((cols * dtype.size()) as u64, (BOX_COLS * dtype.size()) as u64);
+    let boxes = cols / BOX_COLS;
+    let sizes = [BOX_COLS as u64, 8, boxes as u64, (rows / 8) as u64];
+    encode(addr, dtype, (&sizes, &[row_bytes, box_bytes, 8 * row_bytes]), &[COLS, 8, boxes as u32, box_rows / 8])
+}
+
+/// Heads of tokens, `(tokens, heads, columns)` numbers of 16 bits, in boxes of `(tokens, heads)` and 64 columns. What a box has beyond the
+/// array becomes zeros.
+pub(super) fn heads(
+    addr: u64,
+    dtype: DType,
+    (tokens, heads, cols): (usize, usize, usize),
+    (box_tokens, box_heads): (u32, u32),
+) -> Result<TensorMap> {
+    let head_bytes = (cols * dtype.size()) as u64;
+    let sizes = [cols as u64, heads as u64, tokens as u64];
+    encode(addr, dtype, (&sizes, &[head_bytes, heads as u64 * head_bytes]), &[COLS, box_heads, box_tokens])
+}
+
 /// Of an array of as many dimensions as `sizes` has, whose strides in bytes start with that of the second.
 fn encode(addr: u64, dtype: DType, (sizes, strides): (&[u64], &[u64]), sides: &[u32]) -> Result<TensorMap> {
     let kind = match dtype {
         DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
     };
-    let steps = [1u32; 3];
+    let steps = [1u32; 4];
     assert!(sizes.len() <= steps.len() && (sizes.len(), sizes.len()) == (strides.len() + 1, sides.len()));
     // SAFETY: plain bytes, whose zero is a value; replaced below.
     let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
