@@ -4,7 +4,7 @@ use crate::base::error::panic_text;
 use crate::base::{Error, ErrorKind, SeqId, StepId};
 use crate::engine::State;
 use crate::engine::deadlines::Deadlines;
-use crate::engine::output::{Item, OutputMsg, STOP_LEAD};
+use crate::engine::output::{OutputMsg, STOP_LEAD};
 use crate::engine::shared::{Command, Live, Shared};
 use crate::exec::Executor;
 use crate::plan::{FinishReason, Request, StepOutcome};
@@ -39,7 +39,8 @@ pub(crate) struct Core {
     closing: bool,
     events: Vec<Event>,
     commands: Vec<Command>,
-    batches: Vec<Vec<(SeqId, Item)>>,
+    /// What happened to the sequences of each output thread.
+    batches: Vec<Vec<Event>>,
 }
 
 impl Core {
@@ -185,8 +186,8 @@ impl Core {
         Ok(fed)
     }
 
-    /// Feeds the device first, then folds one landed step back and feeds again, before anybody hears of it. False when
-    /// nothing could be done.
+    /// Feeds the device first, then folds one landed step back and feeds again, before anybody hears of it or looks for its
+    /// blocks. False when nothing could be done.
     fn tick(&mut self) -> Result<bool, Error> {
         let mut worked = self.feed()?;
         if let Some(output) = self.exec.poll()? {
@@ -196,11 +197,14 @@ impl Core {
             }
             let from_ns = self.shared.clock.now_ns();
             self.sched.update(&output, &mut self.events);
-            let histograms = &self.shared.histograms;
-            histograms.step_fold.observe(self.shared.clock.now_ns().saturating_sub(from_ns));
-            histograms.step_launch.observe(self.exec.launch_ns());
+            let folded_ns = self.shared.clock.now_ns().saturating_sub(from_ns);
+            self.shared.histograms.step_launch.observe(self.exec.launch_ns());
             self.shared.counters.steps.add(1);
             self.feed()?;
+            let from_ns = self.shared.clock.now_ns();
+            self.sched.publish_all();
+            let published_ns = self.shared.clock.now_ns().saturating_sub(from_ns);
+            self.shared.histograms.step_fold.observe(folded_ns + published_ns);
             worked = true;
         }
         Ok(worked)
@@ -211,23 +215,22 @@ impl Core {
         if self.events.is_empty() {
             return;
         }
-        let shards = self.outputs.len();
         for event in self.events.drain(..) {
-            let (seq, item) = match event {
-                Event::Started { seq, cached_tokens } => {
-                    if let Some(live) = self.seqs.get(&seq) {
+            let seq = match &event {
+                Event::Started { seq, .. } => {
+                    if let Some(live) = self.seqs.get(seq) {
                         self.shared.left_waiting(live);
                     }
-                    (seq, Item::Started { cached_tokens })
+                    *seq
                 }
-                Event::Prompt { seq, tokens, logprobs } => (seq, Item::Prompt { tokens, logprobs }),
-                Event::Token { seq, token, logprobs } => (seq, Item::Token { token, logprobs }),
-                Event::Finished { seq, reason, error } => {
-                    self.seqs.remove(&seq);
-                    (seq, Item::Finished { reason, error })
+                Event::Prompt { seq, .. } | Event::Token { seq, .. } => *seq,
+                Event::Finished { seq, .. } => {
+                    self.seqs.remove(seq);
+                    *seq
                 }
             };
-            self.batches[seq.0 as usize % shards].push((seq, item));
+            let shard = seq.0 as usize % self.batches.len();
+            self.batches[shard].push(event);
         }
         self.flush();
     }
@@ -238,7 +241,7 @@ impl Core {
             if !batch.is_empty() {
                 // An output thread ends only after this one.
                 let next = Vec::with_capacity(batch.len());
-                let _ = output.send(OutputMsg::Step { t_ns, items: std::mem::replace(batch, next) });
+                let _ = output.send(OutputMsg::Step { t_ns, events: std::mem::replace(batch, next) });
             }
         }
     }
@@ -310,7 +313,6 @@ impl Core {
 
     fn end_failed(&mut self, seq: SeqId, error: &Error) {
         let shard = seq.0 as usize % self.outputs.len();
-        let item = Item::Finished { reason: FinishReason::Error, error: Some(error.clone()) };
-        self.batches[shard].push((seq, item));
+        self.batches[shard].push(Event::Finished { seq, reason: FinishReason::Error, error: Some(error.clone()) });
     }
 }

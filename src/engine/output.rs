@@ -7,6 +7,7 @@ use crate::engine::place::Seat;
 use crate::engine::queue::Piece;
 use crate::engine::shared::Shared;
 use crate::plan::{FinishReason, Logprob};
+use crate::sched::Event;
 use crate::text::{Detokenizer, StopMatcher};
 use crossbeam_channel::Receiver;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,22 +15,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Generated tokens by which a sequence with stop strings may be ahead of its detokenizer.
 pub(crate) const STOP_LEAD: u32 = 8;
 
-/// What happened to a sequence in one step.
-#[derive(Debug)]
-pub(crate) enum Item {
-    Started { cached_tokens: u32 },
-    Prompt { tokens: Vec<Token>, logprobs: Vec<Logprob> },
-    Token { token: Token, logprobs: Vec<Logprob> },
-    Finished { reason: FinishReason, error: Option<Error> },
-}
-
 /// What an output thread is told. The order per sequence is the order of events.
 #[derive(Debug)]
 pub(crate) enum OutputMsg {
     Open(SeqId, Box<Writer>),
     Step {
         t_ns: u64,
-        items: Vec<(SeqId, Item)>,
+        events: Vec<Event>,
     },
     /// The engine has failed: every request opened so far ends.
     Fail(Error),
@@ -131,10 +123,10 @@ pub(crate) fn run(inbox: &Receiver<OutputMsg>, shared: &Shared) {
                     writer.seat.end(FinishReason::Error, Some(error.clone()));
                 }
             }
-            OutputMsg::Step { t_ns, items } => {
+            OutputMsg::Step { t_ns, events } => {
                 let mut gated = false;
-                for (seq, item) in items {
-                    gated |= serve(&mut writers, seq, item, t_ns);
+                for event in events {
+                    gated |= serve(&mut writers, event, t_ns);
                 }
                 if gated {
                     shared.signal.notify();
@@ -144,18 +136,22 @@ pub(crate) fn run(inbox: &Receiver<OutputMsg>, shared: &Shared) {
     }
 }
 
-/// Hands one item to its writer; true when the engine thread may be holding the sequence back. A panic ends this
+/// Hands one event to its writer; true when the engine thread may be holding the sequence back. A panic ends this
 /// request alone.
-fn serve(writers: &mut NumberMap<SeqId, Box<Writer>>, seq: SeqId, item: Item, t_ns: u64) -> bool {
+fn serve(writers: &mut NumberMap<SeqId, Box<Writer>>, event: Event, t_ns: u64) -> bool {
+    let (Event::Started { seq, .. }
+    | Event::Prompt { seq, .. }
+    | Event::Token { seq, .. }
+    | Event::Finished { seq, .. }) = event;
     let Some(writer) = writers.get_mut(&seq) else { return false };
-    match item {
-        Item::Started { cached_tokens } => writer.seat.started(cached_tokens, t_ns),
-        Item::Prompt { tokens, logprobs } => {
+    match event {
+        Event::Started { cached_tokens, .. } => writer.seat.started(cached_tokens, t_ns),
+        Event::Prompt { tokens, logprobs, .. } => {
             if writer.ended.is_none() {
                 writer.seat.push_prompt(&tokens, &logprobs, t_ns);
             }
         }
-        Item::Token { token, logprobs } => {
+        Event::Token { token, logprobs, .. } => {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| writer.token(token, &logprobs, t_ns))) {
                 let e = Error::internal(format!("detokenizing token {token} panicked: {}", panic_text(&*payload)));
                 writer.text = None;
@@ -163,7 +159,7 @@ fn serve(writers: &mut NumberMap<SeqId, Box<Writer>>, seq: SeqId, item: Item, t_
             }
             writer.seat.detokenized();
         }
-        Item::Finished { reason, error } => {
+        Event::Finished { reason, error, .. } => {
             if let Some(writer) = writers.remove(&seq) {
                 // The writer's seat ends even when this panics.
                 let _ = catch_unwind(AssertUnwindSafe(|| writer.finish(reason, error, t_ns)));

@@ -6,8 +6,9 @@
 //! for that block instead of computing it again; a running sequence waits for nobody, so this cannot deadlock.
 
 use crate::plan::FinishReason;
+use crate::sched::draft::Draft;
 use crate::sched::prefix::{Key, ROOT};
-use crate::sched::scheduler::{Draft, Scheduler};
+use crate::sched::scheduler::Scheduler;
 use crate::sched::sequence::{Misfit, Place};
 use crate::sched::{Event, Planted};
 
@@ -40,6 +41,7 @@ impl Scheduler {
         if draft.short || self.waiting.is_empty() || !self.may_admit(draft) {
             return;
         }
+        self.publish_all();
         let mut scan = std::mem::take(&mut self.scan);
         scan.clear();
         scan.extend(self.waiting.iter().take(SCAN).map(|&(_, slot)| slot));
@@ -53,14 +55,14 @@ impl Scheduler {
             match attempt {
                 Attempt::Admitted => {
                     for &passed in &misfits[..num_misfits] {
-                        self.seqs[passed].passed += 1;
+                        self.seqs[passed].rest.passed += 1;
                     }
                 }
                 Attempt::NoRoom | Attempt::StillNoRoom => {
                     misfits[num_misfits] = slot;
                     num_misfits += 1;
                     looks += usize::from(matches!(attempt, Attempt::NoRoom));
-                    if self.seqs[slot].passed >= PASS_LIMIT || looks == LOOKS {
+                    if self.seqs[slot].rest.passed >= PASS_LIMIT || looks == LOOKS {
                         break;
                     }
                 }
@@ -78,13 +80,13 @@ impl Scheduler {
     }
 
     fn try_admit(&mut self, slot: u32, contended: bool, draft: &mut Draft, events: &mut Vec<Event>) -> Attempt {
-        if self.seqs[slot].awaits.is_some_and(|hash| self.prefix.announced(hash).is_some()) {
+        if self.seqs[slot].rest.awaits.is_some_and(|hash| self.prefix.announced(hash).is_some()) {
             return Attempt::Shares;
         }
         if self.is_known_misfit(slot) {
             return Attempt::StillNoRoom;
         }
-        let len = self.seqs[slot].tokens.len() as u32;
+        let len = self.seqs[slot].tokens.len();
         let total = len.div_ceil(self.cfg.block_size);
         if total > self.cfg.num_blocks {
             let error = self.too_large(len as usize);
@@ -93,10 +95,10 @@ impl Scheduler {
         }
         let serial = self.find_hits(slot);
         let hits = self.hits.len();
-        let next = self.seqs[slot].chain.get(hits).copied().filter(|_| hits < self.sharable(slot));
+        let next = self.seqs[slot].rest.chain.get(hits).copied().filter(|_| hits < self.sharable(slot));
         if next.is_some_and(|hash| self.prefix.announced(hash).is_some()) {
             self.stats.shared_waits += 1;
-            self.seqs[slot].awaits = next;
+            self.seqs[slot].rest.awaits = next;
             return Attempt::Shares;
         }
         let revived = self.hits.iter().filter(|b| self.pool.refs(**b) == 0).count() as u32;
@@ -106,7 +108,7 @@ impl Scheduler {
         let fresh = total - hits as u32;
         let needed = fresh + revived + headroom;
         if needed > self.pool.num_free() {
-            self.seqs[slot].misfit = Some(Misfit { needed, retry: self.calls + RETRY });
+            self.seqs[slot].rest.misfit = Some(Misfit { needed, retry: self.calls + RETRY });
             return Attempt::NoRoom;
         }
         let room = self.room(hits as u32 * self.cfg.block_size, draft);
@@ -124,26 +126,28 @@ impl Scheduler {
     /// real, so this cannot stall.
     fn is_known_misfit(&self, slot: u32) -> bool {
         !self.running.is_empty()
-            && self.seqs[slot].misfit.is_some_and(|m| self.pool.num_free() < m.needed && self.calls < m.retry)
+            && self.seqs[slot].rest.misfit.is_some_and(|m| self.pool.num_free() < m.needed && self.calls < m.retry)
     }
 
     /// Full blocks that may come from the cache: a position whose logits are wanted is computed, as the last token's
     /// always are and the prompt's while they are to be reported.
     fn sharable(&self, slot: u32) -> usize {
         let s = &self.seqs[slot];
-        let len = s.tokens.len() - usize::from(!self.planted(Planted::LastTokenSkipped));
-        let unscored = s.scored + 1 < s.prompt_len && !self.planted(Planted::ScoresFromCache);
-        let len = if unscored { len.min(s.scored as usize) } else { len };
-        if self.cfg.prefix_cache { len / self.cfg.block_size as usize } else { 0 }
+        let len = s.tokens.len() - u32::from(!self.planted(Planted::LastTokenSkipped));
+        let unscored = s.rest.scored + 1 < s.prompt_len && !self.planted(Planted::ScoresFromCache);
+        let len = if unscored { len.min(s.rest.scored) } else { len };
+        if self.cfg.prefix_cache { (len / self.cfg.block_size) as usize } else { 0 }
     }
 
     /// Collects the longest cached chain of full blocks in `hits`, and returns the serial of its end.
     fn find_hits(&mut self, slot: u32) -> u64 {
         self.hits.clear();
-        let (s, size) = (&self.seqs[slot], self.cfg.block_size as usize);
+        let (most, size) = (self.sharable(slot), self.cfg.block_size as usize);
+        let s = &mut self.seqs[slot];
+        let (rest, blocks) = (&s.rest, s.tokens.all().chunks_exact(size));
         let mut parent = ROOT;
-        for (i, &hash) in s.chain.iter().enumerate().take(self.sharable(slot)) {
-            let key = Key { hash, parent, salt: s.salt, tokens: &s.tokens[i * size..(i + 1) * size] };
+        for (tokens, &hash) in blocks.zip(&rest.chain).take(most) {
+            let key = Key { hash, parent, salt: rest.salt, tokens };
             let Some((block, serial)) = self.prefix.find(&key) else { break };
             self.hits.push(block);
             parent = serial;
@@ -159,40 +163,40 @@ impl Scheduler {
             }
         }
         let s = &mut self.seqs[slot];
-        s.blocks.extend_from_slice(&self.hits);
+        self.hits.iter().for_each(|&block| s.add_block(block));
         for _ in 0..fresh {
             // `try_admit` counted the free blocks.
             let Some(block) = self.pool.alloc() else { break };
             if self.planted != Some(Planted::EvictedStillIndexed) {
                 self.prefix.evict(block);
             }
-            s.blocks.push(block);
+            s.add_block(block);
         }
         let cached = self.hits.len() as u32 * self.cfg.block_size;
         s.computed = cached;
         s.done = cached;
         s.published = self.hits.len() as u32;
         s.told = 0;
-        s.serial = Some(serial);
-        s.announced = s.chain.len() as u32;
-        s.awaits = None;
-        s.passed = 0;
-        s.misfit = None;
+        s.rest.serial = Some(serial);
+        s.rest.announced = s.rest.chain.len() as u32;
+        s.rest.awaits = None;
+        s.rest.passed = 0;
+        s.rest.misfit = None;
         s.place = Place::Running;
-        s.row_init = !(s.started && self.planted == Some(Planted::RowStale));
+        s.row_init = !(s.rest.started && self.planted == Some(Planted::RowStale));
         if let Some(row) = self.rows.pop() {
             s.row = row;
         }
-        for &hash in &s.chain[self.hits.len()..] {
+        for &hash in &s.rest.chain[self.hits.len()..] {
             self.prefix.announce(hash, slot);
         }
-        if !s.started {
-            s.started = true;
+        if !s.rest.started {
+            s.rest.started = true;
             events.push(Event::Started { seq: s.id, cached_tokens: cached });
         }
         self.stats.hit_tokens += u64::from(cached);
-        self.stats.lookup_tokens += s.tokens.len() as u64;
-        let rank = s.rank;
+        self.stats.lookup_tokens += u64::from(s.tokens.len());
+        let rank = s.rest.rank;
         self.waiting.remove(&(rank, slot));
         let at = self.running.partition_point(|r| r.0 < rank);
         self.running.insert(at, (rank, slot));

@@ -69,6 +69,12 @@ impl BlockPool {
         Some(BlockId(i))
     }
 
+    /// Free blocks in the order in which they will be taken.
+    pub(super) fn next_free(&self) -> impl Iterator<Item = BlockId> + '_ {
+        let listed = |i: u32| (i != NIL).then_some(i);
+        std::iter::successors(listed(self.head), move |&i| listed(self.blocks[i as usize].next)).map(BlockId)
+    }
+
     /// One more holder of a block, free (a cache hit) or held.
     pub fn acquire(&mut self, block: BlockId) {
         let b = self.blocks[block.0 as usize];

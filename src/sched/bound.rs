@@ -5,7 +5,8 @@
 use crate::plan::StepCost;
 use crate::plan::cost::Load;
 use crate::sched::Planted;
-use crate::sched::scheduler::{Draft, Flight, Scheduler};
+use crate::sched::draft::{Draft, Flight, FlightEntry};
+use crate::sched::scheduler::Scheduler;
 
 /// How much prompts may slow down the sequences that decode beside them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,10 @@ pub struct StepBound {
 }
 
 impl StepBound {
+    fn load(&self, entries: &[FlightEntry]) -> Load {
+        entries.iter().fold(Load::default(), |load, e| self.cost.with(load, e.start, e.end - e.start))
+    }
+
     /// Most that a step may cost whose decodes are this load.
     fn limit(&self, decodes: Load) -> u64 {
         let alone = self.cost.of(decodes);
@@ -34,8 +39,10 @@ impl Scheduler {
             return;
         }
         draft.decodes = draft.flight.len();
-        if !self.planted(Planted::CostIgnored) {
-            draft.limit = self.cfg.bound.map(|bound| bound.limit(draft.load));
+        // Without prompts nothing asks what decodes cost.
+        if let Some(bound) = self.cfg.bound.filter(|_| prompts > 0 && !self.planted(Planted::CostIgnored)) {
+            draft.load = bound.load(&draft.flight);
+            draft.limit = Some(bound.limit(draft.load));
         }
     }
 
@@ -52,9 +59,8 @@ impl Scheduler {
     pub(super) fn keeps_bound(&self, flight: &Flight) -> bool {
         let Some(bound) = self.cfg.bound.filter(|_| flight.decodes > 0) else { return true };
         let (decodes, prompts) = flight.entries.split_at(flight.decodes);
-        let add = |load, e: &super::scheduler::FlightEntry| bound.cost.with(load, e.start, e.end - e.start);
-        let alone = decodes.iter().fold(Load::default(), add);
+        let alone = bound.load(decodes);
         let smallest = prompts.len() <= 1 && prompts.iter().all(|e| e.end - e.start <= bound.min_chunk);
-        smallest || bound.cost.of(prompts.iter().fold(alone, add)) <= bound.limit(alone)
+        smallest || bound.cost.of(bound.load(&flight.entries)) <= bound.limit(alone)
     }
 }

@@ -19,34 +19,35 @@ pub fn check(s: &Scheduler) -> Result<(), String> {
 }
 
 fn counters(s: &Scheduler, q: &Sequence) -> Result<(), String> {
-    let held = q.blocks.len() as u32 * s.cfg.block_size;
+    let held = q.num_blocks() * s.cfg.block_size;
     let view = || format!("{:?}: done {} computed {} target {} blocks {held}", q.id, q.done, q.computed, q.target());
     ensure(q.done <= q.computed && q.computed <= held, view)?;
+    ensure(q.num_blocks() as usize == q.rest.blocks.len(), view)?;
     ensure(q.finish.is_some() || q.computed <= q.target(), view)?;
-    ensure(q.finish.is_some() || q.tokens.len() as u32 - q.prompt_len <= q.limit.min(q.stop.max_tokens()), view)?;
-    ensure(q.scored < q.prompt_len && (q.pending == 0 || q.inflight > 0 || q.late.is_some()), view)?;
+    ensure(q.finish.is_some() || q.tokens.len() - q.prompt_len <= q.limit.min(q.rest.stop.max_tokens()), view)?;
+    ensure(q.rest.scored < q.prompt_len && (q.pending == 0 || q.inflight > 0 || q.late.is_some()), view)?;
     ensure(q.late.is_none() || q.masked && q.pending == 1 && (q.inflight > 0 || !q.supplied), view)?;
     ensure(q.lead == u32::MAX || q.generated() <= q.lead.max(1) || q.finish.is_some(), view)?;
     let open = u32::from(q.late.is_some());
-    ensure(q.inflight > 0 || q.pending == open && q.computed == q.done + open, view)?;
+    ensure(q.inflight > 0 || u32::from(q.pending) == open && q.computed == q.done + open, view)?;
     ensure(q.inflight as usize <= s.inflight.len(), view)
 }
 
 /// What a sequence may hold where it stands.
 fn place(s: &Scheduler, slot: u32, q: &Sequence) -> Result<(), String> {
-    let queued = s.waiting.contains(&(q.rank, slot));
-    let runs = s.running.contains(&(q.rank, slot));
+    let queued = s.waiting.contains(&(q.rest.rank, slot));
+    let runs = s.running.contains(&(q.rest.rank, slot));
     let leaves = s.leaving.contains(&slot);
     let view = || format!("{:?} is {:?}: queued {queued}, in order {runs}, leaving {leaves}", q.id, q.place);
     match q.place {
         Place::Waiting => {
-            ensure(q.blocks.is_empty() && q.inflight == 0 && q.computed == 0, || {
+            ensure(q.rest.blocks.is_empty() && q.inflight == 0 && q.computed == 0, || {
                 format!("{:?} waits and holds", q.id)
             })?;
             ensure(!runs && !leaves && q.finish.is_none(), view)?;
-            ensure(queued == (!q.is_held() && q.refusal.is_none()), view)
+            ensure(queued == (!q.is_held() && q.rest.refusal.is_none()), view)
         }
-        Place::Running => ensure(runs && !queued && !leaves && q.finish.is_none() && !q.blocks.is_empty(), view),
+        Place::Running => ensure(runs && !queued && !leaves && q.finish.is_none() && !q.rest.blocks.is_empty(), view),
         Place::Leaving => ensure(leaves && !queued && !runs && q.inflight > 0, view),
     }
 }
@@ -60,7 +61,7 @@ fn blocks(s: &Scheduler) -> Result<(), String> {
     let mut holders: HashMap<_, u32> = HashMap::new();
     for (_, q) in s.seqs.iter() {
         let mut own = HashSet::new();
-        for &b in &q.blocks {
+        for &b in &q.rest.blocks {
             *holders.entry(b).or_default() += 1;
             ensure(own.insert(b), || format!("{b:?} twice in {:?}", q.id))?;
         }
@@ -78,7 +79,7 @@ fn blocks(s: &Scheduler) -> Result<(), String> {
 fn orders(s: &Scheduler) -> Result<(), String> {
     ensure(s.vacated == 0 && s.running.iter().all(|r| r.1 != NOBODY), || "the running order was not swept".into())?;
     ensure(s.running.windows(2).all(|w| w[0].0 < w[1].0), || "the running order is not sorted".into())?;
-    let with_rows = || s.seqs.iter().filter(|(_, q)| !q.blocks.is_empty()).map(|(_, q)| q.row);
+    let with_rows = || s.seqs.iter().filter(|(_, q)| !q.rest.blocks.is_empty()).map(|(_, q)| q.row);
     let rows: HashSet<_> = s.rows.iter().copied().chain(with_rows()).collect();
     ensure(rows.len() == s.cfg.max_seqs && s.rows.len() + with_rows().count() == s.cfg.max_seqs, || {
         format!("{} rows of {} are free and {} are held", s.rows.len(), s.cfg.max_seqs, with_rows().count())
@@ -101,7 +102,7 @@ fn flights(s: &Scheduler) -> Result<(), String> {
             };
             ensure(e.start < e.end, || format!("{:?} has an empty entry", f.id))?;
             let range = (e.start / s.cfg.block_size) as usize..e.end.div_ceil(s.cfg.block_size) as usize;
-            let Some(table) = q.blocks.get(range) else {
+            let Some(table) = q.rest.blocks.get(range) else {
                 return Err(format!("{:?} was freed under {:?}", q.id, f.id));
             };
             // A late part writes to no block.
@@ -112,19 +113,19 @@ fn flights(s: &Scheduler) -> Result<(), String> {
     }
     for (slot, q) in s.seqs.iter() {
         let n = mentions.get(&slot).copied().unwrap_or(0);
-        ensure(q.inflight == n, || format!("{:?} counts {} steps, {n} mention it", q.id, q.inflight))?;
+        ensure(u32::from(q.inflight) == n, || format!("{:?} counts {} steps, {n} mention it", q.id, q.inflight))?;
     }
     Ok(())
 }
 
-/// Whoever is waited for runs and has work, so nobody waits for ever.
+/// Whoever is waited for runs and has work, or has done it and is about to publish it, so nobody waits for ever.
 fn sharing(s: &Scheduler) -> Result<(), String> {
     for (hash, slot) in s.prefix.announcements() {
         let publisher = s.seqs.iter().find(|(i, _)| *i == slot);
         let works = publisher.is_some_and(|(_, q)| {
             q.place == Place::Running
-                && (q.todo() > 0 || q.inflight > 0 || q.late.is_some())
-                && q.chain[q.published as usize..].contains(&hash)
+                && (q.todo() > 0 || q.inflight > 0 || q.late.is_some() || s.full.contains(&slot))
+                && q.rest.chain[q.published as usize..].contains(&hash)
         });
         ensure(works, || format!("slot {slot} announced {hash:x} and will not compute it"))?;
     }

@@ -2,18 +2,20 @@
 
 use crate::base::Error;
 use crate::plan::{FinishReason, Sampled, Scored, StepOutcome, StepOutput, StepPart, StepResults};
-use crate::sched::prefix::Key;
-use crate::sched::scheduler::{Flight, FlightEntry, Scheduler};
-use crate::sched::sequence::Place;
+use crate::sched::draft::{Flight, FlightEntry};
+use crate::sched::scheduler::Scheduler;
+use crate::sched::sequence::{Place, Sequence};
 use crate::sched::{Event, Planted};
 
 /// Failed steps in a row that end a sequence.
 const MAX_FAILURES: u8 = 3;
 
 impl Scheduler {
-    /// Folds the oldest step in flight back in. An output that does not answer that step counts as its failure.
+    /// Folds the oldest step in flight back in. An output that does not answer that step counts as its failure. What need not be
+    /// done before the device has its next step is left to [`Scheduler::publish_all`].
     pub fn update(&mut self, output: &StepOutput, events: &mut Vec<Event>) {
         let Some(flight) = self.inflight.pop_front() else { return };
+        self.publish_all();
         match &output.outcome {
             StepOutcome::Failed(error) => self.fail(&flight, error, events),
             // What was in flight beside a failed step stands on what that step did not do.
@@ -40,91 +42,128 @@ impl Scheduler {
         }
     }
 
-    fn answers(&self, flight: &Flight, output: &StepOutput, results: &StepResults) -> bool {
-        let id = |e: &FlightEntry| self.seqs[e.slot].id;
-        let sampling = flight.entries.iter().filter(|e| e.samples && !e.waits).map(id);
-        let scoring = flight.entries.iter().filter(|e| e.scores.is_some()).map(id);
-        (output.id, output.part) == (flight.id, flight.part)
-            && results.sampled.iter().map(|s| s.seq).eq(sampling)
-            && results.scored.iter().map(|s| s.seq).eq(scoring)
-    }
-
-    /// Reads what landing needs of all sequences. These reads wait for memory side by side; the work of landing a sequence is
+    /// Reads something of every sequence on the way. These reads wait for memory side by side; the work of landing a sequence is
     /// too long for the processor to see the next one's reads from it.
-    fn warm(&self, flight: &Flight) {
-        std::hint::black_box(flight.entries.iter().fold(0, |all, e| all ^ self.seqs[e.slot].glimpse()));
+    fn answers(&self, flight: &Flight, output: &StepOutput, results: &StepResults) -> bool {
+        if (output.id, output.part) != (flight.id, flight.part) {
+            return false;
+        }
+        let (mut sampled, mut scored) = (results.sampled.iter(), results.scored.iter());
+        let (mut same, mut seen) = (true, 0);
+        for e in &flight.entries {
+            seen ^= self.seqs[e.slot].done;
+            if e.lands_token() {
+                same &= sampled.next().is_some_and(|s| s.seq == e.seq);
+            }
+            if e.has_scores() {
+                same &= scored.next().is_some_and(|s| s.seq == e.seq);
+            }
+        }
+        std::hint::black_box(seen);
+        same && sampled.len() + scored.len() == 0
     }
 
     fn land(&mut self, flight: &Flight, results: &StepResults, events: &mut Vec<Event>) {
-        self.warm(flight);
-        let (mut sampled, mut scored) = (results.sampled.iter(), results.scored.iter());
-        for e in &flight.entries {
+        let (mut sampled, mut scored) = (&results.sampled[..], results.scored.iter());
+        let mut entries = &flight.entries[..];
+        events.reserve(sampled.len());
+        loop {
+            if flight.part == StepPart::First {
+                let landed = self.land_plain(entries, sampled, events);
+                (entries, sampled) = (&entries[landed..], &sampled[landed..]);
+            }
+            let Some((e, others)) = entries.split_first() else { return };
+            entries = others;
             let s = &mut self.seqs[e.slot];
             s.inflight -= 1;
-            // Its last position is run again should its late part fail, so that one is not done before.
-            s.done = if e.waits { s.done.max(e.end - 1) } else { e.end };
-            if !e.waits {
-                s.failures = 0;
-            }
             if flight.part == StepPart::Late {
                 (s.late, s.supplied) = (None, false);
             }
             // `answers` counted them.
-            if let Some(range) = e.scores
+            if e.has_scores()
                 && let Some(scored) = scored.next()
             {
-                self.take_scores(e.slot, range, scored, events);
+                Self::take_scores(s, e.scores, scored, events);
             }
-            if e.samples && !e.waits {
-                self.seqs[e.slot].pending -= 1;
-                if let Some(sampled) = sampled.next() {
-                    self.take_token(e.slot, sampled, events);
-                }
+            // The last position of one that waits is run again should its late part fail, so that it is not done before.
+            s.done = if e.waits { s.done.max(e.end - 1) } else { e.end };
+            if !e.waits {
+                s.failures = 0;
             }
-            let s = &self.seqs[e.slot];
-            if s.done >= (s.published + 1) * self.cfg.block_size {
-                self.publish(e.slot);
+            let mut end = None;
+            if e.lands_token()
+                && let Some((token, others)) = sampled.split_first()
+            {
+                sampled = others;
+                s.pending -= 1;
+                end = Self::take_token(s, token, self.planted, events);
             }
+            self.after_landing(e.slot, end, events);
+        }
+    }
+
+    /// Lands the leading entries that do nothing but draw a token, of sequences that want no more than that; their number.
+    /// Most steps land here.
+    #[inline(never)]
+    fn land_plain(&mut self, entries: &[FlightEntry], sampled: &[Sampled], events: &mut Vec<Event>) -> usize {
+        if self.planted == Some(Planted::PendingLost) {
+            return 0;
+        }
+        for (landed, (e, drawn)) in entries.iter().zip(sampled).enumerate() {
+            let size = self.cfg.block_size;
+            let s = &mut self.seqs[e.slot];
+            let plain = e.lands_token() & !e.has_scores() & drawn.logprobs.is_empty();
+            if !plain || s.finish.is_some() {
+                return landed;
+            }
+            s.inflight -= 1;
+            s.pending -= 1;
+            s.done = e.end;
+            s.failures = 0;
+            events.push(Event::Token { seq: e.seq, token: drawn.token, logprobs: Vec::new() });
+            let end = s.take(drawn.token);
+            if end.is_some() | (e.end >= (s.published + 1) * size) {
+                self.after_landing(e.slot, end, events);
+            }
+        }
+        entries.len().min(sampled.len())
+    }
+
+    fn after_landing(&mut self, slot: u32, end: Option<FinishReason>, events: &mut Vec<Event>) {
+        let s = &self.seqs[slot];
+        if s.done >= (s.published + 1) * self.cfg.block_size {
+            self.full.push(slot);
+        }
+        if let Some(reason) = end {
+            self.finish(slot, reason, None, events);
         }
     }
 
     /// Reports the prompt tokens behind the positions `from..to`.
-    fn take_scores(&mut self, slot: u32, (from, to): (u32, u32), scored: &Scored, events: &mut Vec<Event>) {
-        let s = &mut self.seqs[slot];
-        s.scored = to;
+    fn take_scores(s: &mut Sequence, (from, to): (u32, u32), scored: &Scored, events: &mut Vec<Event>) {
+        s.rest.scored = to;
         if s.finish.is_none() {
-            let tokens = s.tokens[from as usize + 1..to as usize + 1].to_vec();
+            let tokens = s.tokens.part(from + 1..to + 1).to_vec();
             events.push(Event::Prompt { seq: s.id, tokens, logprobs: scored.logprobs.clone() });
         }
     }
 
-    fn take_token(&mut self, slot: u32, sampled: &Sampled, events: &mut Vec<Event>) {
-        let s = &mut self.seqs[slot];
+    /// Why the sequence ends with this token.
+    fn take_token(
+        s: &mut Sequence,
+        sampled: &Sampled,
+        planted: Option<Planted>,
+        events: &mut Vec<Event>,
+    ) -> Option<FinishReason> {
+        if s.finish.is_some() && planted != Some(Planted::TokenAfterEnd) {
+            return None;
+        }
         let token = sampled.token;
-        if s.finish.is_some() && self.planted != Some(Planted::TokenAfterEnd) {
-            return;
-        }
         events.push(Event::Token { seq: s.id, token, logprobs: sampled.logprobs.clone() });
-        if s.finish.is_some() {
-            return;
+        if s.finish.is_some() || s.place == Place::Leaving && planted == Some(Planted::PendingLost) {
+            return None;
         }
-        if s.place == Place::Leaving && self.planted == Some(Planted::PendingLost) {
-            return;
-        }
-        s.tokens.push(token);
-        let generated = s.tokens.len() as u32 - s.prompt_len;
-        // The sampler holds ends back before `min_tokens`.
-        let may_end = s.may_end(token) && generated > s.stop.min_tokens();
-        let reason = if may_end && s.stop.eos_tokens().contains(&token) {
-            FinishReason::Eos
-        } else if may_end && s.stop.stop_tokens().contains(&token) {
-            FinishReason::Stop
-        } else if generated >= s.limit {
-            FinishReason::Length
-        } else {
-            return;
-        };
-        self.finish(slot, reason, None, events);
+        s.take(token)
     }
 
     /// Takes back what a failed step would have computed. Its blocks were not published, since only landed ones are.
@@ -142,7 +181,7 @@ impl Scheduler {
             let s = &mut self.seqs[e.slot];
             s.inflight -= 1;
             if !e.waits && flight.part == StepPart::First {
-                s.pending -= u32::from(e.samples);
+                s.pending -= u16::from(e.samples);
             }
             // What is behind the first failure fails too, so a token that waits will not be drawn.
             if !keeps_waiting {
@@ -162,27 +201,6 @@ impl Scheduler {
             if s.failures >= MAX_FAILURES {
                 self.finish(e.slot, FinishReason::Error, Some(Self::failed_too_often(error)), events);
             }
-        }
-    }
-
-    /// Makes the full blocks findable that have landed since the last time.
-    pub(super) fn publish(&mut self, slot: u32) {
-        let size = self.cfg.block_size as usize;
-        let s = &mut self.seqs[slot];
-        let full = (s.done as usize).min(s.tokens.len()) / size;
-        if !self.cfg.prefix_cache {
-            s.published = full as u32;
-            return;
-        }
-        self.prefix.extend_chain(s.salt, &s.tokens[..full * size], &mut s.chain);
-        for i in s.published as usize..full.min(s.blocks.len()) {
-            let hash = s.chain[i];
-            self.prefix.withdraw(hash, slot);
-            if let Some(parent) = s.serial {
-                let key = Key { hash, parent, salt: s.salt, tokens: &s.tokens[i * size..(i + 1) * size] };
-                s.serial = self.prefix.publish(s.blocks[i], &key);
-            }
-            s.published = i as u32 + 1;
         }
     }
 }

@@ -4,7 +4,8 @@
 use crate::base::{SeqId, StepId};
 use crate::plan::StepPart;
 use crate::sched::Planted;
-use crate::sched::scheduler::{Flight, FlightEntry, Scheduler};
+use crate::sched::draft::{Flight, FlightEntry};
+use crate::sched::scheduler::Scheduler;
 
 impl Scheduler {
     /// The step in which a sequence waits for a mask that is not supplied yet.
@@ -30,7 +31,7 @@ impl Scheduler {
             s.inflight += 1;
             // The position whose logits are drawn from.
             let (start, end) = (s.computed - 1, s.computed);
-            entries.push(FlightEntry { slot, start, end, samples: true, waits: false, scores: None });
+            entries.push(FlightEntry { seq, slot, start, end, scores: (0, 0), samples: true, waits: false });
             wanted.push(seq);
         }
         if wanted.is_empty() {

@@ -7,17 +7,20 @@
 mod admit;
 pub mod block_pool;
 mod bound;
+mod draft;
 pub mod invariants;
 mod land;
 mod late;
 pub mod policy;
 mod preempt;
 pub mod prefix;
+mod publish;
 mod refuse;
 mod scheduler;
 mod sequence;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub use bound::StepBound;
 pub use policy::Policy;

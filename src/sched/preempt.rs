@@ -3,18 +3,19 @@
 use crate::base::Error;
 use crate::plan::FinishReason;
 use crate::sched::block_pool::Content;
+use crate::sched::draft::Draft;
 use crate::sched::policy::VictimView;
-use crate::sched::scheduler::{Draft, NOBODY, Scheduler};
+use crate::sched::scheduler::{NOBODY, Scheduler};
 use crate::sched::sequence::Place;
 use crate::sched::{Event, Planted};
 
 impl Scheduler {
     /// Gets a decoding sequence its next block. False when it sits this step out, gives way itself, or has ended.
     pub(super) fn reserve(&mut self, slot: u32, draft: &mut Draft, events: &mut Vec<Event>) -> bool {
-        if self.seqs[slot].blocks.len() as u32 == self.cfg.num_blocks {
+        if self.seqs[slot].num_blocks() == self.cfg.num_blocks {
             // The token in flight may still be its last.
             if self.seqs[slot].pending == 0 {
-                let error = self.too_large(self.seqs[slot].tokens.len());
+                let error = self.too_large(self.seqs[slot].tokens.len() as usize);
                 self.finish(slot, FinishReason::Error, Some(error), events);
                 self.reap();
             }
@@ -36,13 +37,13 @@ impl Scheduler {
         }
         let Some(block) = self.pool.alloc() else { return false };
         self.prefix.evict(block);
-        self.seqs[slot].blocks.push(block);
+        self.seqs[slot].add_block(block);
         true
     }
 
     /// Who gives way to `slot`: one that is held by its lead, or one ranked after it, or itself.
     fn victim(&self, slot: u32, draft: &Draft) -> u32 {
-        let (rank, step) = (self.seqs[slot].rank, draft.plan.id.0 + 1);
+        let (rank, step) = (self.seqs[slot].rest.rank, draft.plan.id.0 + 1);
         let views = self.running.iter().filter(|r| r.1 != NOBODY && r.1 != slot).filter_map(|&(r, other)| {
             let s = &self.seqs[other];
             let held = s.is_held();
@@ -59,7 +60,7 @@ impl Scheduler {
         // As many as the step has tokens decode, and leave none.
         let no_tokens = self.running.len() - self.vacated >= self.cfg.max_tokens;
         let no_room = self.rows.is_empty() || self.pool.num_free() == 0 || no_tokens;
-        let stuck = no_room || self.seqs[slot].misfit.is_some();
+        let stuck = no_room || self.seqs[slot].rest.misfit.is_some();
         if !stuck || !self.leaving.is_empty() || self.planted(Planted::YieldForgotten) {
             return;
         }
@@ -99,21 +100,21 @@ impl Scheduler {
         match s.place {
             Place::Leaving => return,
             Place::Waiting => {
-                self.waiting.remove(&(s.rank, slot));
+                self.waiting.remove(&(s.rest.rank, slot));
             }
             Place::Running => {
-                let at = self.running.partition_point(|r| r.0 < s.rank);
+                let at = self.running.partition_point(|r| r.0 < s.rest.rank);
                 self.running[at].1 = NOBODY;
                 self.vacated += 1;
-                for &block in &s.blocks {
+                for &block in &s.rest.blocks {
                     self.pool.mark_leaving(block);
                 }
-                for &hash in s.chain.iter().take(s.announced as usize).skip(s.published as usize) {
+                for &hash in s.rest.chain.iter().take(s.rest.announced as usize).skip(s.published as usize) {
                     if !keep_announced {
                         self.prefix.withdraw(hash, slot);
                     }
                 }
-                s.announced = 0;
+                s.rest.announced = 0;
             }
         }
         s.place = Place::Leaving;
@@ -122,6 +123,9 @@ impl Scheduler {
 
     /// Takes back what sequences hold that leave and that no step in flight mentions. The only place that frees.
     pub(super) fn reap(&mut self) {
+        if !self.leaving.is_empty() {
+            self.publish_all();
+        }
         let mut i = 0;
         while let Some(&slot) = self.leaving.get(i) {
             if self.seqs[slot].inflight > 0 && !(self.planted(Planted::EarlyFree) && self.seqs[slot].finish.is_none()) {
@@ -135,11 +139,11 @@ impl Scheduler {
 
     fn free(&mut self, slot: u32) {
         let s = &mut self.seqs[slot];
-        if !s.blocks.is_empty() {
+        if s.num_blocks() > 0 {
             self.rows.push(s.row);
         }
         // From the end of the chain to its start, so that eviction eats it from the leaf.
-        for block in s.blocks.drain(..).rev() {
+        for block in s.take_blocks().into_iter().rev() {
             let cached = self.prefix.is_published(block);
             self.pool.release(block, if cached { Content::Cached } else { Content::Garbage });
         }
@@ -151,15 +155,15 @@ impl Scheduler {
         }
         self.stats.lost_tokens += computed;
         s.reset();
-        if self.planted == Some(Planted::ScoredAgain) && s.prompt_logprobs.is_some() {
-            s.scored = 0;
+        if self.planted == Some(Planted::ScoredAgain) && s.rest.prompt_logprobs.is_some() {
+            s.rest.scored = 0;
         }
         s.place = Place::Waiting;
         if self.cfg.prefix_cache {
-            self.prefix.extend_chain(s.salt, &s.tokens, &mut s.chain);
+            self.prefix.extend_chain(s.rest.salt, s.tokens.all(), &mut s.rest.chain);
         }
         if !s.is_held() {
-            let key = (s.rank, slot);
+            let key = (s.rest.rank, slot);
             self.waiting.insert(key);
         }
     }

@@ -8,6 +8,7 @@
 use crate::base::hash::NumberMap;
 use crate::base::rng::mix;
 use crate::base::{BlockId, Token};
+use std::collections::hash_map::Entry;
 
 /// Parent of a first block.
 pub const ROOT: u64 = 0;
@@ -68,11 +69,17 @@ impl PrefixCache {
     pub fn extend_chain(&self, salt: u64, tokens: &[Token], chain: &mut Vec<u64>) {
         let mut hash = chain.last().copied().unwrap_or(salt);
         for block in tokens.chunks_exact(self.block_size).skip(chain.len()) {
-            hash = block.chunks(2).fold(mix(hash, 1), |h, pair| {
-                mix(h, u64::from(pair[0]) | u64::from(pair.get(1).map_or(0, |t| t + 1)) << 32)
-            }) & self.mask;
+            hash = self.link(hash, block);
             chain.push(hash);
         }
+    }
+
+    /// The hash of a block of these tokens behind a prefix of this hash.
+    pub(super) fn link(&self, before: u64, tokens: &[Token]) -> u64 {
+        let (pairs, odd) = tokens.as_chunks::<2>();
+        let both = |a: Token, b: Token| u64::from(a) | (u64::from(b) + 1) << 32;
+        let hash = pairs.iter().fold(mix(before, 1), |hash, [a, b]| mix(hash, both(*a, *b)));
+        odd.iter().fold(hash, |hash, token| mix(hash, u64::from(*token))) & self.mask
     }
 
     /// The block that holds `key`, and its serial. Takes no reference.
@@ -86,17 +93,29 @@ impl PrefixCache {
     /// Makes a full block findable and returns the serial of its content. When another block already holds that
     /// content, that one stays and `block` remains private; `None` when the hash is taken by different content.
     pub fn publish(&mut self, block: BlockId, key: &Key<'_>) -> Option<u64> {
-        if self.index.contains_key(&key.hash) {
+        let Entry::Vacant(place) = self.index.entry(key.hash) else {
             return self.find(key).map(|(_, serial)| serial);
-        }
-        debug_assert!(!self.is_published(block), "{block:?} published twice");
+        };
+        place.insert(block);
+        debug_assert!(self.nodes[block.0 as usize].serial == 0, "{block:?} published twice");
         self.last_serial += 1;
         self.nodes[block.0 as usize] =
             Node { serial: self.last_serial, parent: key.parent, salt: key.salt, hash: key.hash };
         let at = block.0 as usize * self.block_size;
         self.tokens[at..at + self.block_size].copy_from_slice(key.tokens);
-        self.index.insert(key.hash, block);
         Some(self.last_serial)
+    }
+
+    /// Reads what publishing a block of this hash will look at.
+    pub(super) fn glimpse(&self, hash: u64, block: BlockId) -> u64 {
+        let at = block.0 as usize;
+        self.nodes[at].serial ^ u64::from(self.tokens[at * self.block_size]) ^ u64::from(self.index.contains_key(&hash))
+    }
+
+    /// Reads what evicting a block will look at.
+    pub(super) fn glimpse_held(&self, block: BlockId) -> u64 {
+        let node = &self.nodes[block.0 as usize];
+        if node.serial == 0 { 0 } else { u64::from(self.index.contains_key(&node.hash)) }
     }
 
     /// Forgets what `block` holds, because it is about to hold something else.

@@ -39,7 +39,7 @@ impl Scheduler {
         for id in std::mem::take(&mut self.refused) {
             // It may have been cancelled since.
             let Some(&slot) = self.by_id.get(&id) else { continue };
-            let error = self.seqs[slot].refusal.take();
+            let error = self.seqs[slot].rest.refusal.take();
             self.finish(slot, FinishReason::Error, error, events);
         }
         self.reap();

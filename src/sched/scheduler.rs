@@ -3,60 +3,19 @@
 //! Progress is one subtraction: a sequence's `computed` catches up with its `target` under the step's token budget.
 //! A step takes running sequences that decode first, in rank order, then prompts under way, then admits waiting ones.
 
-use crate::base::BlockId;
-use crate::base::{Row, SeqId, StepId};
+use crate::base::{BlockId, Row, SeqId, StepId};
 use crate::plan::cost::Load;
-use crate::plan::{FinishReason, Request, Scores, StepEntry, StepPart, StepPlan};
+use crate::plan::{FinishReason, Request, StepPart, StepPlan};
 use crate::sched::block_pool::BlockPool;
+use crate::sched::draft::{Draft, Flight, FlightEntry};
 use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
-use crate::sched::prefix::{PrefixCache, ROOT};
+use crate::sched::prefix::PrefixCache;
 use crate::sched::sequence::{Place, Sequence, Slab};
 use crate::sched::{Event, Planted, SchedConfig, SchedStats};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// A vacated place in the running order; swept before anything is inserted.
 pub(super) const NOBODY: u32 = u32::MAX;
-
-/// One entry of a step in flight, by slot.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FlightEntry {
-    pub(super) slot: u32,
-    pub(super) start: u32,
-    pub(super) end: u32,
-    pub(super) samples: bool,
-    /// Its token waits for a mask.
-    pub(super) waits: bool,
-    /// Positions whose logits tell of prompt tokens.
-    pub(super) scores: Option<(u32, u32)>,
-}
-
-/// A submitted step, or a late part of one.
-#[derive(Debug)]
-pub(super) struct Flight {
-    pub(super) id: StepId,
-    pub(super) part: StepPart,
-    pub(super) entries: Vec<FlightEntry>,
-    /// Leading entries that decode, where they bound the step's cost.
-    pub(super) decodes: usize,
-}
-
-/// A step in the making.
-#[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) plan: StepPlan,
-    pub(super) flight: Vec<FlightEntry>,
-    /// Budget left, in tokens.
-    pub(super) left: u32,
-    /// Leading entries that decode, where they bound the step's cost.
-    pub(super) decodes: usize,
-    pub(super) load: Load,
-    /// What the step may cost.
-    pub(super) limit: Option<u64>,
-    /// Sequences that sit this step out because blocks are on their way back to them.
-    pub(super) claims: u32,
-    /// Blocks were short, so nobody new is admitted.
-    pub(super) short: bool,
-}
 
 /// Decides what every step does. One owner, one thread, no clock; the same calls give the same plans.
 #[derive(Debug)]
@@ -74,6 +33,8 @@ pub struct Scheduler {
     /// Waiting sequences by rank, without those their lead holds back.
     pub(super) waiting: BTreeSet<(Rank, u32)>,
     pub(super) leaving: Vec<u32>,
+    /// Those with full blocks that [`Scheduler::publish_all`] has not looked at.
+    pub(super) full: Vec<u32>,
     pub(super) refused: Vec<SeqId>,
     pub(super) inflight: VecDeque<Flight>,
     pub(super) rows: Vec<Row>,
@@ -116,6 +77,7 @@ impl Scheduler {
             vacated: 0,
             waiting: BTreeSet::new(),
             leaving: Vec::new(),
+            full: Vec::new(),
             refused: Vec::new(),
             inflight: VecDeque::new(),
             rows: (0..cfg.max_seqs as u32).rev().map(Row).collect(),
@@ -151,52 +113,15 @@ impl Scheduler {
         let candidate = Candidate { arrival: self.arrivals, priority, prompt_len, max_tokens };
         self.arrivals += 1;
         let salt = if self.planted(Planted::SaltIgnored) { 0 } else { request.cache_salt };
-        let mut seq = Sequence {
-            place: Place::Waiting,
-            row_init: true,
-            row: Row(0),
-            computed: 0,
-            done: 0,
-            pending: 0,
-            inflight: 0,
-            planned_in: 0,
-            masked: request.masked,
-            late: None,
-            supplied: false,
-            lead: request.lead,
-            limit: max_tokens.min((self.cfg.max_model_len as u32).saturating_sub(prompt_len)),
-            prompt_len,
-            blocks: Vec::new(),
-            told: 0,
-            published: 0,
-            serial: Some(ROOT),
-            announced: 0,
-            failures: 0,
-            passed: 0,
-            started: false,
-            awaits: None,
-            misfit: None,
-            finish: None,
-            ends: Sequence::classes(&request.stop),
-            refusal: self.refusal(prompt_len),
-            chain: Vec::new(),
-            rank: self.policy.rank(&candidate),
-            id: request.seq,
-            salt,
-            choice: request.choice,
-            logprobs: request.logprobs,
-            prompt_logprobs: request.prompt_logprobs,
-            scored: if request.prompt_logprobs.is_some() { 0 } else { prompt_len - 1 },
-            sampling: request.sampling.clone(),
-            stop: request.stop.clone(),
-            tokens: request.into_prompt(),
-        };
-        if seq.refusal.is_some() {
+        let limit = (self.cfg.max_model_len as u32).saturating_sub(prompt_len);
+        let ranked = (self.policy.rank(&candidate), salt);
+        let mut seq = Sequence::new(request, ranked, limit, self.refusal(prompt_len));
+        if seq.rest.refusal.is_some() {
             self.refused.push(seq.id);
         } else if self.cfg.prefix_cache {
-            self.prefix.extend_chain(seq.salt, &seq.tokens, &mut seq.chain);
+            self.prefix.extend_chain(salt, seq.tokens.all(), &mut seq.rest.chain);
         }
-        let (id, key, queued) = (seq.id, seq.rank, seq.refusal.is_none() && !seq.is_held());
+        let (id, key, queued) = (seq.id, seq.rest.rank, seq.rest.refusal.is_none() && !seq.is_held());
         let slot = self.seqs.insert(seq);
         self.by_id.insert(id, slot);
         if queued {
@@ -219,8 +144,8 @@ impl Scheduler {
         let Some(&slot) = self.by_id.get(&seq) else { return };
         let s = &mut self.seqs[slot];
         s.lead = s.lead.max(lead);
-        if s.place == Place::Waiting && s.refusal.is_none() && !s.is_held() {
-            let key = (s.rank, slot);
+        if s.place == Place::Waiting && s.rest.refusal.is_none() && !s.is_held() {
+            let key = (s.rest.rank, slot);
             self.waiting.insert(key);
         }
     }
@@ -330,7 +255,7 @@ impl Scheduler {
             }
             self.suspects = true;
             let len = s.todo().min(draft.left);
-            let fits = s.blocks.len() as u32 * self.cfg.block_size >= s.computed + len;
+            let fits = s.num_blocks() * self.cfg.block_size >= s.computed + len;
             if s.inflight == 0 && len > 0 && fits {
                 self.push_entry(slot, len, draft);
                 return;
@@ -340,11 +265,15 @@ impl Scheduler {
 
     fn plan_decodes(&mut self, draft: &mut Draft, events: &mut Vec<Event>) {
         self.prefills.clear();
-        for i in 0..self.running.len() {
-            let slot = self.running[i].1;
+        self.warm_short();
+        let mut i = 0;
+        loop {
+            i += self.push_plain(i, draft);
             if draft.left == 0 {
                 break;
             }
+            let Some(&(_, slot)) = self.running.get(i) else { break };
+            i += 1;
             if slot == NOBODY {
                 continue;
             }
@@ -357,7 +286,7 @@ impl Scheduler {
                     continue;
                 }
             }
-            let covered = s.blocks.len() as u32 * self.cfg.block_size > s.computed;
+            let covered = s.num_blocks() * self.cfg.block_size > s.computed;
             // A suspect that lacks a block gets it here; its step is then its own.
             if (covered || self.reserve(slot, draft, events)) && !self.seqs[slot].is_suspect() {
                 self.push_entry(slot, 1, draft);
@@ -394,80 +323,4 @@ impl Scheduler {
         let contended = contended && self.cfg.bound.is_none_or(|b| left > b.min_chunk);
         self.policy.chunk(&ChunkView { todo, left, contended }).clamp(1, todo.min(left))
     }
-
-    /// Adds the next `len` tokens of a sequence to the step. Its blocks cover them.
-    pub(super) fn push_entry(&mut self, slot: u32, len: u32, draft: &mut Draft) {
-        let s = &mut self.seqs[slot];
-        let plan = &mut draft.plan;
-        let (start, end) = (s.computed, s.computed + len);
-        let samples = end == s.target();
-        let known = (s.tokens.len() as u32).min(end);
-        let tokens = push_all(&mut plan.tokens, &s.tokens[start.min(known) as usize..known as usize]);
-        let covered = end.div_ceil(self.cfg.block_size);
-        let known_blocks = s.told.min(covered);
-        let blocks = push_all(&mut plan.blocks, &s.blocks[known_blocks as usize..covered as usize]);
-        s.told = covered;
-        if s.row_init {
-            s.row_init = false;
-            let mut init = s.row_state();
-            if self.planted == Some(Planted::ChoiceLost) {
-                init.choice = 0;
-            }
-            if self.planted == Some(Planted::HistoryLost) {
-                init.history.truncate(s.prompt_len as usize);
-            }
-            plan.row_inits.push(init);
-        }
-        let waits = samples && s.masked;
-        if waits {
-            s.late = Some(plan.id);
-        }
-        let unscored = s.unscored(start, end);
-        let scores = s.prompt_logprobs.filter(|_| !unscored.is_empty()).map(|alternatives| {
-            let targets =
-                push_all(&mut plan.targets, &s.tokens[unscored.start as usize + 1..unscored.end as usize + 1]);
-            Box::new(Scores { from: unscored.start, targets, alternatives })
-        });
-        plan.entries.push(StepEntry {
-            seq: s.id,
-            row: s.row,
-            start,
-            len,
-            tokens,
-            known_blocks,
-            blocks,
-            samples,
-            logprobs: s.logprobs,
-            scores,
-            awaits_mask: waits,
-        });
-        s.computed = end;
-        if waits && self.planted == Some(Planted::LateForgotten) {
-            s.late = None;
-        }
-        if self.planted == Some(Planted::ScoredEarly) && !unscored.is_empty() {
-            s.scored = unscored.end;
-        }
-        s.pending += u32::from(samples);
-        s.inflight += 1;
-        s.planned_in = plan.id.0 + 1;
-        let scores = (!unscored.is_empty()).then_some((unscored.start, unscored.end));
-        draft.flight.push(FlightEntry { slot, start, end, samples, waits, scores });
-        draft.left = draft.left.saturating_sub(len);
-        if let Some(bound) = &self.cfg.bound {
-            draft.load = bound.cost.with(draft.load, start, len);
-        }
-        self.stats.planned_tokens += u64::from(len);
-        if self.planted(Planted::PublishEarly) {
-            self.seqs[slot].done = end;
-            self.publish(slot);
-        }
-    }
-}
-
-/// Appends to one of a plan's tables; where it stands there.
-fn push_all<T: Copy>(table: &mut Vec<T>, items: &[T]) -> std::ops::Range<u32> {
-    let from = table.len() as u32;
-    table.extend_from_slice(items);
-    from..table.len() as u32
 }

@@ -1,10 +1,12 @@
 //! One generation in progress: counters, and where it stands.
 
 use crate::base::{BlockId, Error, Row, SeqId, StepId, Token};
-use crate::plan::{FinishReason, RowInit, SamplingParams, StopCriteria};
+use crate::plan::{FinishReason, Request, RowInit, SamplingParams, Scores, StopCriteria};
+use crate::sched::draft::push_all;
 use crate::sched::policy::Rank;
 use crate::sched::prefix::ROOT;
-use std::ops::{Index, IndexMut};
+use crate::sched::tokens::Tokens;
+use std::ops::{Index, IndexMut, Range};
 
 /// Who owns a sequence's place in the scheduler's lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,27 +28,23 @@ pub(super) struct Misfit {
     pub(super) retry: u64,
 }
 
-/// What every step reads and writes stands first, in as few cache lines as it takes: while a device runs a step, the host's
-/// caches grow cold, and a step walks over all sequences.
+/// What every step reads and writes, side by side and apart from the rest: while a device runs a step, the host's caches grow
+/// cold, and a step walks over all sequences.
 #[derive(Debug)]
-#[repr(C, align(128))]
+#[repr(C, align(64))]
 pub(super) struct Sequence {
-    /// Prompt and generated tokens the host knows.
-    pub(super) tokens: Vec<Token>,
-    pub(super) blocks: Vec<BlockId>,
     pub(super) id: SeqId,
     /// The step that last took it, plus one.
     pub(super) planned_in: u64,
-    /// The step whose late part will draw its pending token. Until that lands it sits out.
-    pub(super) late: Option<StepId>,
+    pub(super) rest: Box<Rest>,
     /// Tokens whose KV is written or will be by a step in flight.
     pub(super) computed: u32,
     /// Tokens whose KV is known to be written.
     pub(super) done: u32,
     /// Tokens that steps in flight will sample.
-    pub(super) pending: u32,
+    pub(super) pending: u16,
     /// Steps and late parts in flight that mention this sequence.
-    pub(super) inflight: u32,
+    pub(super) inflight: u16,
     /// Generated tokens it may reach now.
     pub(super) lead: u32,
     /// Generated tokens it may reach ever.
@@ -56,6 +54,8 @@ pub(super) struct Sequence {
     pub(super) published: u32,
     /// Leading blocks that plans have told its row of.
     pub(super) told: u32,
+    /// Blocks it holds.
+    num_blocks: u32,
     pub(super) row: Row,
     pub(super) place: Place,
     /// The device's row state must be written before the next step.
@@ -67,9 +67,19 @@ pub(super) struct Sequence {
     /// Failed steps in a row.
     pub(super) failures: u8,
     pub(super) finish: Option<FinishReason>,
+    logprobs: Option<u8>,
     /// Which classes of tokens may end it; see [`Sequence::may_end`].
-    pub(super) ends: u16,
-    pub(super) logprobs: Option<u32>,
+    ends: u64,
+    /// The step whose late part will draw its pending token. Until that lands it sits out.
+    pub(super) late: Option<StepId>,
+    /// Prompt and generated tokens the host knows.
+    pub(super) tokens: Tokens,
+}
+
+/// What a step that decodes asks for seldom or never.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub(super) blocks: Vec<BlockId>,
     pub(super) prompt_logprobs: Option<u32>,
     /// Leading positions whose logits are no longer needed to report prompt tokens. Survives what takes the KV away.
     pub(super) scored: u32,
@@ -97,9 +107,58 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// A sequence that has not begun, of a model with room for `limit` more tokens.
+    pub(super) fn new(request: Request, (rank, salt): (Rank, u64), limit: u32, refusal: Option<Error>) -> Self {
+        let prompt_len = request.prompt().len() as u32;
+        let rest = Rest {
+            blocks: Vec::new(),
+            prompt_logprobs: request.prompt_logprobs,
+            scored: if request.prompt_logprobs.is_some() { 0 } else { prompt_len - 1 },
+            choice: request.choice,
+            started: false,
+            announced: 0,
+            passed: 0,
+            serial: Some(ROOT),
+            salt,
+            chain: Vec::new(),
+            rank,
+            awaits: None,
+            misfit: None,
+            refusal,
+            sampling: request.sampling.clone(),
+            stop: request.stop.clone(),
+        };
+        Self {
+            id: request.seq,
+            planned_in: 0,
+            computed: 0,
+            done: 0,
+            pending: 0,
+            inflight: 0,
+            lead: request.lead,
+            limit: limit.min(request.stop.max_tokens()),
+            prompt_len,
+            published: 0,
+            told: 0,
+            num_blocks: 0,
+            row: Row(0),
+            place: Place::Waiting,
+            row_init: true,
+            masked: request.masked,
+            supplied: false,
+            failures: 0,
+            finish: None,
+            logprobs: request.logprobs.map(|k| u8::try_from(k).unwrap_or(u8::MAX)),
+            ends: request.stop.end_tokens().fold(0, |classes, token| classes | 1 << (token % u64::BITS)),
+            late: None,
+            tokens: Tokens::from(request.into_prompt()),
+            rest: Box::new(rest),
+        }
+    }
+
     /// Its length once every step in flight has landed.
     pub(super) fn target(&self) -> u32 {
-        self.tokens.len() as u32 + self.pending
+        self.tokens.len() + u32::from(self.pending)
     }
 
     /// Generated tokens, those in flight included.
@@ -108,6 +167,7 @@ impl Sequence {
     }
 
     /// Tokens to run now. Prompts, chunks, decoding and resuming are all this one subtraction.
+    #[inline]
     pub(super) fn todo(&self) -> u32 {
         let waits = self.late.is_some() || self.generated() >= self.limit.min(self.lead);
         if waits { 0 } else { self.target() - self.computed }
@@ -118,14 +178,48 @@ impl Sequence {
         self.generated() >= self.lead
     }
 
-    /// False of most tokens that do not end it, without a look at the lists of those that do.
-    pub(super) fn may_end(&self, token: Token) -> bool {
-        self.ends >> (token % u16::BITS) & 1 == 1
+    pub(super) fn num_blocks(&self) -> u32 {
+        self.num_blocks
     }
 
-    /// The classes of a sequence's last tokens.
-    pub(super) fn classes(stop: &StopCriteria) -> u16 {
-        stop.end_tokens().fold(0, |classes, token| classes | 1 << (token % u16::BITS))
+    pub(super) fn add_block(&mut self, block: BlockId) {
+        self.rest.blocks.push(block);
+        self.num_blocks += 1;
+    }
+
+    /// Leaves it without blocks.
+    pub(super) fn take_blocks(&mut self) -> Vec<BlockId> {
+        self.num_blocks = 0;
+        std::mem::take(&mut self.rest.blocks)
+    }
+
+    /// Adds a token; why the sequence ends with it.
+    #[inline]
+    pub(super) fn take(&mut self, token: Token) -> Option<FinishReason> {
+        self.tokens.push(token);
+        let generated = self.tokens.len() - self.prompt_len;
+        if self.may_end(token) {
+            let stop = &self.rest.stop;
+            // The sampler holds ends back before `min_tokens`.
+            let may = generated > stop.min_tokens();
+            if may && stop.eos_tokens().contains(&token) {
+                return Some(FinishReason::Eos);
+            }
+            if may && stop.stop_tokens().contains(&token) {
+                return Some(FinishReason::Stop);
+            }
+        }
+        (generated >= self.limit).then_some(FinishReason::Length)
+    }
+
+    /// False of most tokens that do not end it, without a look at the lists of those that do.
+    fn may_end(&self, token: Token) -> bool {
+        self.ends >> (token % u64::BITS) & 1 == 1
+    }
+
+    /// How many of the most probable tokens to report beside each.
+    pub(super) fn logprobs(&self) -> Option<u32> {
+        self.logprobs.map(u32::from)
     }
 
     /// Two failed steps in a row: its next step runs without others.
@@ -139,11 +233,12 @@ impl Sequence {
         self.done = 0;
         self.forget_late();
         self.published = 0;
-        self.announced = 0;
-        self.serial = Some(ROOT);
-        self.awaits = None;
-        self.misfit = None;
         self.failures = self.failures.min(1);
+        let rest = &mut self.rest;
+        rest.announced = 0;
+        rest.serial = Some(ROOT);
+        rest.awaits = None;
+        rest.misfit = None;
     }
 
     /// The token that waits for its mask is not drawn any more.
@@ -154,26 +249,36 @@ impl Sequence {
         }
     }
 
+    /// Reads what making its next full block findable needs.
+    pub(super) fn glimpse_rest(&self) -> u64 {
+        let Rest { chain, blocks, .. } = &*self.rest;
+        let block = blocks.get(self.published as usize).map_or(0, |b| b.0);
+        chain.last().copied().unwrap_or(0) ^ u64::from(block ^ self.tokens.glimpse())
+    }
+
     /// Positions among `start..end` whose logits tell of a prompt token that is not reported yet.
-    pub(super) fn unscored(&self, start: u32, end: u32) -> std::ops::Range<u32> {
-        start.max(self.scored)..end.min(self.prompt_len - 1)
+    pub(super) fn unscored(&self, start: u32, end: u32) -> Range<u32> {
+        start.max(self.rest.scored)..end.min(self.prompt_len - 1)
     }
 
-    /// Something of each cache line that landing a step touches.
-    pub(super) fn glimpse(&self) -> u32 {
-        self.done ^ self.tokens.last().copied().unwrap_or(0)
+    /// Asks for the report of prompt tokens, where anybody wants it; their number is that of the positions.
+    pub(super) fn scores(&mut self, unscored: Range<u32>, targets: &mut Vec<Token>) -> Option<Box<Scores>> {
+        let alternatives = self.rest.prompt_logprobs?;
+        let targets = push_all(targets, self.tokens.part(unscored.start + 1..unscored.end + 1));
+        Some(Box::new(Scores { from: unscored.start, targets, alternatives }))
     }
 
-    pub(super) fn row_state(&self) -> RowInit {
-        let min_tokens = self.stop.min_tokens();
+    pub(super) fn row_state(&mut self) -> RowInit {
+        let (stop, sampling) = (&self.rest.stop, &self.rest.sampling);
+        let min_tokens = stop.min_tokens();
         RowInit {
             row: self.row,
-            sampling: self.sampling.clone(),
-            choice: self.choice,
+            sampling: sampling.clone(),
+            choice: self.rest.choice,
             prompt_len: self.prompt_len,
             min_tokens,
-            end_tokens: if min_tokens > 0 { self.stop.end_tokens().collect() } else { Vec::new() },
-            history: if self.sampling.counts_tokens() { self.tokens.clone() } else { Vec::new() },
+            end_tokens: if min_tokens > 0 { stop.end_tokens().collect() } else { Vec::new() },
+            history: if sampling.counts_tokens() { self.tokens.all().to_vec() } else { Vec::new() },
         }
     }
 }
@@ -199,6 +304,10 @@ impl Slab {
         if self.slots[slot as usize].take().is_some() {
             self.vacant.push(slot);
         }
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Sequence> {
+        self.slots.get_mut(slot as usize)?.as_mut()
     }
 
     pub(super) fn len(&self) -> usize {
