@@ -178,6 +178,7 @@ impl Scheduler {
         s.published = self.hits.len() as u32;
         s.told = 0;
         s.rest.serial = Some(serial);
+        s.rest.link = self.hits.len().checked_sub(1).map_or(s.rest.salt, |last| s.rest.chain[last]);
         s.rest.announced = s.rest.chain.len() as u32;
         s.rest.awaits = None;
         s.rest.passed = 0;

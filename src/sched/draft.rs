@@ -168,7 +168,7 @@ impl Scheduler {
         self.stats.planned_tokens += u64::from(len);
         if self.planted(Planted::PublishEarly) {
             self.seqs[slot].done = end;
-            self.publish(slot);
+            self.publish(slot, None);
         }
     }
 

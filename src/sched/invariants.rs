@@ -125,7 +125,7 @@ fn sharing(s: &Scheduler) -> Result<(), String> {
         let works = publisher.is_some_and(|(_, q)| {
             q.place == Place::Running
                 && (q.todo() > 0 || q.inflight > 0 || q.late.is_some() || s.full.contains(&slot))
-                && q.rest.chain[q.published as usize..].contains(&hash)
+                && q.rest.chain.iter().skip(q.published as usize).any(|h| *h == hash)
         });
         ensure(works, || format!("slot {slot} announced {hash:x} and will not compute it"))?;
     }

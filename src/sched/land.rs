@@ -67,6 +67,7 @@ impl Scheduler {
         let (mut sampled, mut scored) = (&results.sampled[..], results.scored.iter());
         let mut entries = &flight.entries[..];
         events.reserve(sampled.len());
+        self.short.clear();
         loop {
             if flight.part == StepPart::First {
                 let landed = self.land_plain(entries, sampled, events);
@@ -122,6 +123,9 @@ impl Scheduler {
             s.failures = 0;
             events.push(Event::Token { seq: e.seq, token: drawn.token, logprobs: Vec::new() });
             let end = s.take(drawn.token);
+            if s.computed == s.num_blocks() * size {
+                self.short.push(e.slot);
+            }
             if end.is_some() | (e.end >= (s.published + 1) * size) {
                 self.after_landing(e.slot, end, events);
             }

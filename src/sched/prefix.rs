@@ -8,19 +8,18 @@
 use crate::base::hash::NumberMap;
 use crate::base::rng::mix;
 use crate::base::{BlockId, Token};
-use std::collections::hash_map::Entry;
+use crate::sched::index::Index;
 
 /// Parent of a first block.
 pub const ROOT: u64 = 0;
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Node {
-    /// Names this content; 0 when the block is not published.
-    serial: u64,
-    parent: u64,
-    salt: u64,
-    hash: u64,
-}
+/// Words of a block's record. The serial names this content; 0 when the block is not published.
+const SERIAL: usize = 0;
+const PARENT: usize = 1;
+const SALT: usize = 2;
+const HASH: usize = 3;
+/// Its tokens follow, two a word.
+const TOKENS: usize = 4;
 
 /// The content of one full block, with everything that came before it.
 #[derive(Debug, Clone, Copy)]
@@ -39,10 +38,9 @@ pub struct Key<'a> {
 pub struct PrefixCache {
     block_size: usize,
     mask: u64,
-    nodes: Vec<Node>,
-    /// Tokens of all blocks, flat; meaningful for published ones.
-    tokens: Vec<Token>,
-    index: NumberMap<u64, BlockId>,
+    /// Of all blocks, one after another.
+    records: Vec<u64>,
+    index: Index,
     last_serial: u64,
     /// Hash of a block that a running sequence is computing, and the sequence's slot.
     announced: NumberMap<u64, u32>,
@@ -53,12 +51,12 @@ pub struct PrefixCache {
 impl PrefixCache {
     /// `hash_bits` is 1 to 64.
     pub fn new(num_blocks: u32, block_size: u32, hash_bits: u32) -> Self {
+        let words = TOKENS + block_size.div_ceil(2) as usize;
         Self {
             block_size: block_size as usize,
             mask: if hash_bits >= 64 { u64::MAX } else { (1 << hash_bits) - 1 },
-            nodes: vec![Node::default(); num_blocks as usize],
-            tokens: vec![0; num_blocks as usize * block_size as usize],
-            index: NumberMap::default(),
+            records: vec![0; num_blocks as usize * words],
+            index: Index::default(),
             last_serial: ROOT,
             announced: NumberMap::default(),
             verify: true,
@@ -76,58 +74,59 @@ impl PrefixCache {
 
     /// The hash of a block of these tokens behind a prefix of this hash.
     pub(super) fn link(&self, before: u64, tokens: &[Token]) -> u64 {
-        let (pairs, odd) = tokens.as_chunks::<2>();
-        let both = |a: Token, b: Token| u64::from(a) | (u64::from(b) + 1) << 32;
-        let hash = pairs.iter().fold(mix(before, 1), |hash, [a, b]| mix(hash, both(*a, *b)));
-        odd.iter().fold(hash, |hash, token| mix(hash, u64::from(*token))) & self.mask
+        pairs(tokens).fold(mix(before, 1), mix) & self.mask
     }
 
     /// The block that holds `key`, and its serial. Takes no reference.
     pub fn find(&self, key: &Key<'_>) -> Option<(BlockId, u64)> {
-        let block = *self.index.get(&key.hash)?;
-        let node = &self.nodes[block.0 as usize];
-        let same = node.parent == key.parent && node.salt == key.salt && self.tokens_of(block) == key.tokens;
-        (same || !self.verify).then_some((block, node.serial))
+        let block = self.block_of(key.hash)?;
+        let record = self.record(block);
+        let same = record[PARENT] == key.parent
+            && record[SALT] == key.salt
+            && pairs(key.tokens).eq(record[TOKENS..].iter().copied());
+        (same || !self.verify).then_some((block, record[SERIAL]))
     }
 
     /// Makes a full block findable and returns the serial of its content. When another block already holds that
     /// content, that one stays and `block` remains private; `None` when the hash is taken by different content.
     pub fn publish(&mut self, block: BlockId, key: &Key<'_>) -> Option<u64> {
-        let Entry::Vacant(place) = self.index.entry(key.hash) else {
+        if self.block_of(key.hash).is_some() {
             return self.find(key).map(|(_, serial)| serial);
-        };
-        place.insert(block);
-        debug_assert!(self.nodes[block.0 as usize].serial == 0, "{block:?} published twice");
+        }
+        debug_assert!(!self.is_published(block), "{block:?} published twice");
         self.last_serial += 1;
-        self.nodes[block.0 as usize] =
-            Node { serial: self.last_serial, parent: key.parent, salt: key.salt, hash: key.hash };
-        let at = block.0 as usize * self.block_size;
-        self.tokens[at..at + self.block_size].copy_from_slice(key.tokens);
+        self.index.insert(key.hash, block);
+        let range = self.range(block);
+        let record = &mut self.records[range];
+        (record[SERIAL], record[PARENT]) = (self.last_serial, key.parent);
+        (record[SALT], record[HASH]) = (key.salt, key.hash);
+        pairs(key.tokens).enumerate().for_each(|(i, pair)| record[TOKENS + i] = pair);
         Some(self.last_serial)
     }
 
     /// Reads what publishing a block of this hash will look at.
     pub(super) fn glimpse(&self, hash: u64, block: BlockId) -> u64 {
-        let at = block.0 as usize;
-        self.nodes[at].serial ^ u64::from(self.tokens[at * self.block_size]) ^ u64::from(self.index.contains_key(&hash))
+        let record = self.record(block);
+        record[SERIAL] ^ record[record.len() - 1] ^ u64::from(self.block_of(hash).is_some())
     }
 
     /// Reads what evicting a block will look at.
     pub(super) fn glimpse_held(&self, block: BlockId) -> u64 {
-        let node = &self.nodes[block.0 as usize];
-        if node.serial == 0 { 0 } else { u64::from(self.index.contains_key(&node.hash)) }
+        let record = self.record(block);
+        if record[SERIAL] == 0 { 0 } else { u64::from(self.block_of(record[HASH]).is_some()) }
     }
 
     /// Forgets what `block` holds, because it is about to hold something else.
     pub fn evict(&mut self, block: BlockId) {
-        let node = std::mem::take(&mut self.nodes[block.0 as usize]);
-        if node.serial != 0 {
-            self.index.remove(&node.hash);
+        let range = self.range(block);
+        let record = &mut self.records[range];
+        if std::mem::take(&mut record[SERIAL]) != 0 {
+            self.index.remove(record[HASH], block);
         }
     }
 
     pub fn is_published(&self, block: BlockId) -> bool {
-        self.nodes[block.0 as usize].serial != 0
+        self.record(block)[SERIAL] != 0
     }
     pub fn num_published(&self) -> usize {
         self.index.len()
@@ -151,16 +150,34 @@ impl PrefixCache {
         self.announced.iter().map(|(&h, &s)| (h, s))
     }
 
-    fn tokens_of(&self, block: BlockId) -> &[Token] {
-        let at = block.0 as usize * self.block_size;
-        &self.tokens[at..at + self.block_size]
+    fn block_of(&self, hash: u64) -> Option<BlockId> {
+        self.index.find(hash, |block| self.record(block)[HASH] == hash)
+    }
+
+    fn range(&self, block: BlockId) -> std::ops::Range<usize> {
+        let words = TOKENS + self.block_size.div_ceil(2);
+        let from = block.0 as usize * words;
+        from..from + words
+    }
+
+    fn record(&self, block: BlockId) -> &[u64] {
+        &self.records[self.range(block)]
     }
 
     /// Whether index and published blocks name each other. For checks.
     pub(super) fn index_is_exact(&self) -> bool {
-        self.index.iter().all(|(h, b)| self.is_published(*b) && self.nodes[b.0 as usize].hash == *h)
-            && self.nodes.iter().filter(|n| n.serial != 0).count() == self.index.len()
+        let words = TOKENS + self.block_size.div_ceil(2);
+        let found = |b: BlockId| self.is_published(b) && self.block_of(self.record(b)[HASH]) == Some(b);
+        self.index.blocks().all(found)
+            && self.records.chunks_exact(words).filter(|r| r[SERIAL] != 0).count() == self.index.len()
     }
+}
+
+/// Tokens two by two. To be folded: taken one by one they cost more.
+fn pairs(tokens: &[Token]) -> impl Iterator<Item = u64> + '_ {
+    let (pairs, odd) = tokens.as_chunks::<2>();
+    let pair = |[a, b]: &[Token; 2]| u64::from(*a) | (u64::from(*b) + 1) << 32;
+    pairs.iter().map(pair).chain(odd.iter().map(|token| u64::from(*token)))
 }
 
 #[cfg(test)]

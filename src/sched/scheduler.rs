@@ -35,6 +35,9 @@ pub struct Scheduler {
     pub(super) leaving: Vec<u32>,
     /// Those with full blocks that [`Scheduler::publish_all`] has not looked at.
     pub(super) full: Vec<u32>,
+    pub(super) hashes: Vec<u64>,
+    /// Those that landed and may need a block for their next token; a hint.
+    pub(super) short: Vec<u32>,
     pub(super) refused: Vec<SeqId>,
     pub(super) inflight: VecDeque<Flight>,
     pub(super) rows: Vec<Row>,
@@ -78,6 +81,8 @@ impl Scheduler {
             waiting: BTreeSet::new(),
             leaving: Vec::new(),
             full: Vec::new(),
+            hashes: Vec::new(),
+            short: Vec::new(),
             refused: Vec::new(),
             inflight: VecDeque::new(),
             rows: (0..cfg.max_seqs as u32).rev().map(Row).collect(),

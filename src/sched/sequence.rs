@@ -4,7 +4,7 @@ use crate::base::{BlockId, Error, Row, SeqId, StepId, Token};
 use crate::plan::{FinishReason, Request, RowInit, SamplingParams, Scores, StopCriteria};
 use crate::sched::draft::push_all;
 use crate::sched::policy::Rank;
-use crate::sched::prefix::ROOT;
+use crate::sched::prefix::{PrefixCache, ROOT};
 use crate::sched::tokens::Tokens;
 use std::ops::{Index, IndexMut, Range};
 
@@ -76,10 +76,19 @@ pub(super) struct Sequence {
     pub(super) tokens: Tokens,
 }
 
-/// What a step that decodes asks for seldom or never.
+/// What a step that decodes asks for seldom or never. What it does ask for now and then stands first.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Rest {
     pub(super) blocks: Vec<BlockId>,
+    /// Serial of the last published block; `None` once the chain is broken by a hash collision.
+    pub(super) serial: Option<u64>,
+    /// Hash of the last published block; of the first one's predecessor it is the salt.
+    pub(super) link: u64,
+    pub(super) salt: u64,
+    /// Hashes of the full blocks that it had when it was added, or gave way.
+    pub(super) chain: Vec<u64>,
+    pub(super) rank: Rank,
     pub(super) prompt_logprobs: Option<u32>,
     /// Leading positions whose logits are no longer needed to report prompt tokens. Survives what takes the KV away.
     pub(super) scored: u32,
@@ -90,12 +99,6 @@ pub(super) struct Rest {
     pub(super) announced: u32,
     /// Admissions that passed it over because it did not fit.
     pub(super) passed: u32,
-    /// Serial of the last published block; `None` once the chain is broken by a hash collision.
-    pub(super) serial: Option<u64>,
-    pub(super) salt: u64,
-    /// Hashes of the full blocks of `tokens`.
-    pub(super) chain: Vec<u64>,
-    pub(super) rank: Rank,
     /// A block somebody computes and that it waits for.
     pub(super) awaits: Option<u64>,
     /// What it lacked when it last did not fit.
@@ -119,6 +122,7 @@ impl Sequence {
             announced: 0,
             passed: 0,
             serial: Some(ROOT),
+            link: salt,
             salt,
             chain: Vec::new(),
             rank,
@@ -237,6 +241,7 @@ impl Sequence {
         let rest = &mut self.rest;
         rest.announced = 0;
         rest.serial = Some(ROOT);
+        rest.link = rest.salt;
         rest.awaits = None;
         rest.misfit = None;
     }
@@ -250,10 +255,24 @@ impl Sequence {
     }
 
     /// Reads what making its next full block findable needs.
-    pub(super) fn glimpse_rest(&self) -> u64 {
-        let Rest { chain, blocks, .. } = &*self.rest;
-        let block = blocks.get(self.published as usize).map_or(0, |b| b.0);
-        chain.last().copied().unwrap_or(0) ^ u64::from(block ^ self.tokens.glimpse())
+    pub(super) fn glimpse_rest(&self) -> Token {
+        self.rest.blocks.get(self.published as usize).map_or(0, |block| block.0) ^ self.tokens.glimpse()
+    }
+
+    /// Its first full block that is not published.
+    pub(super) fn next_full(&self, block_size: u32) -> Option<BlockId> {
+        let end = (self.published + 1) * block_size;
+        let block = self.rest.blocks.get(self.published as usize).copied();
+        block.filter(|_| end <= self.done.min(self.tokens.len()))
+    }
+
+    /// The hash of the block that [`Sequence::next_full`] names.
+    pub(super) fn next_hash(&mut self, prefix: &PrefixCache, block_size: u32) -> u64 {
+        let from = self.published * block_size;
+        match self.rest.chain.get(self.published as usize) {
+            Some(hash) => *hash,
+            None => prefix.link(self.rest.link, self.tokens.part(from..from + block_size)),
+        }
     }
 
     /// Positions among `start..end` whose logits tell of a prompt token that is not reported yet.
@@ -304,6 +323,10 @@ impl Slab {
         if self.slots[slot as usize].take().is_some() {
             self.vacant.push(slot);
         }
+    }
+
+    pub(super) fn get(&self, slot: u32) -> Option<&Sequence> {
+        self.slots.get(slot as usize)?.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Sequence> {
