@@ -1,6 +1,7 @@
 //! The engine thread: owns the scheduler, keeps the device fed, folds back what has landed. Sleeps when neither can be done.
 
 use crate::base::error::panic_text;
+use crate::base::hash::NumberMap;
 use crate::base::{Error, ErrorKind, SeqId, StepId};
 use crate::engine::State;
 use crate::engine::deadlines::Deadlines;
@@ -10,7 +11,7 @@ use crate::exec::Executor;
 use crate::plan::{FinishReason, Request, StepOutcome};
 use crate::sched::{Event, Scheduler};
 use crossbeam_channel::Sender;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,7 +30,7 @@ pub(crate) struct Core {
     shared: Arc<Shared>,
     outputs: Vec<Sender<OutputMsg>>,
     /// Every sequence whose Finished has not gone to its output thread.
-    seqs: HashMap<SeqId, Arc<Live>>,
+    seqs: NumberMap<SeqId, Arc<Live>>,
     /// Sequences with stop strings: the scheduler holds them back until their text has been looked at.
     gated: Vec<(SeqId, Arc<Live>)>,
     deadlines: Deadlines,
@@ -57,7 +58,7 @@ impl Core {
             exec,
             shared,
             outputs,
-            seqs: HashMap::new(),
+            seqs: NumberMap::default(),
             gated: Vec::new(),
             deadlines: Deadlines::default(),
             inflight: VecDeque::new(),

@@ -118,16 +118,10 @@ impl Scheduler {
         let known = s.tokens.len().min(end);
         let inputs = if start < known { s.tokens.part(start..known) } else { &[] };
         let tokens = push_all(&mut plan.tokens, inputs);
-        let (known_blocks, size) = (s.told, self.cfg.block_size);
-        let told = known_blocks * size;
-        let (known_blocks, blocks) = if end <= told && told < end + size {
-            (known_blocks, push_all(&mut plan.blocks, &[]))
-        } else {
-            let covered = end.div_ceil(size);
-            let known = known_blocks.min(covered);
-            s.told = covered;
-            (known, push_all(&mut plan.blocks, &s.rest.blocks[known as usize..covered as usize]))
-        };
+        let covered = end.div_ceil(self.cfg.block_size);
+        let known_blocks = s.told.min(covered);
+        let blocks = push_all(&mut plan.blocks, &s.rest.blocks[known_blocks as usize..covered as usize]);
+        s.told = covered;
         if s.row_init {
             s.row_init = false;
             plan.row_inits.push(Self::row_state(s, self.planted));

@@ -3,6 +3,7 @@
 //! Progress is one subtraction: a sequence's `computed` catches up with its `target` under the step's token budget.
 //! A step takes running sequences that decode first, in rank order, then prompts under way, then admits waiting ones.
 
+use crate::base::hash::NumberMap;
 use crate::base::{BlockId, Row, SeqId, StepId};
 use crate::plan::cost::Load;
 use crate::plan::{FinishReason, Request, StepPart, StepPlan};
@@ -12,7 +13,7 @@ use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
 use crate::sched::prefix::PrefixCache;
 use crate::sched::sequence::{Place, Sequence, Slab};
 use crate::sched::{Event, Planted, SchedConfig, SchedStats};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 /// A vacated place in the running order; swept before anything is inserted.
 pub(super) const NOBODY: u32 = u32::MAX;
@@ -26,7 +27,7 @@ pub struct Scheduler {
     pub(super) pool: BlockPool,
     pub(super) prefix: PrefixCache,
     pub(super) seqs: Slab,
-    pub(super) by_id: HashMap<SeqId, u32>,
+    pub(super) by_id: NumberMap<SeqId, u32>,
     /// Running sequences by rank. Vacated places hold [`NOBODY`] until swept.
     pub(super) running: Vec<(Rank, u32)>,
     pub(super) vacated: usize,
@@ -75,7 +76,7 @@ impl Scheduler {
             pool: BlockPool::new(cfg.num_blocks),
             prefix,
             seqs: Slab::default(),
-            by_id: HashMap::new(),
+            by_id: NumberMap::default(),
             running: Vec::with_capacity(cfg.max_seqs),
             vacated: 0,
             waiting: BTreeSet::new(),

@@ -76,6 +76,9 @@ pub(super) struct Sequence {
     pub(super) tokens: Tokens,
 }
 
+/// Three cache lines.
+const _: () = assert!(size_of::<Option<Sequence>>() == 192);
+
 /// What a step that decodes asks for seldom or never. What it does ask for now and then stands first.
 #[derive(Debug)]
 #[repr(C, align(64))]
