@@ -13,13 +13,16 @@ use crate::sched::index::Index;
 /// Parent of a first block.
 pub const ROOT: u64 = 0;
 
-/// Words of a block's record. The serial names this content; 0 when the block is not published.
+/// Words of a block's record. The serial names this content.
 const SERIAL: usize = 0;
 const PARENT: usize = 1;
 const SALT: usize = 2;
 const HASH: usize = 3;
 /// Its tokens follow, two a word.
 const TOKENS: usize = 4;
+/// The serial of a block that is not published. All words are this at first: memory of zeros would be the process's only once a
+/// step touches it, and the step would wait for that.
+const NONE: u64 = u64::MAX;
 
 /// The content of one full block, with everything that came before it.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +58,7 @@ impl PrefixCache {
         Self {
             block_size: block_size as usize,
             mask: if hash_bits >= 64 { u64::MAX } else { (1 << hash_bits) - 1 },
-            records: vec![0; num_blocks as usize * words],
+            records: vec![NONE; num_blocks as usize * words],
             index: Index::default(),
             last_serial: ROOT,
             announced: NumberMap::default(),
@@ -113,20 +116,20 @@ impl PrefixCache {
     /// Reads what evicting a block will look at.
     pub(super) fn glimpse_held(&self, block: BlockId) -> u64 {
         let record = self.record(block);
-        if record[SERIAL] == 0 { 0 } else { u64::from(self.block_of(record[HASH]).is_some()) }
+        if record[SERIAL] == NONE { 0 } else { u64::from(self.block_of(record[HASH]).is_some()) }
     }
 
     /// Forgets what `block` holds, because it is about to hold something else.
     pub fn evict(&mut self, block: BlockId) {
         let range = self.range(block);
         let record = &mut self.records[range];
-        if std::mem::take(&mut record[SERIAL]) != 0 {
+        if std::mem::replace(&mut record[SERIAL], NONE) != NONE {
             self.index.remove(record[HASH], block);
         }
     }
 
     pub fn is_published(&self, block: BlockId) -> bool {
-        self.record(block)[SERIAL] != 0
+        self.record(block)[SERIAL] != NONE
     }
     pub fn num_published(&self) -> usize {
         self.index.len()
@@ -169,7 +172,7 @@ impl PrefixCache {
         let words = TOKENS + self.block_size.div_ceil(2);
         let found = |b: BlockId| self.is_published(b) && self.block_of(self.record(b)[HASH]) == Some(b);
         self.index.blocks().all(found)
-            && self.records.chunks_exact(words).filter(|r| r[SERIAL] != 0).count() == self.index.len()
+            && self.records.chunks_exact(words).filter(|r| r[SERIAL] != NONE).count() == self.index.len()
     }
 }
 
