@@ -157,7 +157,7 @@ struct Few {
              : ring + w_bytes + (box * ROWS + row) * ROW_BYTES + (2 * k + lane / 16 ^ row % 8) * 16);
     if (NORM) norm_rows<T>(p, sh, rows);
     else wait_for_prior();
-    if (p.late != 0) let_next_start();
+    let_next_start_if(p.late != 0);
     if (p.splits > 1) cluster_wait();  // until its blocks run
     uint32_t stage = 0, parity = 0, w_at = w_first, x_at = x_first;
     for (uint32_t unit = first; unit < last; unit++) {
@@ -238,7 +238,7 @@ static_assert(sizeof(FewShared) + 1024 == 105760, "mirrored in src/hal/cuda/ops/
 #define YN_FEW(KIND, ROWS, BOXES, NORM, NAME, T)                                     \
   extern "C" __global__ void __launch_bounds__(THREADS, 2)                           \
       yn_linear_##KIND##_##ROWS##_##BOXES##_##NAME(const __grid_constant__ FewParams p) { \
-    if (p.late == 0) let_next_start();                                               \
+    let_next_start_if(p.late == 0);                                                  \
     YN_FEW_BODY(ROWS, BOXES, NORM, T);                                               \
   }
 YN_FEW(few, 8, 2, false, f16, f16)

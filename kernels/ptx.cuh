@@ -61,6 +61,10 @@ __device__ __forceinline__ void let_next_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// A kernel that does not let it start now does so later.
+__device__ __forceinline__ void let_next_start_if(bool now) {
+  if (now) let_next_start();
+}
 // Until all launches before this one have ended, and what they wrote is seen. Each kernel of a stream calls it, whatever
 // it reads: the one behind it waits for this one alone.
 __device__ __forceinline__ void wait_for_prior() {

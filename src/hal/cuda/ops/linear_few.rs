@@ -196,7 +196,6 @@ fn launch_normed(
         pairs: u32::from(n.is_multiple_of(2)),
         gate,
         eps: args.eps,
-        late: 1,
         ..params(s, (x, w), (cut, KERNELS[index].1), Some(&held))?
     };
     launch(s, &s.kernels().few.normed[index], (x, w), cut, (&params, held.shared))
