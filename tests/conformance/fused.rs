@@ -61,13 +61,22 @@ fn tolerance(kit: &Kit, k: usize) -> f64 {
 }
 
 pub(crate) fn products(kit: &Kit) {
+    run(kit, |_| true);
+}
+
+/// Those that some devices have a kernel of their own for: few and short rows of whole vectors.
+pub(crate) fn few_rows(kit: &Kit) {
+    run(kit, |(m, n, k)| m <= 8 && n.is_multiple_of(16) && k.is_multiple_of(8) && m * (k + 128) <= 4800);
+}
+
+fn run(kit: &Kit, takes: impl Fn((usize, usize, usize)) -> bool) {
     for dtype in dtypes(kit) {
         // No device treats larger matrices of F32 otherwise.
         let shapes = some(SHAPES, 2).enumerate().filter(|(_, (n, k))| kit.act != DType::F32 || n * k < 1 << 21);
         for (i, (n, k)) in shapes {
             let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
             let matrix = kit.matrix(&[n], k, &w, dtype);
-            for (j, m) in some(ROWS, 2).enumerate() {
+            for (j, m) in some(ROWS, 2).enumerate().filter(|(_, m)| takes((*m, n, k))) {
                 let front = Front::new(kit, (m, k), j % 4 != 3);
                 let bias = (i + j).is_multiple_of(2).then(|| kit.noise(n as u64 + 13, n));
                 let activation = [None, Some(Activation::Silu), Some(Activation::GeluTanh)][(i + j) % 3];
