@@ -76,6 +76,29 @@ pub(crate) fn few_rows(kit: &Kit) {
     }
 }
 
+/// Some rows over large matrices, which some devices have a kernel of their own for: rows at the borders of its instances; units of one
+/// block and of two, of one stripe and of more; columns and sums that end inside a slot.
+pub(crate) fn some_rows(kit: &Kit) {
+    const SHAPES: [((usize, usize), [usize; 4]); 5] = [
+        ((4096, 4096), [9, 32, 33, 64]),
+        ((12_001, 1408), [16, 17, 48, 63]),
+        ((6145, 2752), [10, 31, 34, 49]),
+        ((33_000, 576), [15, 16, 47, 64]),
+        ((22_016, 768), [12, 32, 41, 50]),
+    ];
+    // Where steps are not recorded, these are products like others, only longer.
+    let chosen = if kit.device.caps().graphs { SHAPES.as_slice() } else { &[] };
+    for dtype in dtypes(kit) {
+        for ((n, k), rows) in some(chosen.iter().copied(), 2) {
+            let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
+            let matrix = kit.matrix(&[n], k, &w, dtype);
+            for m in some(rows, 2) {
+                edge(kit, &w, &matrix, (m, n, k, dtype));
+            }
+        }
+    }
+}
+
 /// One product, into logits where the number of rows is even. Of large ones some elements are compared, over all rows and
 /// columns.
 fn edge(kit: &Kit, w: &[f32], matrix: &yinian::hal::Matrix, (m, n, k, dtype): (usize, usize, usize, DType)) {

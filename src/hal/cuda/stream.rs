@@ -200,6 +200,9 @@ impl Ops for CudaStream {
         if self.takes_few(x, matrix) {
             return ops::linear_few::linear(self, (out, x), matrix, bias);
         }
+        if self.takes_mid(x, matrix) {
+            return ops::linear_mid::linear(self, (out, x), matrix, bias);
+        }
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
         if product.search == Search::Exact {
@@ -283,6 +286,11 @@ impl CudaStream {
     /// Whether our own kernel for few rows takes a product.
     fn takes_few(&self, x: &Tensor, w: &CudaMatrix) -> bool {
         self.device.mode == NumericMode::Fast && ops::linear_few::takes(self, x, w)
+    }
+
+    /// Whether our own kernel for rows below those that compute bounds takes a product.
+    fn takes_mid(&self, x: &Tensor, w: &CudaMatrix) -> bool {
+        self.device.mode == NumericMode::Fast && ops::linear_mid::takes(self, x, w)
     }
 
     /// Checked operands of a product.

@@ -1,0 +1,247 @@
+// linear of some rows in mode `fast`: out = x * w^T + bias. out: act or f32 [M, N]; x: act [M, K]; w: act [N, K]; bias: f32 [N].
+// Bound by reading w once.
+//
+// Every multiprocessor has a block, and each block, or pair of blocks, one unit: as many strips of 8 columns as the next one, or one more. The
+// blocks of a pair are a cluster, have half of k each, and add their sums through its shared memory: whoever waits for memory at the end of a
+// product waits for all the weights that are on their way.
+// One warp has w's slots copied into a ring, the first ones while the launch in front is still under way, and another x's into a
+// ring of its own; rings are so large that no two blocks fit on a multiprocessor, where a launch could not but put them while the
+// small ones in front of it end. Two warpgroups multiply, each every other slot: w's slot is the
+// first operand of wgmma and x's the second, so that few rows waste little. A slot is free as soon as its products are done.
+// Slots are copied by the hardware (tensor maps): two boxes of 64 numbers of k and of up to 64 rows by one instruction, swizzled by 128 bytes.
+// A warpgroup has STRIPES stripes of a unit, a slot each for one slot of x.
+// Instances: f16 and bf16 x up to 16, 32, 48 and 64 rows x 1 and 2 stripes. Other architectures have empty bodies, which are never launched.
+#include "common.cuh"
+#include "wgmma_narrow.cuh"
+
+struct MidParams {
+  alignas(64) unsigned char w_map[128];  // CUtensorMap of w: slots of `rows` rows
+  alignas(64) unsigned char x_map[128];  // of x: slots of ROWS rows
+  uint64_t out;
+  uint64_t bias;      // 0: none
+  uint32_t m;
+  uint32_t n;
+  uint32_t rows;      // of a stripe: whole strips
+  uint32_t tiles;     // of k, BOXES boxes each
+  uint32_t stages;    // slots of w's ring, an even number
+  uint32_t x_stages;
+  uint32_t wide;      // out is f32
+  uint32_t pairs;     // rows of out are whole aligned pairs
+};
+static_assert(sizeof(MidParams) == 320, "mirrored in src/hal/cuda/ops/linear_mid.rs");
+
+constexpr uint32_t GROUPS = 2, WARPS = 4 * GROUPS, MULTIPLY = 32 * WARPS, THREADS = MULTIPLY + 64, MAX_STAGES = 16;
+constexpr uint32_t BOXES = 2, ROW_BYTES = 128;
+
+#ifdef YN_SM90A
+
+struct MidBarriers {
+  uint64_t full[MAX_STAGES], free[MAX_STAGES];
+  uint64_t x_full[MAX_STAGES], x_free[MAX_STAGES];
+};
+
+// A place in a ring.
+struct Place {
+  uint32_t stage, parity;
+  __device__ __forceinline__ void step(uint32_t by, uint32_t stages) {
+    stage += by;
+    if (stage >= stages) stage -= stages, parity ^= 1;
+  }
+};
+
+template <typename T, uint32_t ROWS, uint32_t STRIPES>
+struct Mid {
+  static constexpr uint32_t X_BYTES = BOXES * ROWS * ROW_BYTES, EIGHTS = ROWS / 8;
+  const MidParams& p;
+  MidBarriers& sh;
+  unsigned char* ring;
+  const uint32_t warp, lane, slot_bytes;
+  uint32_t column, end;     // of this unit
+  uint32_t tile, tiles;     // of this block's part of k: the first one, and the one behind the last
+  // Of each stripe, and each eight rows of x: rows lane % 4 * 2 and the next of column lane / 4 of the warp's sixteen, then of the one 8 behind.
+  float acc[STRIPES][EIGHTS][4];
+
+  __device__ Mid(const MidParams& p, MidBarriers& sh, unsigned char* ring)
+      : p(p), sh(sh), ring(ring), warp(threadIdx.x / 32), lane(threadIdx.x % 32), slot_bytes(BOXES * p.rows * ROW_BYTES) {
+    const uint32_t strips = (p.n + 7) / 8;
+    column = strips * blockIdx.x / gridDim.x * 8;
+    end = min(p.n, strips * (blockIdx.x + 1) / gridDim.x * 8);
+    tile = p.tiles * blockIdx.z / gridDim.z;
+    tiles = p.tiles * (blockIdx.z + 1) / gridDim.z;
+  }
+
+  // One thread each: all slots of the block, in order.
+  __device__ void copy_w() {
+    Place at = {0, 1};
+    for (uint32_t t = tile; t < tiles; t++) {
+      for (uint32_t stripe = 0; stripe < GROUPS * STRIPES; stripe++) {
+        barrier_wait(&sh.free[at.stage], at.parity);
+        barrier_expect(&sh.full[at.stage], slot_bytes);
+        copy_tile(ring + at.stage * slot_bytes, p.w_map, int(column + stripe * p.rows), int(t * BOXES), &sh.full[at.stage]);
+        at.step(1, p.stages);
+      }
+    }
+  }
+  __device__ void copy_x() {
+    wait_for_prior();
+    Place at = {0, 1};
+    for (uint32_t t = tile; t < tiles; t++) {
+      barrier_wait(&sh.x_free[at.stage], at.parity);
+      barrier_expect(&sh.x_full[at.stage], X_BYTES);
+      copy_tile(x_ring() + at.stage * X_BYTES, p.x_map, 0, int(t * BOXES), &sh.x_full[at.stage]);
+      at.step(1, p.x_stages);
+    }
+  }
+  __device__ unsigned char* x_ring() const { return ring + p.stages * slot_bytes; }
+
+  __device__ void compute() {
+    wait_for_prior();
+    Place w = {warp / 4, 0}, x = {0, 0};
+    for (uint32_t t = tile; t < tiles; t++) {
+      barrier_wait(&sh.x_full[x.stage], x.parity);
+#pragma unroll
+      for (uint32_t i = 0; i < STRIPES; i++) {
+        barrier_wait(&sh.full[w.stage], w.parity);
+        multiply(reinterpret_cast<float(&)[ROWS / 2]>(acc[i]), w.stage, x.stage, t > tile);
+        if (lane == 0) barrier_arrive(&sh.free[w.stage]);
+        w.step(GROUPS, p.stages);
+      }
+      if (lane == 0) barrier_arrive(&sh.x_free[x.stage]);
+      x.step(1, p.x_stages);
+    }
+  }
+  // Rows of a slot behind the last one are those of others; nobody looks at their sums.
+  __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], uint32_t w_stage, uint32_t x_stage, int keeps) {
+    const uint32_t w = shared_address(ring) + w_stage * slot_bytes, x = shared_address(x_ring()) + x_stage * X_BYTES;
+    wgmma_begin();
+#pragma unroll
+    for (uint32_t box = 0; box < BOXES; box++) {
+      const uint64_t a = swizzled_tile(w + box * p.rows * ROW_BYTES, 0), b = swizzled_tile(x + box * ROWS * ROW_BYTES, 0);
+#pragma unroll
+      for (uint32_t k = 0; k < 4; k++) wgmma_shared<T, ROWS>(sums, a + 2 * k, b + 2 * k, keeps | int(box + k));
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+  }
+
+  // The blocks of a pair finish every other eight rows each; this one's of the others come to lie in the ring, which is empty.
+  __device__ float4* given(uint32_t i, uint32_t eight) const {
+    return reinterpret_cast<float4*>(ring) + (i * EIGHTS + eight) / 2 * MULTIPLY + threadIdx.x;
+  }
+  __device__ bool is_mine(uint32_t eight) const { return gridDim.z == 1 || eight % 2 == blockIdx.z; }
+  __device__ void give() {
+    meet(1, MULTIPLY);
+#pragma unroll
+    for (uint32_t i = 0; i < STRIPES; i++)
+#pragma unroll
+      for (uint32_t eight = 0; eight < EIGHTS; eight++)
+        if (!is_mine(eight)) *given(i, eight) = *reinterpret_cast<const float4*>(acc[i][eight]);
+  }
+  __device__ void take() {
+#pragma unroll
+    for (uint32_t i = 0; i < STRIPES; i++)
+#pragma unroll
+      for (uint32_t eight = 0; eight < EIGHTS; eight++) {
+        if (!is_mine(eight)) continue;
+        const uint32_t at = shared_address(given(i, eight));
+        const float2 low = load_of_cluster(at, blockIdx.z ^ 1), high = load_of_cluster(at + 8, blockIdx.z ^ 1);
+        acc[i][eight][0] += low.x, acc[i][eight][1] += low.y, acc[i][eight][2] += high.x, acc[i][eight][3] += high.y;
+      }
+  }
+
+  __device__ void finish() {
+#pragma unroll
+    for (uint32_t i = 0; i < STRIPES; i++) {
+      // The columns that a lane has sums of, and those that it stores.
+      const uint32_t first = warp % 4 * 16, stripe = column + (i * GROUPS + warp / 4) * p.rows;
+      const uint32_t last = min(end, stripe + p.rows), of = stripe + first + lane / 4, to = stripe + first + lane % 4 * 2;
+      const float low = bias(of, last), high = bias(of + 8, last);
+#pragma unroll
+      for (uint32_t eight = 0; eight < EIGHTS; eight++) {
+        if (!is_mine(eight)) continue;
+        float* sums = acc[i][eight];
+        sums[0] += low, sums[1] += low, sums[2] += high, sums[3] += high;
+        if (p.wide) {
+#pragma unroll
+          for (uint32_t j = 0; j < 4; j++) store_wide(8 * eight + lane % 4 * 2 + j % 2, of + j / 2 * 8, last, sums[j]);
+        } else {
+          store(8 * eight + lane / 4, to, last, transposed(pack<T>(sums[0], sums[1])));
+          store(8 * eight + lane / 4, to + 8, last, transposed(pack<T>(sums[2], sums[3])));
+        }
+      }
+    }
+  }
+  __device__ float bias(uint32_t at_column, uint32_t last) const {
+    return p.bias != 0 && at_column < last ? at<float>(p.bias)[at_column] : 0;
+  }
+  __device__ void store_wide(uint32_t row, uint32_t at_column, uint32_t last, float x) const {
+    if (row < p.m && at_column < last) at<float>(p.out)[uint64_t(row) * p.n + at_column] = x;
+  }
+  __device__ void store(uint32_t row, uint32_t at_column, uint32_t last, uint32_t two) const {
+    if (row >= p.m || at_column >= last) return;
+    T* to = at<T>(p.out) + uint64_t(row) * p.n + at_column;
+    if (p.pairs) {
+      *reinterpret_cast<uint32_t*>(to) = two;
+    } else {
+      to[0].bits = uint16_t(two);
+      if (at_column + 1 < last) to[1].bits = uint16_t(two >> 16);
+    }
+  }
+
+  __device__ void run() {
+    if (threadIdx.x == 0) {
+      prefetch_map(p.w_map);
+      prefetch_map(p.x_map);
+      for (uint32_t i = 0; i < p.stages; i++) {
+        barrier_init(&sh.full[i], 1);
+        barrier_init(&sh.free[i], 4);
+      }
+      for (uint32_t i = 0; i < p.x_stages; i++) {
+        barrier_init(&sh.x_full[i], 1);
+        barrier_init(&sh.x_free[i], WARPS);
+      }
+      barrier_publish();
+    }
+    __syncthreads();
+    const bool paired = gridDim.z > 1, multiplies = warp < WARPS;
+    if (multiplies) compute();
+    else if (warp == WARPS && lane == 0) copy_w();
+    else if (warp > WARPS && lane == 0) copy_x();
+    __syncwarp();
+    if (paired) {
+      if (multiplies) give();
+      meet_cluster();
+      if (multiplies) take();
+    }
+    if (multiplies) finish();
+    if (paired) meet_cluster();
+  }
+};
+
+#define YN_MID_BODY(ROWS, STRIPES, T)                                                  \
+  YN_DYNAMIC_SHARED(dynamic);                                                          \
+  __shared__ MidBarriers barriers;                                                     \
+  Mid<T, ROWS, STRIPES> mid(p, barriers, dynamic + (-shared_address(dynamic) & 1023)); \
+  mid.run()
+
+#else
+#define YN_MID_BODY(ROWS, STRIPES, T) wait_for_prior()
+#endif
+
+#define YN_MID_OF(ROWS, STRIPES, NAME, T)                                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                              \
+      yn_linear_mid_##ROWS##_##STRIPES##_##NAME(const __grid_constant__ MidParams p) { \
+    let_next_start();                                                                   \
+    YN_MID_BODY(ROWS, STRIPES, T);                                                      \
+  }
+#define YN_MID(ROWS, STRIPES)           \
+  YN_MID_OF(ROWS, STRIPES, f16, f16)    \
+  YN_MID_OF(ROWS, STRIPES, bf16, bf16)
+YN_MID(16, 1)
+YN_MID(16, 2)
+YN_MID(32, 1)
+YN_MID(32, 2)
+YN_MID(48, 1)
+YN_MID(48, 2)
+YN_MID(64, 1)
+YN_MID(64, 2)

@@ -1,0 +1,207 @@
+//! `linear` of some rows in mode `fast`: one unit for each block or pair of blocks, and a block for each multiprocessor.
+
+use super::attention_hopper::CAPABILITY;
+use super::tensor_map::{self, TensorMap};
+use super::{HalfFamily, small};
+use crate::base::{DType, Result};
+use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::memory::CudaMatrix;
+use crate::hal::cuda::stream::CudaStream;
+use crate::hal::{MatrixStorage, Tensor};
+
+/// Rows that others take as fast, and most rows of each kernel.
+const FEW_ROWS: usize = 8;
+const ROWS: [usize; 4] = [16, 32, 48, 64];
+/// Stripes of a warpgroup that there are kernels for, warpgroups, and most rows of a stripe.
+const STRIPES: [usize; 2] = [1, 2];
+const GROUPS: usize = 2;
+const STRIPE: usize = 64;
+/// Stripes of fewer rows make slots too small to be copied fast: then a pair of blocks shares a unit. Of those, others are as fast.
+const WHOLE_STRIPE: usize = 40;
+const LEAST_STRIPE: usize = 24;
+/// Columns of a strip.
+const STRIP: usize = 8;
+/// Boxes of a slot, bytes of a row of a box, and rows that products look at.
+const BOXES: usize = 2;
+const BOX_ROW: usize = 128;
+/// Both rings, by [`ROWS`]: no two blocks fit on a multiprocessor, where a launch could not but put them while small ones end.
+const RINGS: [usize; 4] = [128 << 10, 128 << 10, 150 << 10, 150 << 10];
+const MAX_STAGES: usize = 16;
+/// Threads of a block: those that multiply, and two warps that copy.
+const BLOCK: u32 = 256 + 64;
+/// Smaller matrices are read as fast by others.
+const LEAST_WEIGHTS: usize = 1 << 24;
+
+/// Mirrors kernels/linear_mid.cu.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy)]
+struct Params {
+    w_map: TensorMap,
+    x_map: TensorMap,
+    out: u64,
+    bias: u64,
+    m: u32,
+    n: u32,
+    rows: u32,
+    tiles: u32,
+    stages: u32,
+    x_stages: u32,
+    wide: u32,
+    pairs: u32,
+}
+const _: () = assert!(size_of::<Params>() == 320);
+
+/// By [`ROWS`], then by [`STRIPES`]; none where the capability is another than theirs.
+#[derive(Debug)]
+pub(super) struct Mid(Vec<[HalfFamily; STRIPES.len()]>);
+
+impl Mid {
+    pub(super) fn load(modules: &Modules, capability: u32) -> Result<Self> {
+        let kernels = if capability == CAPABILITY { ROWS.as_slice() } else { &[] };
+        let load = |rows: usize, stripes: usize| {
+            HalfFamily::load_with_shared(
+                modules,
+                "linear_mid",
+                &format!("yn_linear_mid_{rows}_{stripes}"),
+                shared(RINGS.len() - 1),
+            )
+        };
+        let all = kernels.iter().map(|rows| Ok([load(*rows, STRIPES[0])?, load(*rows, STRIPES[1])?]));
+        Ok(Self(all.collect::<Result<_>>()?))
+    }
+}
+
+/// Whether the kernels take products of `x` on this stream's device, in mode `fast`.
+pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
+    !s.kernels().mid.0.is_empty()
+        && cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).is_some()
+        && x.dtype() != DType::F32
+        && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
+}
+
+/// `out = x * w^T + bias`, checked by the caller, for products that [`takes`] says.
+pub(in crate::hal::cuda) fn linear(
+    s: &CudaStream,
+    (out, x): (&Tensor, &Tensor),
+    w: &CudaMatrix,
+    bias: Option<&Tensor>,
+) -> Result<()> {
+    let (m, n, k) = (x.rows(), w.rows(), x.cols());
+    let Some(cut) = cut(m, (n, k), s.sm_count() as usize) else { return Ok(()) };
+    let params = Params {
+        w_map: tensor_map::tiles(w.addr(), x.dtype(), (n, k), (small(cut.rows), small(BOXES)))?,
+        x_map: tensor_map::tiles(x.addr(), x.dtype(), (m, k), (small(ROWS[cut.kernel]), small(BOXES)))?,
+        out: out.addr(),
+        bias: bias.map_or(0, Tensor::addr),
+        m: small(m),
+        n: small(n),
+        rows: small(cut.rows),
+        tiles: small(k.div_ceil(BOXES * tensor_map::BOX_COLS)),
+        stages: small(cut.stages.0),
+        x_stages: small(cut.stages.1),
+        wide: u32::from(out.dtype() == DType::F32),
+        pairs: u32::from(n.is_multiple_of(2) && out.addr().is_multiple_of(4)),
+    };
+    let kernel = s.kernels().mid.0[cut.kernel][cut.stripes - 1].of(x.dtype());
+    let grid = [s.sm_count() / small(cut.parts), 1, small(cut.parts)];
+    s.launch_clusters(kernel, grid, (BLOCK, shared(cut.kernel), small(cut.parts)), &params)
+}
+
+/// Shared memory of a block, with what aligns its rings.
+fn shared(kernel: usize) -> u32 {
+    small(RINGS[kernel]) + 1024
+}
+
+/// How a product is cut: parts of k, stripes of a warpgroup and their rows, slots of both rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    kernel: usize,
+    parts: usize,
+    stripes: usize,
+    rows: usize,
+    stages: (usize, usize),
+}
+
+/// None where others are as fast, or the kernels cannot take it.
+fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
+    let kernel = ROWS.iter().position(|rows| m <= *rows).filter(|_| m > FEW_ROWS)?;
+    if n * k < LEAST_WEIGHTS || !k.is_multiple_of(tensor_map::BOX_COLS) {
+        return None;
+    }
+    let shape = |parts: usize| {
+        let strips = n.div_ceil(STRIP).div_ceil(blocks / parts);
+        let stripes = (strips * STRIP).div_ceil(GROUPS * STRIPE);
+        (parts, stripes, strips.div_ceil(GROUPS * stripes) * STRIP)
+    };
+    let (parts, stripes, rows) = [shape(1), shape(2)].into_iter().find(|s| s.2 >= WHOLE_STRIPE).unwrap_or(shape(2));
+    let stages = stages((rows, ROWS[kernel]), stripes, RINGS[kernel])?;
+    (STRIPES.contains(&stripes) && rows >= LEAST_STRIPE).then_some(Cut { kernel, parts, stripes, rows, stages })
+}
+
+/// As many slots of w as fit beside the slots of x that belong to them, and one more of x where it fits.
+fn stages((rows, x_rows): (usize, usize), stripes: usize, ring_bytes: usize) -> Option<(usize, usize)> {
+    let (slot, x_slot, of_one) = (BOXES * rows * BOX_ROW, BOXES * x_rows * BOX_ROW, GROUPS * stripes);
+    // A whole number for each warpgroup; products look at a whole stripe of the last slot.
+    let behind = (STRIPE - rows) * BOX_ROW;
+    let fit = |stages: usize| {
+        let most = ring_bytes.saturating_sub(stages * slot) / x_slot;
+        let x_stages = most.min(stages.div_ceil(of_one) + 1);
+        (x_stages >= stages.div_ceil(of_one).max(2) && x_stages * x_slot >= behind).then_some((stages, x_stages))
+    };
+    (GROUPS..=MAX_STAGES).step_by(GROUPS).filter_map(fit).last()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_cut_so_that_slots_are_large() {
+        let cut = |m, shape| cut(m, shape, 132).map(|c| (c.parts, c.stripes, c.rows, c.stages));
+        // An 8B model's qkv, out, gate and up, down; a 7B model's qkv, gate and up.
+        for (m, shape, expected) in [
+            (32, (6144, 4096), (2, 1, 48, (8, 4))),
+            (9, (4096, 4096), (2, 1, 32, (12, 7))),
+            (32, (4096, 14_336), (2, 1, 32, (10, 6))),
+            (17, (28_672, 4096), (1, 2, 56, (8, 2))),
+            (32, (12_288, 4096), (1, 1, 48, (8, 4))),
+            (32, (22_016, 4096), (1, 2, 48, (8, 3))),
+        ] {
+            assert_eq!(cut(m, shape), Some(expected), "{m} {shape:?}");
+        }
+        // Rows that others take, a small matrix, a head, sums that are no whole boxes.
+        for (m, shape) in [
+            (8, (4096, 4096)),
+            (65, (4096, 4096)),
+            (32, (896, 4864)),
+            (32, (2048, 16_384)),
+            (32, (128_256, 4096)),
+            (32, (9000, 4104)),
+        ] {
+            assert_eq!(cut(m, shape), None, "{m} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn units_cover_all_columns_and_rings_fit() {
+        for m in [9, 16, 17, 32, 33, 48, 49, 64] {
+            for n in (1000..40_000).step_by(331) {
+                let Some(c) = cut(m, (n, 1 << 14), 132) else { continue };
+                let units = 132 / c.parts;
+                assert!(
+                    c.rows <= STRIPE && c.rows * GROUPS * c.stripes >= n.div_ceil(STRIP).div_ceil(units) * STRIP,
+                    "{n}: {c:?}"
+                );
+                let bytes = BOXES * BOX_ROW * (c.stages.0 * c.rows + c.stages.1 * ROWS[c.kernel]);
+                assert!(
+                    bytes <= RINGS[c.kernel]
+                        && c.stages.0.is_multiple_of(GROUPS)
+                        && c.stages.0.max(c.stages.1) <= MAX_STAGES,
+                    "{n}: {c:?}"
+                );
+                // What a pair gives each other fits into the ring.
+                assert!(c.stripes * ROWS[c.kernel] / 16 * 4096 <= bytes, "{n}: {c:?}");
+            }
+        }
+    }
+}
