@@ -204,6 +204,7 @@ struct Group {
     if (n != 0) {
       free(&sh.values_free[(k - 1) % STAGES]);
       store(before, maxima, sums);
+      __syncwarp();  // each lane has read the span
       free(&sh.span_free[(n - 1) % SPANS]);
     }
 #pragma unroll
