@@ -143,6 +143,12 @@ fn rooms_stay_small() {
             wrong.push(format!("{}:{line} is a function of {len} lines", name(&path)));
         }
     }
+    for path in files("kernels", "cu").into_iter().chain(files("kernels", "cuh")).chain(files("ascend", "cpp")) {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        if lines > MAX_LINES {
+            wrong.push(format!("{} has {lines} lines", name(&path)));
+        }
+    }
     assert!(
         wrong.is_empty(),
         "over {MAX_LINES} lines a file or {MAX_FUNCTION_LINES} a function:\n{}",

@@ -69,7 +69,12 @@ pub const KEYS: &[Key] = &[
     key("pipeline_depth", "integer, 1..=3", "2", "steps in flight"),
     key("max_model_len", "integer, tokens, >= 1", "the model's", "longest prompt plus output of one request"),
     key("max_num_seqs", "integer, 1..=4096", "256", "sequences that run at once"),
-    key("max_num_batched_tokens", "integer, tokens, 1..=65536", "512", "tokens of one step; a large GPU does most with 2048 and more"),
+    key(
+        "max_num_batched_tokens",
+        "integer, tokens, 1..=65536",
+        "512",
+        "tokens of one step; a large GPU does most with 2048 and more",
+    ),
     key(
         "max_decode_slowdown",
         "number, 0 or 1..=100",

@@ -40,7 +40,7 @@ impl Kernels {
     }
 }
 
-/// Mirrors kernels/sample.cu.
+/// Mirrors kernels/sample_row.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct SampleParams {
