@@ -198,6 +198,16 @@ static inline void check_idle(yn_engine engine) {
   }
 }
 
+/* Of a directory: what the process has open (/proc/self/fd), or its threads (/proc/self/task), and two. */
+static inline int entries(const char *directory) {
+  DIR *d = opendir(directory);
+  int n = 0;
+  CHECK(d != NULL);
+  while (readdir(d) != NULL) n++;
+  closedir(d);
+  return n;
+}
+
 /* Threads of the library; each of them must block every signal of the mask. */
 static inline int threads_that_block(unsigned long long want) {
   DIR *d = opendir("/proc/self/task");

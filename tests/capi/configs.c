@@ -1,7 +1,6 @@
 /* Configs with one thing wrong: yn_engine_create and yn_plan_memory name it, and nothing stays behind. An engine beside serves on.
    usage: configs MODEL_DIRECTORY */
 #include "rows.h"
-#include <dirent.h>
 #include <malloc.h>
 
 static const char *demo;
@@ -143,18 +142,9 @@ static void documents(void) {
   try_config("deep", bytes(deep), YN_E_INVALID, "JSON");
 }
 
-static size_t entries(const char *directory) {
-  DIR *d = opendir(directory);
-  size_t n = 0;
-  CHECK(d != NULL);
-  while (readdir(d) != NULL) n++;
-  closedir(d);
-  return n;
-}
-
 int main(int argc, char **argv) {
   struct mallinfo2 before, after;
-  size_t files, threads;
+  int files, threads;
   unsigned once;
   CHECK(argc == 2);
   demo = argv[1];

@@ -23,7 +23,6 @@ EACH(POINTER)
 #define yn_engine_tokenizer p_yn_engine_tokenizer
 #define yn_buf_free p_yn_buf_free
 #include "check.h"
-#include <dirent.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -52,15 +51,6 @@ static void *load(void) {
     EACH(RESOLVE)
   }
   return library;
-}
-
-static int entries(const char *directory) {
-  DIR *d = opendir(directory);
-  int n = 0;
-  CHECK(d != NULL);
-  while (readdir(d) != NULL) n++;
-  closedir(d);
-  return n;
 }
 
 static void say(const char *what) {

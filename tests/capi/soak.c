@@ -2,7 +2,6 @@
    come and go: every answer is whole, and nothing is left.
    usage: soak MODEL SECONDS [FEATURES], MODEL being "mock:words..." or a model directory, FEATURES a mask of the CPU */
 #include "check.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
@@ -402,15 +401,6 @@ static void make_references(void) {
 }
 
 /* What the process holds. */
-static int entries(const char *directory) {
-  DIR *d = opendir(directory);
-  int n = 0;
-  CHECK(d != NULL);
-  while (readdir(d) != NULL) n++;
-  closedir(d);
-  return n;
-}
-
 static double rss_mb(void) {
   long size = 0, resident = 0;
   FILE *f = fopen("/proc/self/statm", "r");
