@@ -12,7 +12,7 @@
 // A warpgroup has STRIPES stripes of a unit, a slot each for one slot of x.
 // Instances: f16 and bf16 x up to 16, 32, 48 and 64 rows x 1 and 2 stripes. Other architectures have empty bodies, which are never launched.
 #include "common.cuh"
-#include "wgmma_narrow.cuh"
+#include "hopper.cuh"
 
 struct MidParams {
   alignas(64) unsigned char w_map[128];  // CUtensorMap of w: slots of `rows` rows
