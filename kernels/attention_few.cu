@@ -42,7 +42,7 @@ template <typename T, uint32_t DIM, uint32_t TILES>
 struct Few : Heads<T, DIM, TILES, FewShared<T, DIM, TILES>> {
   using Shared = FewShared<T, DIM, TILES>;
   using Base = Heads<T, DIM, TILES, Shared>;
-  static constexpr uint32_t PIECES = DIM / 8, ROWS = Base::ROWS, PAIRS = Base::PAIRS;
+  static constexpr uint32_t ROWS = Base::ROWS, PAIRS = Base::PAIRS;
   const Item item;
   const uint32_t row, rank;  // of work; of the block in its cluster
   uint32_t kv_head, head, heads;  // of the row: its first head and how many it has
@@ -93,27 +93,8 @@ struct Few : Heads<T, DIM, TILES, FewShared<T, DIM, TILES>> {
   __device__ void load_query() {
     const AttentionParams& p = this->p;
     const T* of = at<T>(p.qkv) + (uint64_t(item.token) * (p.heads + 2 * p.kv_heads) + head) * DIM;
-#pragma unroll
-    for (uint32_t i = 0; i < (ROWS * PIECES + THREADS - 1) / THREADS; i++) {
-      const uint32_t piece = threadIdx.x + THREADS * i, r = piece / PIECES, column = piece % PIECES * 8;
-      if (ROWS * PIECES % THREADS != 0 && r >= ROWS) break;
-      const bool valid = r < heads;
-      copy16_async(&this->sh.queries[r][column], valid ? of + r * DIM + column : of, valid);
-    }
+    copy_queries<T, DIM>(this->sh.queries, of, heads);
     copy_commit();
-  }
-  __device__ void take_query() {
-#pragma unroll
-    for (uint32_t t = 0; t < TILES; t++) {
-#pragma unroll
-      for (uint32_t k = 0; k < DIM / 16; k += 2) {
-        uint32_t b[4];
-        load_tiles(b, &this->sh.queries[t * TILE + this->lane % 8][k * 16 + this->lane / 8 * 8]);
-        this->queries[k][t][0] = b[0], this->queries[k][t][1] = b[1];
-        this->queries[k + 1][t][0] = b[2], this->queries[k + 1][t][1] = b[3];
-      }
-    }
-    this->begin();
   }
 
   __device__ void attend_all() {
@@ -123,7 +104,7 @@ struct Few : Heads<T, DIM, TILES, FewShared<T, DIM, TILES>> {
     load_query();
     copy_wait<0>();
     __syncthreads();
-    take_query();
+    this->take_queries(this->sh.queries);
 #pragma unroll 1
     for (uint32_t step = from; step < to; step++) {
       copy_wait<Shared::STAGES - 1>();

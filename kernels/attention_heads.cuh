@@ -40,6 +40,19 @@ __device__ __forceinline__ void copy_group(T (&keys)[GROUP][DIM], T (&values)[GR
   }
 }
 
+// All threads of a block: the queries of `heads` heads, which stand one behind the other. Rows behind the last are zeros.
+template <typename T, uint32_t DIM, uint32_t ROWS>
+__device__ __forceinline__ void copy_queries(T (&to)[ROWS][DIM + 8], const T* from, uint32_t heads) {
+  constexpr uint32_t PIECES = DIM / 8;
+#pragma unroll
+  for (uint32_t i = 0; i < (ROWS * PIECES + THREADS - 1) / THREADS; i++) {
+    const uint32_t piece = threadIdx.x + THREADS * i, r = piece / PIECES, column = piece % PIECES * 8;
+    if (ROWS * PIECES % THREADS != 0 && r >= ROWS) break;
+    const bool valid = r < heads;
+    copy16_async(&to[r][column], valid ? from + r * DIM + column : from, valid);
+  }
+}
+
 // Running result of the heads of a row over a warp's keys. Of sums a thread has dimensions lane / 4 and lane / 4 + 8 of each
 // sixteen, of heads lane % 4 * 2 and the next of each tile. `Shared` has keys and values by warp and stage.
 template <typename T, uint32_t DIM, uint32_t TILES, typename Shared>
@@ -65,6 +78,21 @@ struct Heads {
       max[t][0] = max[t][1] = -INFINITY;
       sum[t][0] = sum[t][1] = 0;
     }
+  }
+
+  // Begins a row, whose queries stand here.
+  __device__ void take_queries(const T (&of)[ROWS][DIM + 8]) {
+#pragma unroll
+    for (uint32_t t = 0; t < TILES; t++) {
+#pragma unroll
+      for (uint32_t k = 0; k < DIM / 16; k += 2) {
+        uint32_t b[4];
+        load_tiles(b, &of[t * TILE + lane % 8][k * 16 + lane / 8 * 8]);
+        queries[k][t][0] = b[0], queries[k][t][1] = b[1];
+        queries[k + 1][t][0] = b[2], queries[k + 1][t][1] = b[3];
+      }
+    }
+    begin();
   }
 
   // Scores of a tile as powers of two; of keys that nobody sees minus infinity.

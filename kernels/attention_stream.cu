@@ -111,7 +111,7 @@ struct Cursor {
 template <typename T, uint32_t DIM, uint32_t TILES>
 struct Loader {
   using Shared = StreamShared<T, DIM, TILES>;
-  static constexpr uint32_t PIECES = DIM / 8, ROWS = Shared::ROWS;
+  static constexpr uint32_t ROWS = Shared::ROWS;
   const AttentionParams& p;
   const Line& line;
   Shared& sh;
@@ -147,15 +147,7 @@ struct Loader {
   // This warp's share of the row's queries. Rows behind the last are zeros.
   __device__ void load_query() {
     wait();
-    const uint32_t head = line.head(p), rows = line.heads(p);
-    const T* from = at_query(head);
-#pragma unroll
-    for (uint32_t i = 0; i < (ROWS * PIECES + THREADS - 1) / THREADS; i++) {
-      const uint32_t piece = threadIdx.x + THREADS * i, r = piece / PIECES, column = piece % PIECES * 8;
-      if (ROWS * PIECES % THREADS != 0 && r >= ROWS) break;
-      const bool valid = r < rows;
-      copy16_async(&sh.queries[query][r][column], valid ? from + r * DIM + column : from, valid);
-    }
+    copy_queries<T, DIM>(sh.queries[query], at_query(line.head(p)), line.heads(p));
   }
   // Behind the first steps of the block, which may be on their way while the launch in front writes it.
   __device__ void load_first_query(const Cursor& first) {
@@ -206,20 +198,6 @@ struct Streamed : Heads<T, DIM, TILES, StreamShared<T, DIM, TILES>> {
 
   __device__ Streamed(const AttentionParams& p, const Line& line, Shared& sh) : Base(p, sh), line(line) {}
 
-  __device__ void take_query(uint32_t query) {
-#pragma unroll
-    for (uint32_t t = 0; t < TILES; t++) {
-#pragma unroll
-      for (uint32_t k = 0; k < DIM / 16; k += 2) {
-        uint32_t b[4];
-        load_tiles(b, &this->sh.queries[query][t * TILE + this->lane % 8][k * 16 + this->lane / 8 * 8]);
-        this->queries[k][t][0] = b[0], this->queries[k][t][1] = b[1];
-        this->queries[k + 1][t][0] = b[2], this->queries[k + 1][t][1] = b[3];
-      }
-    }
-    this->begin();
-  }
-
   // The end of a row, or of what this block has of it.
   __device__ void emit(const Cursor& cursor) {
     const AttentionParams& p = this->p;
@@ -259,7 +237,7 @@ __device__ __forceinline__ void attention_stream(const AttentionParams& p) {
     copy_wait<Shared::STAGES - 1>();
     if (fresh) {
       __syncthreads();  // each warp brought a share of the queries
-      streamed.take_query(query);
+      streamed.take_queries(sh.queries[query]);
     } else {
       __syncwarp();
     }
