@@ -197,11 +197,11 @@ impl Ops for CudaStream {
         if self.invariant() {
             return ops::linear::linear(self, (out, x), matrix, bias);
         }
-        if self.takes_few(x, matrix) {
-            return ops::linear_few::linear(self, (out, x), matrix, bias);
-        }
-        if self.takes_mid(x, matrix) {
-            return ops::linear_mid::linear(self, (out, x), matrix, bias);
+        if self.device.mode == NumericMode::Fast {
+            let few = ops::linear_few::linear(self, (out, x), matrix, bias);
+            if let Some(done) = few.or_else(|| ops::linear_mid::linear(self, (out, x), matrix, bias)) {
+                return done;
+            }
         }
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
@@ -283,16 +283,6 @@ impl Ops for CudaStream {
 }
 
 impl CudaStream {
-    /// Whether our own kernel for few rows takes a product.
-    fn takes_few(&self, x: &Tensor, w: &CudaMatrix) -> bool {
-        self.device.mode == NumericMode::Fast && ops::linear_few::takes(self, x, w)
-    }
-
-    /// Whether our own kernel for rows below those that compute bounds takes a product.
-    fn takes_mid(&self, x: &Tensor, w: &CudaMatrix) -> bool {
-        self.device.mode == NumericMode::Fast && ops::linear_mid::takes(self, x, w)
-    }
-
     /// Checked operands of a product.
     fn product(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Product> {
         let matrix = checked(out, x, w, bias);

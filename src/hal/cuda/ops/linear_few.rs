@@ -2,7 +2,7 @@
 
 use super::attention_hopper::CAPABILITY;
 use super::tensor_map::{self, TensorMap};
-use super::{HalfFamily, VECTOR, shape, small};
+use super::{HalfFamily, VECTOR, halves, shape, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::memory::CudaMatrix;
@@ -23,7 +23,7 @@ const MOST_SHARED: u32 = (228 << 10) - (2 << 10) - WIDE_SHARED;
 const RING_BYTES: usize = 80 << 10;
 const MAX_STAGES: usize = 16;
 /// Bytes of a row of a box.
-const BOX_ROW: usize = 128;
+const BOX_ROW: usize = tensor_map::BOX_ROW;
 /// Threads of a block.
 const BLOCK: u32 = 288;
 /// Larger matrices, and sums over more numbers, are read as fast by cuBLASLt, but at few rows, where each block's ring fills while a
@@ -96,40 +96,37 @@ impl Few {
     }
 }
 
-/// Whether the kernels take products of `x` on this stream's device, in mode `fast`.
-pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
-    takes_operands(s, x, w) && cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).is_some()
-}
-
-fn takes_operands(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
-    !s.kernels().few.plain.is_empty()
-        && (1..=MOST_ROWS).contains(&x.rows())
-        && x.dtype() != DType::F32
-        && x.cols().is_multiple_of(VECTOR)
-        && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
-}
-
-/// `out = x * w^T + bias`, checked by the caller, for products that [`takes`] says.
+/// `out = x * w^T + bias`, checked by the caller, in mode `fast`; None where the kernels do not take it.
 pub(in crate::hal::cuda) fn linear(
     s: &CudaStream,
     (out, x): (&Tensor, &Tensor),
     w: &CudaMatrix,
     bias: Option<&Tensor>,
+) -> Option<Result<()>> {
+    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes_operands(s, x, w))?;
+    let index = kernel(x.rows(), &cut, w)?;
+    Some(launch_plain(s, (out, x), (w, bias), (index, &cut)))
+}
+
+fn takes_operands(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
+    !s.kernels().few.plain.is_empty() && x.cols().is_multiple_of(VECTOR) && halves(x, w)
+}
+
+fn launch_plain(
+    s: &CudaStream,
+    (out, x): (&Tensor, &Tensor),
+    (w, bias): (&CudaMatrix, Option<&Tensor>),
+    (index, cut): (usize, &Cut),
 ) -> Result<()> {
-    let Some(cut) = cut(x.rows(), (w.rows(), x.cols()), s.sm_count() as usize).filter(|_| w.rows() > 0) else {
-        return Ok(());
-    };
-    let Some(index) = kernel(x.rows(), &cut, w) else { return Ok(()) };
-    let (rows, boxes) = KERNELS[index];
     let params = Params {
-        x_map: map(x.addr(), x.dtype(), shape(x), (rows, boxes))?,
+        x_map: map(x.addr(), x.dtype(), shape(x), KERNELS[index])?,
         out: out.addr(),
         bias: bias.map_or(0, Tensor::addr),
         wide: u32::from(out.dtype() == DType::F32),
         pairs: u32::from(w.rows().is_multiple_of(2) && out.addr().is_multiple_of(8)),
-        ..params(s, (x, w), (&cut, boxes), None)?
+        ..params(s, (x, w), (cut, index), None)?
     };
-    launch(s, &s.kernels().few.plain[index], (x, w), &cut, (&params, SHARED))
+    launch(s, &s.kernels().few.plain[index], (x, w), cut, (&params, SHARED))
 }
 
 /// Normed rows, which a block holds.
@@ -196,7 +193,7 @@ fn launch_normed(
         pairs: u32::from(n.is_multiple_of(2)),
         gate,
         eps: args.eps,
-        ..params(s, (x, w), (cut, KERNELS[index].1), Some(&held))?
+        ..params(s, (x, w), (cut, index), Some(&held))?
     };
     launch(s, &s.kernels().few.normed[index], (x, w), cut, (&params, held.shared))
 }
@@ -205,16 +202,11 @@ fn launch_normed(
 fn params(
     s: &CudaStream,
     (x, w): (&Tensor, &CudaMatrix),
-    (cut, boxes): (&Cut, usize),
+    (cut, index): (&Cut, usize),
     held: Option<&Held>,
 ) -> Result<Params> {
-    let rows = if held.is_some() {
-        0
-    } else if x.rows() <= FEW_ROWS {
-        FEW_ROWS
-    } else {
-        MOST_ROWS
-    };
+    let (rows, boxes) = KERNELS[index];
+    let rows = if held.is_some() { 0 } else { rows };
     let stage_bytes = boxes * BOX_ROW * (STRIP * cut.strips + rows);
     Ok(Params {
         w_map: map(w.addr(), x.dtype(), (w.rows(), x.cols()), (STRIP * cut.strips, boxes))?,
@@ -248,10 +240,9 @@ fn launch(
     cut: &Cut,
     (params, shared): (&Params, u32),
 ) -> Result<()> {
-    let (units, blocks) = (cut.units(w.rows()), s.sm_count() as usize);
-    let grid = [small((units / cut.together()).min(blocks)), 1, small(cut.splits)];
-    let shared =
-        if cut.streams((w.rows(), w.cols()), s.sm_count() as usize) { shared.max(WIDE_SHARED) } else { shared };
+    let blocks = (cut.units(w.rows()) / cut.together()).min(s.sm_count() as usize);
+    let grid = [small(blocks), 1, small(cut.splits)];
+    let shared = if params.late != 0 { shared.max(WIDE_SHARED) } else { shared };
     s.launch_clusters(kernel.of(x.dtype()), grid, (BLOCK, shared, small(cut.splits)), params)
 }
 
@@ -303,6 +294,9 @@ impl Cut {
 
 /// None where cuBLASLt is as fast.
 fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
+    if !(1..=MOST_ROWS).contains(&m) || n == 0 {
+        return None;
+    }
     let whole = Cut::whole(strips(n, blocks), 1);
     if n * k >= MOST_WEIGHTS {
         let few = m <= FEW_ROWS && (k <= MOST_K || whole.units(n) <= MOST_UNITS * blocks);
@@ -323,7 +317,7 @@ fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
 /// The same of gates and what they multiply: units that spread them evenly, the larger the better.
 fn gated_cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
     let (large, pairs) = (n * k >= MOST_WEIGHTS, n / 2 / STRIP);
-    if (large && m > FEW_ROWS) || (!large && k > MOST_K) {
+    if !(1..=FEW_ROWS).contains(&m) || pairs == 0 || (!large && k > MOST_K) {
         return None;
     }
     let most_of_a_block = |strips: &usize| pairs.div_ceil(*strips).div_ceil(blocks) * strips;

@@ -2,7 +2,7 @@
 
 use super::attention_hopper::CAPABILITY;
 use super::tensor_map::{self, TensorMap};
-use super::{HalfFamily, small};
+use super::{HalfFamily, halves, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::memory::CudaMatrix;
@@ -23,7 +23,7 @@ const LEAST_STRIPE: usize = 24;
 const STRIP: usize = 8;
 /// Boxes of a slot, bytes of a row of a box, and rows that products look at.
 const BOXES: usize = 2;
-const BOX_ROW: usize = 128;
+const BOX_ROW: usize = tensor_map::BOX_ROW;
 /// Both rings, by [`ROWS`]: no two blocks fit on a multiprocessor, where a launch could not but put them while small ones end.
 const RINGS: [usize; 4] = [128 << 10, 128 << 10, 150 << 10, 150 << 10];
 const MAX_STAGES: usize = 16;
@@ -71,23 +71,25 @@ impl Mid {
     }
 }
 
-/// Whether the kernels take products of `x` on this stream's device, in mode `fast`.
-pub(in crate::hal::cuda) fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
-    !s.kernels().mid.0.is_empty()
-        && cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).is_some()
-        && x.dtype() != DType::F32
-        && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
-}
-
-/// `out = x * w^T + bias`, checked by the caller, for products that [`takes`] says.
+/// `out = x * w^T + bias`, checked by the caller, in mode `fast`; None where the kernels do not take it.
 pub(in crate::hal::cuda) fn linear(
     s: &CudaStream,
     (out, x): (&Tensor, &Tensor),
     w: &CudaMatrix,
     bias: Option<&Tensor>,
+) -> Option<Result<()>> {
+    let takes = !s.kernels().mid.0.is_empty() && halves(x, w);
+    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes)?;
+    Some(launch(s, (out, x), (w, bias), &cut))
+}
+
+fn launch(
+    s: &CudaStream,
+    (out, x): (&Tensor, &Tensor),
+    (w, bias): (&CudaMatrix, Option<&Tensor>),
+    cut: &Cut,
 ) -> Result<()> {
     let (m, n, k) = (x.rows(), w.rows(), x.cols());
-    let Some(cut) = cut(m, (n, k), s.sm_count() as usize) else { return Ok(()) };
     let params = Params {
         w_map: tensor_map::tiles(w.addr(), x.dtype(), (n, k), (small(cut.rows), small(BOXES)))?,
         x_map: tensor_map::tiles(x.addr(), x.dtype(), (m, k), (small(ROWS[cut.kernel]), small(BOXES)))?,

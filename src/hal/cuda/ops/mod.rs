@@ -22,6 +22,7 @@ pub(super) use sample::{logprobs, sample};
 
 use super::driver::Modules;
 use super::launch::Kernel;
+use super::memory::CudaMatrix;
 use crate::base::{DType, Error, Result};
 use crate::hal::Tensor;
 
@@ -146,6 +147,11 @@ impl KvFamily {
 /// Whether rows of `cols` numbers are whole vectors, in all of these tensors.
 fn whole_vectors(cols: usize, tensors: &[&Tensor]) -> bool {
     cols.is_multiple_of(VECTOR) && tensors.iter().all(|t| t.addr().is_multiple_of(16))
+}
+
+/// Whether both are of 16 bits a number and stand where the copy hardware takes them.
+fn halves(x: &Tensor, w: &CudaMatrix) -> bool {
+    x.dtype() != DType::F32 && [x.addr(), w.addr()].iter().all(|a| a.is_multiple_of(16))
 }
 
 fn shape(tensor: &Tensor) -> (usize, usize) {

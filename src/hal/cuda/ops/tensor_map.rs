@@ -11,6 +11,8 @@ pub(super) type TensorMap = [u64; 16];
 /// Columns of a box: its rows are 128 bytes, which copies swizzle.
 const COLS: u32 = 64;
 pub(super) const BOX_COLS: usize = COLS as usize;
+/// Bytes of a row of a box.
+pub(super) const BOX_ROW: usize = 2 * BOX_COLS;
 
 /// A matrix of `rows` times `cols` numbers of 16 bits, in tiles of `boxes` times 64 columns and `tile_rows` rows (at most 256 each), which
 /// one copy brings: box by box, each by rows. What a tile has beyond the matrix becomes zeros. `cols` is whole boxes.
