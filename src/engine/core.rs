@@ -217,19 +217,18 @@ impl Core {
             return;
         }
         for event in self.events.drain(..) {
-            let seq = match &event {
-                Event::Started { seq, .. } => {
-                    if let Some(live) = self.seqs.get(seq) {
+            let seq = event.seq();
+            match &event {
+                Event::Started { .. } => {
+                    if let Some(live) = self.seqs.get(&seq) {
                         self.shared.left_waiting(live);
                     }
-                    *seq
                 }
-                Event::Prompt { seq, .. } | Event::Token { seq, .. } => *seq,
-                Event::Finished { seq, .. } => {
-                    self.seqs.remove(seq);
-                    *seq
+                Event::Finished { .. } => {
+                    self.seqs.remove(&seq);
                 }
-            };
+                Event::Prompt { .. } | Event::Token { .. } => {}
+            }
             let shard = seq.0 as usize % self.batches.len();
             self.batches[shard].push(event);
         }

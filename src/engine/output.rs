@@ -139,10 +139,7 @@ pub(crate) fn run(inbox: &Receiver<OutputMsg>, shared: &Shared) {
 /// Hands one event to its writer; true when the engine thread may be holding the sequence back. A panic ends this
 /// request alone.
 fn serve(writers: &mut NumberMap<SeqId, Box<Writer>>, event: Event, t_ns: u64) -> bool {
-    let (Event::Started { seq, .. }
-    | Event::Prompt { seq, .. }
-    | Event::Token { seq, .. }
-    | Event::Finished { seq, .. }) = event;
+    let seq = event.seq();
     let Some(writer) = writers.get_mut(&seq) else { return false };
     match event {
         Event::Started { cached_tokens, .. } => writer.seat.started(cached_tokens, t_ns),

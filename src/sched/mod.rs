@@ -123,6 +123,17 @@ pub enum Event {
     Finished { seq: SeqId, reason: FinishReason, error: Option<Error> },
 }
 
+impl Event {
+    /// Whose it is.
+    pub fn seq(&self) -> SeqId {
+        let (Self::Started { seq, .. }
+        | Self::Prompt { seq, .. }
+        | Self::Token { seq, .. }
+        | Self::Finished { seq, .. }) = self;
+        *seq
+    }
+}
+
 /// Gauges and counters of a scheduler. Counters grow from its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SchedStats {

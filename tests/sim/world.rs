@@ -294,10 +294,7 @@ impl<'a> World<'a> {
     fn take_events(&mut self) -> Result<(), String> {
         let now = self.now;
         for event in std::mem::take(&mut self.events) {
-            let (Event::Started { seq, .. }
-            | Event::Prompt { seq, .. }
-            | Event::Token { seq, .. }
-            | Event::Finished { seq, .. }) = event;
+            let seq = event.seq();
             let o = self.outcome(seq);
             if o.end.is_some() {
                 return Err(format!("{event:?} after the end"));
