@@ -2,7 +2,7 @@
 
 use crate::kit::{Kit, bits, close, noise, rounded, some};
 use crate::linear::dtypes;
-use crate::rowwise::norm_model;
+use crate::rowwise::{gate_model, norm_model};
 use yinian::base::DType;
 use yinian::hal::ops::{Activation, NormLinear, Sum, Then};
 use yinian::hal::{Matrix, Tensor};
@@ -111,16 +111,14 @@ fn product(
         let sum = (0..k).map(|i| f64::from(normed[r * k + i]) * f64::from(w[c * k + i])).sum::<f64>();
         f64::from(rounded((sum + bias.map_or(0.0, |b| f64::from(b[c]))) as f32, kit.act))
     };
-    let gate = |g: f64| match activation {
-        Some(Activation::Silu) => g / (1.0 + (-g).exp()),
-        _ => 0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh()),
-    };
     for i in (0..m * columns).step_by((m * columns * k / 300_000).max(1) | 1).chain([m * columns - 1]) {
         let (r, c) = (i / columns, i % columns);
-        let (first, second) = (dot(r, c), if activation.is_some() { dot(r, c + columns) } else { 0.0 });
-        let expected = if activation.is_some() { gate(first) * second } else { first };
-        // An error of either factor grows by the other.
-        let size = if activation.is_some() { 1.0 + first.abs().max(second.abs()) } else { 1.0 };
+        let first = dot(r, c);
+        let (expected, size) = activation.map_or((first, 1.0), |activation| {
+            let second = dot(r, c + columns);
+            // An error of either factor grows by the other.
+            (gate_model(activation, first) * second, 1.0 + first.abs().max(second.abs()))
+        });
         close(&what, &got[i..=i], &[expected], tolerance(kit, k) * size);
     }
 }
