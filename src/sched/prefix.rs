@@ -54,7 +54,7 @@ pub struct PrefixCache {
 impl PrefixCache {
     /// `hash_bits` is 1 to 64.
     pub fn new(num_blocks: u32, block_size: u32, hash_bits: u32) -> Self {
-        let words = TOKENS + block_size.div_ceil(2) as usize;
+        let words = words(block_size as usize);
         Self {
             block_size: block_size as usize,
             mask: if hash_bits >= 64 { u64::MAX } else { (1 << hash_bits) - 1 },
@@ -158,7 +158,7 @@ impl PrefixCache {
     }
 
     fn range(&self, block: BlockId) -> std::ops::Range<usize> {
-        let words = TOKENS + self.block_size.div_ceil(2);
+        let words = words(self.block_size);
         let from = block.0 as usize * words;
         from..from + words
     }
@@ -169,11 +169,16 @@ impl PrefixCache {
 
     /// Whether index and published blocks name each other. For checks.
     pub(super) fn index_is_exact(&self) -> bool {
-        let words = TOKENS + self.block_size.div_ceil(2);
+        let words = words(self.block_size);
         let found = |b: BlockId| self.is_published(b) && self.block_of(self.record(b)[HASH]) == Some(b);
         self.index.blocks().all(found)
             && self.records.chunks_exact(words).filter(|r| r[SERIAL] != NONE).count() == self.index.len()
     }
+}
+
+/// Words of a record of so many tokens.
+fn words(block_size: usize) -> usize {
+    TOKENS + block_size.div_ceil(2)
 }
 
 /// Tokens two by two. To be folded: taken one by one they cost more.
