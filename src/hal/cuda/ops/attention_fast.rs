@@ -19,7 +19,7 @@ const ROWS: [(usize, usize, u32, u32); 4] =
 const ROWS_OF_A_PLACE: usize = 1;
 /// The same of the kernel whose clusters of blocks take a row of work, where rows are few.
 const FEW: [(usize, usize, u32, u32); 4] =
-    [(64, 8, 4, 42_888), (64, 16, 4, 44_296), (128, 8, 2, 84_872), (128, 16, 2, 87_304)];
+    [(64, 8, 4, 42_888), (64, 16, 4, 52_488), (128, 8, 2, 84_872), (128, 16, 2, 95_496)];
 /// Blocks of a cluster, and most clusters of a row.
 const CLUSTER: usize = 8;
 const MOST_CLUSTERS: usize = 8;
