@@ -72,8 +72,8 @@ pub const KEYS: &[Key] = &[
     key(
         "max_num_batched_tokens",
         "integer, tokens, 1..=65536",
-        "512",
-        "tokens of one step; a large GPU does most with 2048 and more",
+        "4096 on an NVIDIA GPU, else 512",
+        "tokens of one step",
     ),
     key(
         "max_decode_slowdown",
@@ -163,7 +163,7 @@ pub struct EngineConfig {
     pub pipeline_depth: usize,
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
-    pub max_num_batched_tokens: usize,
+    pub max_num_batched_tokens: Option<usize>,
     pub max_decode_slowdown: Option<f64>,
     pub block_size: Option<u32>,
     pub kv_cache_bytes: Option<usize>,
@@ -264,7 +264,7 @@ impl Default for EngineConfig {
             pipeline_depth: 2,
             max_model_len: None,
             max_num_seqs: 256,
-            max_num_batched_tokens: 512,
+            max_num_batched_tokens: None,
             max_decode_slowdown: None,
             block_size: None,
             kv_cache_bytes: None,
@@ -338,14 +338,15 @@ impl EngineConfig {
         range("pipeline_depth", self.pipeline_depth, 1, 3)?;
         range("tensor_parallel_size", self.tensor_parallel_size, 1, 64)?;
         range("max_num_seqs", self.max_num_seqs, 1, 4096)?;
-        range("max_num_batched_tokens", self.max_num_batched_tokens, 1, 65_536)?;
         range("max_waiting", self.max_waiting, 1, 1 << 24)?;
         range("max_unread_bytes", self.max_unread_bytes, 4096, 1 << 40)?;
-        if let Some(threads) = self.threads {
-            range("threads", threads, 1, 256)?;
-        }
-        if let Some(bytes) = self.device_memory_bytes {
-            range("device_memory_bytes", bytes, 1, usize::MAX)?;
+        for (name, value, most) in [
+            ("max_num_batched_tokens", self.max_num_batched_tokens, 65_536),
+            ("threads", self.threads, 256),
+            ("device_memory_bytes", self.device_memory_bytes, usize::MAX),
+            ("max_model_len", self.max_model_len, 1 << 30),
+        ] {
+            range(name, value.unwrap_or(1), 1, most)?;
         }
         for (key, path) in [("tuning_cache", &self.tuning_cache), ("self_test", &self.self_test)] {
             if path.as_deref() == Some("") {
@@ -366,9 +367,6 @@ impl EngineConfig {
             return Err(Error::invalid(format!(
                 "config key \"max_decode_slowdown\" is {factor}; expected 0 or a number from 1 to 100"
             )));
-        }
-        if let Some(len) = self.max_model_len {
-            range("max_model_len", len, 1, 1 << 30)?;
         }
         if let Some(size) = self.block_size {
             range("block_size", if size.is_power_of_two() { size as usize } else { 0 }, 1, 256).map_err(|_| {

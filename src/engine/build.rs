@@ -43,6 +43,7 @@ pub(crate) type Progress<'a> = &'a mut dyn FnMut(f32) -> Result<()>;
 /// Longest sequence when neither config nor model limits it sooner.
 const MOCK_MODEL_LEN: usize = 32_768;
 const MOCK_BLOCK_SIZE: u32 = 16;
+const MOCK_STEP_TOKENS: usize = 512;
 /// How many times longer a step may take with prompts beside its decodes.
 const DECODE_SLOWDOWN: f64 = 1.4;
 /// Tokens of a prompt that a step takes whatever they cost.
@@ -101,7 +102,8 @@ fn sizes(config: &EngineConfig, loads: bool) -> Result<Sizes> {
     let local = Shard { rank: 0, ranks }.info(&info);
     let devices = devices(config, ranks, if loads { local.weight_bytes } else { 0 })?;
     let device = &devices[0];
-    let meets = || device.group(ranks, config.max_num_batched_tokens * info.spec.hidden_size);
+    let step_tokens = config.max_num_batched_tokens.unwrap_or(device.caps().step_tokens);
+    let meets = || device.group(ranks, step_tokens * info.spec.hidden_size);
     let group = (ranks > 1).then(meets).transpose()?;
     let mode = numeric_mode(config.numeric_mode, (device.caps(), group.as_deref()))?;
     let bound = step_bound(config, device.as_ref(), &local)?;
@@ -111,7 +113,7 @@ fn sizes(config: &EngineConfig, loads: bool) -> Result<Sizes> {
     let kv_block_bytes = ranks * (0..kv.groups.len()).map(|g| kv.block_bytes(g)).sum::<usize>();
     let mut options = RunnerOptions {
         max_num_seqs: config.max_num_seqs,
-        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_num_batched_tokens: step_tokens,
         max_model_len,
         block_size,
         num_blocks: 0,
@@ -339,7 +341,7 @@ fn mock(config: &EngineConfig, signal: &Arc<Signal>, progress: Progress<'_>) -> 
     let block_size = config.block_size.unwrap_or(MOCK_BLOCK_SIZE);
     let options = RunnerOptions {
         max_num_seqs: config.max_num_seqs,
-        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_num_batched_tokens: config.max_num_batched_tokens.unwrap_or(MOCK_STEP_TOKENS),
         max_model_len,
         block_size,
         // One byte a token: `kv_cache_bytes` makes a small cache to provoke preemption.

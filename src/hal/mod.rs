@@ -37,6 +37,8 @@ pub struct Caps {
     pub activations: Activations,
     /// Tokens per KV block when the config names none.
     pub block_size: u32,
+    /// Tokens of a step when the config names none: with more, prompts are computed little faster.
+    pub step_tokens: usize,
     /// Weight dtypes [`Device::load_matrix`] accepts.
     pub weight_dtypes: Vec<DType>,
     /// KV dtypes the attention ops accept.

@@ -26,7 +26,7 @@ fn alone() -> MutexGuard<'static, ()> {
 fn config(device: &str, change: impl FnOnce(&mut EngineConfig)) -> EngineConfig {
     let mut config = demo(device, "");
     config.device_library_dir = Some(library::folder().display().to_string());
-    config.max_num_batched_tokens = 64;
+    config.max_num_batched_tokens = Some(64);
     change(&mut config);
     config
 }
@@ -92,7 +92,7 @@ fn chunks_preemption_and_prefix_hits_on_ascend() {
     let (truth, _) = run(long, &|_| (), 1);
     // What was not waited for before shows now.
     Double::get().mode(true, 11);
-    let (chunked, _) = run(long, &|c| (c.max_num_batched_tokens, c.pipeline_depth) = (23, 1), 1);
+    let (chunked, _) = run(long, &|c| (c.max_num_batched_tokens, c.pipeline_depth) = (Some(23), 1), 1);
     let (again, _) = run(long, &|c| c.enable_prefix_caching = true, 2);
     assert!(again.iter().all(|a| a.cached_tokens >= 128), "{again:?}");
     // Sequences of one block each that become two, in four blocks of 128 tokens of 6 layers.

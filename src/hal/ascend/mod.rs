@@ -80,6 +80,7 @@ fn open_device(ordinal: usize, options: &DeviceOptions) -> Result<Arc<AscendDevi
         description: format!("{}, {} of our own kernels", describe(&context), kernels.count()),
         activations: Activations::OfModel,
         block_size: BLOCK_SIZE,
+        step_tokens: 512,
         weight_dtypes: halves.clone(),
         kv_dtypes: halves,
         own_memory: true,

@@ -58,6 +58,7 @@ pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
         description: format!("{}, {}, {threads} threads", processor_name(), isa.name()),
         activations: Activations::Always(DType::F32),
         block_size: 16,
+        step_tokens: 512,
         weight_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         kv_dtypes: vec![DType::F32, DType::F16, DType::Bf16],
         own_memory: false,
