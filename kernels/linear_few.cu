@@ -67,20 +67,23 @@ struct Few {
   __device__ void copy_x(uint32_t t, uint32_t stage) {
     copy(sh.ring + stage * bytes + w_bytes, p.x_map, ROWS, 0, t, stage);
   }
-  // One thread: all tiles of the block, in order.
-  __device__ void copy_all() {
-    const uint32_t total = (last - first) * tiles, ahead = min(total, p.stages);
+  // One thread: the block's tiles in order, those that the ring has room for and then the others.
+  __device__ uint32_t ahead() const { return min((last - first) * tiles, p.stages); }
+  __device__ void copy_ahead() {
+    const uint32_t count = ahead();
     uint32_t unit = first, t = 0;
-    for (uint32_t i = 0; i < ahead; i++) {
+    for (uint32_t i = 0; i < count; i++) {
       copy_w(unit, t, i);
       if (++t == tiles) t = 0, unit++;
     }
-    if (!NORM) {
-      wait_for_prior();
-      for (uint32_t i = 0; i < ahead; i++) copy_x(i % tiles, i);
-    }
-    uint32_t stage = 0, parity = 0;
-    for (uint32_t i = ahead; i < total; i++) {
+    if (NORM) return;
+    wait_for_prior();
+    for (uint32_t i = 0; i < count; i++) copy_x(i % tiles, i);
+  }
+  __device__ void copy_behind() {
+    const uint32_t total = (last - first) * tiles, count = ahead();
+    uint32_t unit = first + count / tiles, t = count % tiles, stage = 0, parity = 0;
+    for (uint32_t i = count; i < total; i++) {
       barrier_wait(&sh.free[stage], parity);
       copy_w(unit, t, stage);
       if (!NORM) copy_x(t, stage);
@@ -217,9 +220,11 @@ struct Few {
     if (warp < WARPS) {
       compute();
     } else {
-      if (lane == 0) copy_all();
+      if (lane == 0) copy_ahead();
       __syncwarp();
-      if (p.splits > 1) cluster_wait();
+      if (p.splits > 1) cluster_wait();  // before it waits for other warps: racecheck has all of a block meet here
+      if (lane == 0) copy_behind();
+      __syncwarp();
     }
     if (p.splits > 1) finish_cluster();
   }

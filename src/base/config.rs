@@ -72,7 +72,7 @@ pub const KEYS: &[Key] = &[
     key(
         "max_num_batched_tokens",
         "integer, tokens, 1..=65536",
-        "4096 on an NVIDIA GPU, else 512",
+        "8192 on an NVIDIA GPU, else 512",
         "tokens of one step",
     ),
     key(
