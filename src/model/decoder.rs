@@ -57,6 +57,52 @@ pub struct Batch {
     pub singles: usize,
 }
 
+/// Tokens of a batch whose hidden states are wanted. The last layer does for others what the KV cache needs and no more.
+#[derive(Debug, Clone, Copy)]
+pub enum HiddenOf<'a> {
+    All,
+    /// I32 `[n, 1]`, rising.
+    Tokens(&'a Tensor),
+    Nothing,
+}
+
+/// The temporary tensors of a pass, of as many rows as are computed.
+struct Temporaries {
+    hidden: Tensor,
+    qkv: Tensor,
+    attended: Tensor,
+    gate_up: Tensor,
+    inner: Tensor,
+    /// The residual stream, and room for its next state.
+    residual: [Tensor; 2],
+}
+
+impl Temporaries {
+    fn of(pass: &Pass<'_>, rows: usize) -> Self {
+        let b = pass.buffers;
+        let [hidden, qkv, attended, gate_up, inner] =
+            [b.hidden, b.qkv, b.attended, b.gate_up, b.inner].map(|slot| pass.tensor(slot, rows));
+        let residual = b.residual.map(|slot| pass.tensor(slot, rows));
+        Self { hidden, qkv, attended, gate_up, inner, residual }
+    }
+
+    /// Goes on with these rows behind attention.
+    fn narrow(&mut self, ops: &dyn Stream, index: &Tensor) -> Result<()> {
+        let rows = index.rows();
+        // Nobody reads these any more.
+        let attended = self.qkv.reshape(rows, self.attended.cols());
+        ops.gather_rows(&attended, &self.attended, index)?;
+        self.attended = attended;
+        let stream = self.residual[1].slice_rows(0, rows);
+        ops.gather_rows(&stream, &self.residual[0], index)?;
+        self.residual = [stream, self.residual[0].slice_rows(0, rows)];
+        for tensor in [&mut self.hidden, &mut self.gate_up, &mut self.inner] {
+            *tensor = tensor.slice_rows(0, rows);
+        }
+        Ok(())
+    }
+}
+
 /// What a pass runs on.
 #[derive(Debug, Clone, Copy)]
 pub struct Pass<'a> {
@@ -77,28 +123,36 @@ impl Pass<'_> {
         self.arena.tensor(slot).slice_rows(0, rows)
     }
 
-    /// Runs all layers. The normed hidden states, act `[T, hidden_size]`, stay valid until the next pass.
-    pub fn forward(&self, batch: &Batch) -> Result<Tensor> {
-        let (ops, model, tokens) = (self.stream, self.model, batch.ids.rows());
+    /// Runs all layers. The normed hidden states, act `[n, hidden_size]` of the `n` wanted tokens, stay valid until the next pass.
+    pub fn forward(&self, batch: &Batch, wanted: HiddenOf<'_>) -> Result<Tensor> {
+        let (ops, model) = (self.stream, self.model);
         let spec = &model.info.spec;
-        let b = self.buffers;
-        let [x, qkv, attended, gate_up, inner] =
-            [b.hidden, b.qkv, b.attended, b.gate_up, b.inner].map(|slot| self.tensor(slot, tokens));
-        let mut residual = b.residual.map(|slot| self.tensor(slot, tokens));
-        ops.embed(&residual[0], &model.embed, &batch.ids, self.state, spec.embed_scale)?;
+        let mut t = Temporaries::of(self, batch.ids.rows());
+        ops.embed(&t.residual[0], &model.embed, &batch.ids, self.state, spec.embed_scale)?;
         for (i, (layer, kind)) in model.layers.iter().zip(&spec.layers).enumerate() {
             let kv = KvLayer { layer: i, ..self.kv };
-            self.norm_linear((&x, &mut residual, i > 0), (&layer.input_norm, &layer.qkv), Then::Keep(&qkv))?;
-            self.attention(batch, (&attended, &qkv), (layer, kind), kv)?;
-            self.row_parallel(&x, &attended, &layer.output)?;
-            self.branch_norm(&x, layer.attention_norm.as_ref())?;
-            let gate = Then::Gate(&inner, &gate_up, spec.activation);
-            self.norm_linear((&x, &mut residual, true), (&layer.post_norm, &layer.gate_up), gate)?;
-            self.row_parallel(&x, &inner, &layer.down)?;
-            self.branch_norm(&x, layer.mlp_norm.as_ref())?;
+            self.norm_linear((&t.hidden, &mut t.residual, i > 0), (&layer.input_norm, &layer.qkv), Then::Keep(&t.qkv))?;
+            self.rope_write_kv(batch, &t.qkv, (layer, kind), kv)?;
+            let last = i + 1 == model.layers.len();
+            if last && matches!(wanted, HiddenOf::Nothing) {
+                return Ok(t.hidden.slice_rows(0, 0));
+            }
+            self.attention(batch, (&t.attended, &t.qkv), kind, kv)?;
+            if let HiddenOf::Tokens(index) = wanted
+                && last
+                && index.rows() < t.hidden.rows()
+            {
+                t.narrow(ops, index)?;
+            }
+            self.row_parallel(&t.hidden, &t.attended, &layer.output)?;
+            self.branch_norm(&t.hidden, layer.attention_norm.as_ref())?;
+            let gate = Then::Gate(&t.inner, &t.gate_up, spec.activation);
+            self.norm_linear((&t.hidden, &mut t.residual, true), (&layer.post_norm, &layer.gate_up), gate)?;
+            self.row_parallel(&t.hidden, &t.inner, &layer.down)?;
+            self.branch_norm(&t.hidden, layer.mlp_norm.as_ref())?;
         }
-        ops.add_rms_norm(&x, &residual[0], &x, &model.final_norm, spec.norm_eps)?;
-        Ok(x)
+        ops.add_rms_norm(&t.hidden, &t.residual[0], &t.hidden, &model.final_norm, spec.norm_eps)?;
+        Ok(t.hidden)
     }
 
     /// Gets every product ready that passes of any number of rows need. What the arena holds is overwritten.
@@ -167,10 +221,10 @@ impl Pass<'_> {
         weight.map_or(Ok(()), |weight| self.stream.rms_norm(x, x, weight, self.model.info.spec.norm_eps))
     }
 
-    fn attention(
+    fn rope_write_kv(
         &self,
         batch: &Batch,
-        (out, qkv): (&Tensor, &Tensor),
+        qkv: &Tensor,
         (layer, kind): (&Layer, &LayerSpec),
         kv: KvLayer<'_>,
     ) -> Result<()> {
@@ -183,7 +237,17 @@ impl Pass<'_> {
             heads: spec.heads,
             norms: layer.head_norms.as_ref().map(|[query, key]| HeadNorms { query, key, eps: spec.norm_eps }),
             kv,
-        })?;
+        })
+    }
+
+    fn attention(
+        &self,
+        batch: &Batch,
+        (out, qkv): (&Tensor, &Tensor),
+        kind: &LayerSpec,
+        kv: KvLayer<'_>,
+    ) -> Result<()> {
+        let spec = &self.model.info.spec;
         self.stream.paged_attention(&PagedAttention {
             out,
             qkv,
@@ -208,7 +272,7 @@ impl Pass<'_> {
     /// the next call.
     pub fn logits(&self, hidden: &Tensor, index: &Tensor) -> Result<Tensor> {
         let logits = self.logits_rows(index.rows());
-        // As many rising indices as rows are all of them: a step of decodes gathers nothing.
+        // As many rising indices as rows are all of them.
         let every = index.rows() == hidden.rows();
         let last = if every { hidden.clone() } else { self.tensor(self.buffers.last, index.rows()) };
         if !every {

@@ -15,7 +15,7 @@ use crate::hal::comm::Communicator;
 use crate::hal::ops::{KvLayer, Logprobs, Sample};
 use crate::hal::{Allocation, Device, Event, Stream, Tensor};
 use crate::model::Model;
-use crate::model::decoder::{Buffers, Pass};
+use crate::model::decoder::{Buffers, HiddenOf, Pass};
 use crate::plan::{KvSpec, RowTables, StepOutcome, StepOutput, StepPart, StepPlan, TokenMask};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::VecDeque;
@@ -319,7 +319,7 @@ impl ModelRunner {
     /// Enqueues what a step runs on the device. Nothing in it depends on the host but the shapes of `step`.
     fn compute(&self, step: &StepTensors) -> Result<()> {
         let pass = self.pass();
-        let hidden = pass.forward(&step.batch)?;
+        let hidden = pass.forward(&step.batch, self.wanted(step))?;
         let reports = self.reports(step.alternatives);
         let mut reported = 0;
         if let Some(scores) = &step.scores {
@@ -336,6 +336,15 @@ impl ModelRunner {
             self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &out_of })?;
         }
         Ok(())
+    }
+
+    /// The reference computes all rows, and products of fewer could be of other kernels.
+    fn wanted<'a>(&self, step: &'a StepTensors) -> HiddenOf<'a> {
+        match &step.samples {
+            _ if step.scores.is_some() || self.device.caps().aligned => HiddenOf::All,
+            Some((index, ..)) => HiddenOf::Tokens(index),
+            None => HiddenOf::Nothing,
+        }
     }
 
     /// Reports prompt tokens, as many at once as there is room for logits.
@@ -410,7 +419,7 @@ impl ModelRunner {
                 tables.apply(&plan)?;
                 slot.held.forget();
                 let step = self.upload((&plan, &tables), None, &mut slot)?;
-                let hidden = self.pass().forward(&step.batch)?;
+                let hidden = self.pass().forward(&step.batch, HiddenOf::All)?;
                 let most = self.options.max_samples();
                 for first in (0..part.len()).step_by(most) {
                     self.read_logits(&hidden, first..part.len().min(first + most), &mut out)?;
