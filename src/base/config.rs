@@ -80,7 +80,7 @@ pub const KEYS: &[Key] = &[
         "number, 0 or 1..=100",
         "1.4 on a GPU, else 0",
         "how many times longer a step may take because prompts run beside its decodes, by a model of the device: long prompts \
-         go in smaller chunks while at least as many sequences decode as prompts wait; 0 bounds steps by max_num_batched_tokens alone",
+         go in smaller chunks while at least twice as many sequences decode as prompts wait; 0 bounds steps by max_num_batched_tokens alone",
     ),
     key("block_size", "integer, tokens, power of two 1..=256", "the device's", "tokens per KV block"),
     key(

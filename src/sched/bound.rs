@@ -1,12 +1,15 @@
 //! What a step may cost: prompts that run beside decoding sequences are cut so that these wait little longer for their next
-//! token than they do without prompts. A step in which nobody decodes is bounded by its tokens alone, and so is one that more
-//! sequences wait for with their prompts than decode in it: then long steps serve more of them, and throughput goes first.
+//! token than they do without prompts. A step in which nobody decodes is bounded by its tokens alone, and so is one in which
+//! few decode for each prompt that waits: long steps make them many soon, and throughput goes first.
 
 use crate::plan::StepCost;
 use crate::plan::cost::Load;
 use crate::sched::Planted;
 use crate::sched::draft::{Draft, Flight, FlightEntry};
 use crate::sched::scheduler::Scheduler;
+
+/// Decodes for each prompt that waits, from which on the step is bounded.
+const DECODES_A_PROMPT: usize = 2;
 
 /// How much prompts may slow down the sequences that decode beside them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +38,7 @@ impl Scheduler {
     /// Fixes what the step may cost once all that decodes is in it.
     pub(super) fn set_limit(&self, draft: &mut Draft) {
         let prompts = self.prefills.len() + self.waiting.len();
-        if draft.flight.len() < prompts.max(1) {
+        if draft.flight.len() < (DECODES_A_PROMPT * prompts).max(1) {
             return;
         }
         draft.decodes = draft.flight.len();

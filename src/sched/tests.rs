@@ -352,28 +352,28 @@ fn an_urgent_one_takes_the_place_of_the_least_urgent() {
     }
 }
 
-/// A row costs 10 and as much again at a context of 1024, the weights as much as 100 rows. Sequences 1 to 3 decode.
-fn bounded(percent: u32, weights: u64) -> Scheduler {
+/// A row costs 10 and as much again at a context of 1024, the weights as much as 100 rows. Sequences 1 to 3 decode, and such behind them.
+fn bounded(percent: u32, weights: u64, others: &[u64]) -> Scheduler {
     let cost = StepCost { step: 0, weights, row: 10, row_context: 10, context: 0 };
     let bound = Some(StepBound { cost, percent, min_chunk: 8 });
     let cfg = SchedConfig { bound, max_model_len: 100_000, ..config(20_000, 512) };
     let mut s = Scheduler::new(cfg, Box::new(Fcfs));
-    (1..=3).for_each(|seq| s.add(request(seq, unique(seq, 8), 9000)));
+    (1..=3).chain(others.iter().copied()).for_each(|seq| s.add(request(seq, unique(seq, 8), 9000)));
     step(&mut s, &mut Vec::new());
     s
 }
 
-/// Sequences and tokens behind the three that decode.
+/// Sequences and tokens of prompts, behind those that decode.
 fn prompts(s: &mut Scheduler) -> Vec<(u64, u32)> {
     let plan = step(s, &mut Vec::new()).unwrap();
     let all: Vec<_> = plan.entries.iter().map(|e| (e.seq.0, e.len)).collect();
     assert_eq!(all[..3], [(1, 1), (2, 1), (3, 1)]);
-    all[3..].to_vec()
+    all[3..].iter().copied().skip_while(|e| e.0 >= 10).collect()
 }
 
 #[test]
 fn a_prompt_is_cut_by_what_it_costs_while_others_decode() {
-    let mut s = bounded(400, 1000);
+    let mut s = bounded(400, 1000, &[]);
     s.add(request(4, unique(4, 10_000), 1));
     let (mut at, mut lens) = (0, Vec::new());
     while at < 10_000 {
@@ -388,7 +388,7 @@ fn a_prompt_is_cut_by_what_it_costs_while_others_decode() {
 
 #[test]
 fn a_step_takes_all_its_tokens_where_nobody_or_fewer_decode() {
-    let mut s = bounded(100, 0);
+    let mut s = bounded(100, 0, &[]);
     (4..=7).for_each(|seq| s.add(request(seq, unique(seq, 900), 1)));
     assert_eq!(prompts(&mut s).iter().map(|p| p.1).sum::<u32>(), 509);
     (1..=3).for_each(|seq| s.abort(SeqId(seq), FinishReason::Cancelled, &mut Vec::new()));
@@ -397,7 +397,7 @@ fn a_step_takes_all_its_tokens_where_nobody_or_fewer_decode() {
 
 #[test]
 fn one_prompt_goes_on_whatever_it_costs_and_no_other_starts() {
-    let mut s = bounded(100, 0);
+    let mut s = bounded(100, 0, &[10]);
     s.add(request(4, unique(4, 50), 1));
     s.add(request(5, unique(5, 9), 1));
     let steps: Vec<_> = (0..9).map(|_| prompts(&mut s)).collect();
@@ -408,7 +408,7 @@ fn one_prompt_goes_on_whatever_it_costs_and_no_other_starts() {
 
 #[test]
 fn prompts_share_what_a_step_may_cost() {
-    let mut s = bounded(300, 1000);
+    let mut s = bounded(300, 1000, &[10, 11, 12]);
     (4..=6).for_each(|seq| s.add(request(seq, unique(seq, 400), 1)));
     let shares = prompts(&mut s);
     // Each leaves a quarter of what still fits to those behind it, the last takes the rest.
