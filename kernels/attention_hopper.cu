@@ -222,21 +222,6 @@ struct Group {
     store(span, max, sum);
   }
 
-  // Of four lanes, which each have two numbers of each of four blocks of eight columns, each gets a whole block.
-  __device__ __forceinline__ void swap_blocks(uint32_t (&x)[4]) const {
-#pragma unroll
-    for (uint32_t bit = 1; bit < 4; bit *= 2) {
-      const bool upper = lane & bit;
-#pragma unroll
-      for (uint32_t j = 0; j < 4; j++) {
-        if (j & bit) continue;
-        const uint32_t got = __shfl_xor_sync(ALL, upper ? x[j] : x[j | bit], int(bit));
-        if (upper) x[j] = got;
-        else x[j | bit] = got;
-      }
-    }
-  }
-
   __device__ __forceinline__ void store(const Span& span, const float (&maxima)[2], const float (&sums)[2]) {
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
@@ -258,7 +243,7 @@ struct Group {
           const float* from = &o[16 * g + 4 * j + 2 * h];
           x[j] = pack<T>(from[0] * inverse, from[1] * inverse);
         }
-        swap_blocks(x);
+        swap_blocks(x, lane);
         T* to = at<T>(p.out) + place * DIM + g * 32 + lane % 4 * 8;
         if (stored) *reinterpret_cast<uint4*>(to) = make_uint4(x[0], x[1], x[2], x[3]);
       }

@@ -55,6 +55,15 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
       : "memory");
 }
 
+// Arrives at the barrier that stands there in the shared memory of the cluster's block `rank`. Nothing that the thread wrote is seen by it.
+__device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 // Some of a block's warps meet: `threads` of them at the barrier with this number.
 __device__ __forceinline__ void meet(uint32_t number, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
@@ -73,6 +82,15 @@ __device__ __forceinline__ void copy_box(void* to, const void* map, int column, 
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           shared_address(to)),
       "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// The same to that place of each of the cluster's blocks that `blocks` has a bit of, and to their barriers.
+__device__ __forceinline__ void copy_box_to(void* to, const void* map, int column, int row, uint64_t* barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+      "[%4], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks)
       : "memory");
 }
 
@@ -105,6 +123,21 @@ __device__ __forceinline__ void copy_queries(void* to, const void* map, uint32_t
       : "memory");
 }
 
+// Of four lanes, which each have two numbers of each of four blocks of eight columns, as products leave them, each gets a whole block.
+__device__ __forceinline__ void swap_blocks(uint32_t (&x)[4], uint32_t lane) {
+#pragma unroll
+  for (uint32_t bit = 1; bit < 4; bit *= 2) {
+    const bool upper = lane & bit;
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++) {
+      if (j & bit) continue;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? x[j] : x[j | bit], int(bit));
+      if (upper) x[j] = got;
+      else x[j | bit] = got;
+    }
+  }
+}
+
 // Has a map at hand when it is first used.
 __device__ __forceinline__ void prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -134,6 +167,12 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[N / 2], const uint32_
 #define YN_IN_64                                                                                                      \
   YN_IN_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
            "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define YN_IN_96                                                                                                    \
+  YN_IN_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
+           "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define YN_IN_112 YN_IN_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define YN_IN_128 \
+  YN_IN_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define YN_OUT_EIGHT(i)                                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
@@ -142,6 +181,9 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[N / 2], const uint32_
 #define YN_OUT_24 YN_OUT_16, YN_OUT_EIGHT(16)
 #define YN_OUT_32 YN_OUT_24, YN_OUT_EIGHT(24)
 #define YN_OUT_64 YN_OUT_32, YN_OUT_EIGHT(32), YN_OUT_EIGHT(40), YN_OUT_EIGHT(48), YN_OUT_EIGHT(56)
+#define YN_OUT_96 YN_OUT_64, YN_OUT_EIGHT(64), YN_OUT_EIGHT(72), YN_OUT_EIGHT(80), YN_OUT_EIGHT(88)
+#define YN_OUT_112 YN_OUT_96, YN_OUT_EIGHT(96), YN_OUT_EIGHT(104)
+#define YN_OUT_128 YN_OUT_112, YN_OUT_EIGHT(112), YN_OUT_EIGHT(120)
 
 // N columns take REGISTERS numbers of a thread, behind which come the operands: A, B and whether d is kept; or the registers A0 to A3, and B.
 #define YN_WGMMA_SHARED(T, NAME, N, REGISTERS, A, B, KEEPS)                                                              \
@@ -167,6 +209,9 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[N / 2], const uint32_
   YN_WGMMA_SHARED(T, NAME, 48, 24, 24, 25, 26)        \
   YN_WGMMA_SHARED(T, NAME, 64, 32, 32, 33, 34)        \
   YN_WGMMA_SHARED(T, NAME, 128, 64, 64, 65, 66)       \
+  YN_WGMMA_SHARED(T, NAME, 192, 96, 96, 97, 98)       \
+  YN_WGMMA_SHARED(T, NAME, 224, 112, 112, 113, 114)   \
+  YN_WGMMA_SHARED(T, NAME, 256, 128, 128, 129, 130)   \
   YN_WGMMA_REGISTERS(T, NAME, 64, 32, 32, 33, 34, 35, 36) \
   YN_WGMMA_REGISTERS(T, NAME, 128, 64, 64, 65, 66, 67, 68)
 YN_WGMMA(f16, "f16")

@@ -69,6 +69,28 @@ pub(crate) fn few_rows(kit: &Kit) {
     run(kit, |(m, n, k)| m <= 8 && n.is_multiple_of(16) && k.is_multiple_of(8) && m * (k + 128) <= 4800);
 }
 
+/// Gates of many rows, which some devices have a kernel of their own for: of shapes that such a kernel's tiles suit but for rows, columns
+/// and sums that end inside of one.
+pub(crate) fn many_rows(kit: &Kit) {
+    const SHAPES: [((usize, usize), [usize; 3]); 3] =
+        [((28_640, 520), [1000, 125, 509]), ((21_984, 1024), [380, 512, 766]), ((25_200, 576), [253, 383, 256])];
+    // Where steps are not recorded, large ones are products like others, only longer.
+    const SMALL: [((usize, usize), [usize; 3]); 1] = [((272, 520), [65, 130, 127])];
+    let large = kit.device.caps().graphs && kit.act != DType::F32;
+    for dtype in dtypes(kit) {
+        for (i, ((n, k), rows)) in some(if large { SHAPES.as_slice() } else { &SMALL }.iter().copied(), 2).enumerate() {
+            let w: Vec<f32> = noise(n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
+            let matrix = kit.matrix(&[n], k, &w, dtype);
+            for (j, m) in some(rows, 2).enumerate() {
+                let front = Front::new(kit, (m, k), j == 0);
+                let bias = (j != 1).then(|| kit.noise(n as u64 + 13, n));
+                let activation = [Activation::Silu, Activation::GeluTanh][(i + j) % 2];
+                product(kit, &front, (&matrix, &w, bias.as_deref()), Some(activation));
+            }
+        }
+    }
+}
+
 fn run(kit: &Kit, takes: impl Fn((usize, usize, usize)) -> bool) {
     for dtype in dtypes(kit) {
         // No device treats larger matrices of F32 otherwise.

@@ -13,7 +13,7 @@ use super::product::{Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{
-    Activation, Linear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then, norm_linear_in_parts,
+    Activation, Linear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then, linear_of, norm_of,
 };
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
@@ -226,10 +226,10 @@ impl Ops for CudaStream {
             (None, Then::Gate(out, gate_up, activation)) => {
                 match fused(&NormLinear { then: Then::Keep(gate_up), ..*args }) {
                     Some(done) => done.and_then(|()| self.act_mul(out, gate_up, *activation)),
-                    None => return norm_linear_in_parts(self, args),
+                    None => return self.norm_then_linear(args),
                 }
             }
-            (None, Then::Keep(_)) => return norm_linear_in_parts(self, args),
+            (None, Then::Keep(_)) => return self.norm_then_linear(args),
         };
         // Without a sum nothing moves.
         done.map(|()| if args.add.is_some() { Sum::Moved } else { Sum::InPlace })
@@ -283,6 +283,19 @@ impl Ops for CudaStream {
 }
 
 impl CudaStream {
+    /// A norm by its own launch, as many rows take it, and the product, which may take the gate with it.
+    fn norm_then_linear(&self, args: &NormLinear<'_>) -> Result<Sum> {
+        norm_of(self, args)?;
+        let gated = match args.then {
+            Then::Gate(out, _, activation) if self.device.mode == NumericMode::Fast => {
+                let matrix = (CudaMatrix::of(args.w), args.bias);
+                ops::linear_large::gated(self, (out, args.normed), matrix, activation)
+            }
+            _ => None,
+        };
+        gated.unwrap_or_else(|| linear_of(self, args)).map(|()| Sum::InPlace)
+    }
+
     /// Checked operands of a product.
     fn product(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Product> {
         let matrix = checked(out, x, w, bias);

@@ -1,5 +1,5 @@
 //! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`]; those of `linear` are for the
-//! numeric mode that cuBLASLt cannot serve, and for few rows and some. Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
+//! numeric mode that cuBLASLt cannot serve, for few rows and some, and for many with a gate behind. Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
 
 mod attention;
 mod attention_fast;
@@ -7,6 +7,7 @@ mod attention_hopper;
 pub(super) mod fault;
 pub(super) mod linear;
 pub(super) mod linear_few;
+pub(super) mod linear_large;
 pub(super) mod linear_mid;
 mod norm;
 mod rope;
@@ -40,6 +41,7 @@ pub(super) struct Kernels {
     linear: linear::Kernels,
     few: linear_few::Few,
     mid: linear_mid::Mid,
+    large: linear_large::Large,
 }
 
 impl Kernels {
@@ -53,6 +55,7 @@ impl Kernels {
             linear: linear::Kernels::load(modules)?,
             few: linear_few::Few::load(modules, capability)?,
             mid: linear_mid::Mid::load(modules, capability)?,
+            large: linear_large::Large::load(modules, capability)?,
         })
     }
 }
