@@ -1,7 +1,7 @@
 //! Whole workloads on the engine with random weights of published shapes: all requests handed in at once, greedy, exact
 //! output lengths, wall time from the first submit to the last DONE.
 //!
-//! `cargo bench --bench workloads -- [--device cuda] [--seqs 512] [--tokens 1024] [--runs 1] [--config JSON]
+//! `cargo bench --bench workloads -- [--device cuda] [--seqs 512] [--tokens 8192] [--runs 1] [--config JSON]
 //! [WORKLOAD ...]` names workloads by their beginning (`s8`, `s8-b32`); without names all run. Of several runs, each with prompts
 //! of its own, the one with the median rate is told, and the rates of all. `limit` and `vllm` are output tokens per
 //! second (of `s8-prefill` input tokens) on one NVIDIA H200: perfect kernels one after another at 4.3 TB/s and 790 TFLOP/s,
@@ -102,7 +102,7 @@ fn measure(host: &Host, w: &Workload, runs: usize) {
 }
 
 fn start(shape: &str, arguments: &Arguments) -> Host {
-    let (seqs, tokens) = (arguments.number("seqs", 512), arguments.number("tokens", 1024));
+    let (seqs, tokens) = (arguments.number("seqs", 512), arguments.number("tokens", 8192));
     let keys = json!({"max_num_seqs": seqs, "max_num_batched_tokens": tokens, "max_waiting": 8192,
                       "max_unread_bytes": 1 << 30});
     Host::start(shape, 16_384, keys, arguments)
