@@ -1,5 +1,6 @@
 // linear of some rows in mode `fast`: out = x * w^T + bias. out: act or f32 [M, N]; x: act [M, K]; w: act [N, K]; bias: f32 [N].
-// Bound by reading w once.
+// Bound by reading w once. With a gate out is act [M, N / 2]: activation(gate) * up, gates being the first half of w's rows; each
+// intermediate result is rounded to act, as ops one by one would.
 //
 // Every multiprocessor has a block, and each block, or pair of blocks, one unit: as many strips of 8 columns as the next one, or one more. The
 // blocks of a pair are a cluster, have half of k each, and add their sums through its shared memory: whoever waits for memory at the end of a
@@ -9,10 +10,14 @@
 // small ones in front of it end. Two warpgroups multiply, each every other slot: w's slot is the
 // first operand of wgmma and x's the second, so that few rows waste little. A slot is free as soon as its products are done.
 // Slots are copied by the hardware (tensor maps): two boxes of 64 numbers of k and of up to 64 rows by one instruction, swizzled by 128 bytes.
-// A warpgroup has STRIPES stripes of a unit, a slot each for one slot of x.
+// A warpgroup has STRIPES stripes of a unit, a slot each for one slot of x: of two, with a gate, one of gates and one of what they
+// multiply, so that a thread has both.
 // Instances: f16 and bf16 x up to 16, 32, 48 and 64 rows x 1 and 2 stripes. Other architectures have empty bodies, which are never launched.
+#include "activation.cuh"
 #include "common.cuh"
 #include "hopper.cuh"
+
+enum Gate : uint32_t { NONE = 0, SILU = 1, GELU = 2 };
 
 struct MidParams {
   alignas(64) unsigned char w_map[128];  // CUtensorMap of w: slots of `rows` rows
@@ -20,13 +25,15 @@ struct MidParams {
   uint64_t out;
   uint64_t bias;      // 0: none
   uint32_t m;
-  uint32_t n;
+  uint32_t n;         // columns of out
   uint32_t rows;      // of a stripe: whole strips
+  uint32_t apart;     // rows of w from a warpgroup's stripe to its next
   uint32_t tiles;     // of k, BOXES boxes each
   uint32_t stages;    // slots of w's ring, an even number
   uint32_t x_stages;
   uint32_t wide;      // out is f32
   uint32_t pairs;     // rows of out are whole aligned pairs
+  uint32_t gate;      // of two stripes
 };
 static_assert(sizeof(MidParams) == 320, "mirrored in src/hal/cuda/ops/linear_mid.rs");
 
@@ -70,14 +77,18 @@ struct Mid {
     tiles = p.tiles * (blockIdx.z + 1) / gridDim.z;
   }
 
+  // The first row of w of a warpgroup's stripe `i`.
+  __device__ uint32_t stripe_of(uint32_t i, uint32_t group) const { return column + group * p.rows + i * p.apart; }
+
   // One thread each: all slots of the block, in order.
   __device__ void copy_w() {
     Place at = {0, 1};
     for (uint32_t t = tile; t < tiles; t++) {
       for (uint32_t stripe = 0; stripe < GROUPS * STRIPES; stripe++) {
+        const uint32_t row = stripe_of(stripe / GROUPS, stripe % GROUPS);
         barrier_wait(&sh.free[at.stage], at.parity);
         barrier_expect(&sh.full[at.stage], slot_bytes);
-        copy_tile(ring + at.stage * slot_bytes, p.w_map, int(column + stripe * p.rows), int(t * BOXES), &sh.full[at.stage]);
+        copy_tile(ring + at.stage * slot_bytes, p.w_map, int(row), int(t * BOXES), &sh.full[at.stage]);
         at.step(1, p.stages);
       }
     }
@@ -150,29 +161,59 @@ struct Mid {
   }
 
   __device__ void finish() {
+    add_bias();
+    if (p.gate != NONE) {
+      if (STRIPES == 2) multiply_gates(acc[0], acc[STRIPES - 1]);
+      store_stripe(0);
+      return;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < STRIPES; i++) store_stripe(i);
+  }
+  __device__ void add_bias() {
+    if (p.bias == 0) return;
 #pragma unroll
     for (uint32_t i = 0; i < STRIPES; i++) {
-      // The columns that a lane has sums of, and those that it stores.
-      const uint32_t first = warp % 4 * 16, stripe = column + (i * GROUPS + warp / 4) * p.rows;
-      const uint32_t last = min(end, stripe + p.rows), of = stripe + first + lane / 4, to = stripe + first + lane % 4 * 2;
-      const float low = bias(of, last), high = bias(of + 8, last);
+      const uint32_t behind = p.gate != NONE ? i * p.apart : 0, first = stripe_of(i, warp / 4) + warp % 4 * 16 + lane / 4;
+      const float low = bias(first, end + behind), high = bias(first + 8, end + behind);
 #pragma unroll
       for (uint32_t eight = 0; eight < EIGHTS; eight++) {
-        if (!is_mine(eight)) continue;
         float* sums = acc[i][eight];
-        sums[0] += low, sums[1] += low, sums[2] += high, sums[3] += high;
-        if (p.wide) {
+        if (is_mine(eight)) sums[0] += low, sums[1] += low, sums[2] += high, sums[3] += high;
+      }
+    }
+  }
+  // Each as activations keep it.
+  __device__ void multiply_gates(float (&gates)[EIGHTS][4], const float (&ups)[EIGHTS][4]) const {
 #pragma unroll
-          for (uint32_t j = 0; j < 4; j++) store_wide(8 * eight + lane % 4 * 2 + j % 2, of + j / 2 * 8, last, sums[j]);
-        } else {
-          store(8 * eight + lane / 4, to, last, transposed(pack<T>(sums[0], sums[1])));
-          store(8 * eight + lane / 4, to + 8, last, transposed(pack<T>(sums[2], sums[3])));
-        }
+    for (uint32_t eight = 0; eight < EIGHTS; eight++) {
+      if (!is_mine(eight)) continue;
+#pragma unroll
+      for (uint32_t j = 0; j < 4; j++) {
+        const float gate = widen(narrowed<T>(gates[eight][j])), up = widen(narrowed<T>(ups[eight][j]));
+        gates[eight][j] = (p.gate == SILU ? Silu()(gate) : GeluTanh()(gate)) * up;
+      }
+    }
+  }
+  __device__ void store_stripe(uint32_t i) const {
+    // The columns that a lane has sums of, and those that it stores.
+    const uint32_t stripe = stripe_of(i, warp / 4), first = stripe + warp % 4 * 16, last = min(end, stripe + p.rows);
+    const uint32_t of = first + lane / 4, to = first + lane % 4 * 2;
+#pragma unroll
+    for (uint32_t eight = 0; eight < EIGHTS; eight++) {
+      if (!is_mine(eight)) continue;
+      const float* sums = acc[i][eight];
+      if (p.wide) {
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) store_wide(8 * eight + lane % 4 * 2 + j % 2, of + j / 2 * 8, last, sums[j]);
+      } else {
+        store(8 * eight + lane / 4, to, last, transposed(pack<T>(sums[0], sums[1])));
+        store(8 * eight + lane / 4, to + 8, last, transposed(pack<T>(sums[2], sums[3])));
       }
     }
   }
   __device__ float bias(uint32_t at_column, uint32_t last) const {
-    return p.bias != 0 && at_column < last ? at<float>(p.bias)[at_column] : 0;
+    return at_column < last ? at<float>(p.bias)[at_column] : 0;
   }
   __device__ void store_wide(uint32_t row, uint32_t at_column, uint32_t last, float x) const {
     if (row < p.m && at_column < last) at<float>(p.out)[uint64_t(row) * p.n + at_column] = x;

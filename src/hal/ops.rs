@@ -170,25 +170,27 @@ pub enum Sum {
 
 /// [`Ops::norm_linear`] by the ops that it is made of.
 pub fn norm_linear_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<Sum> {
-    norm_of(ops, args)?;
-    linear_of(ops, args)?;
+    norm_in_parts(ops, args)?;
+    product_in_parts(ops, args)?;
     Ok(Sum::InPlace)
 }
 
-/// The first part of [`norm_linear_in_parts`].
-pub fn norm_of<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<()> {
+/// What stands in front of its product.
+pub fn norm_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<()> {
+    let NormLinear { x, normed, weight, eps, .. } = *args;
     match args.add {
-        Some((residual, _)) => ops.add_rms_norm(args.normed, residual, args.x, args.weight, args.eps),
-        None => ops.rms_norm(args.normed, args.x, args.weight, args.eps),
+        Some((residual, _)) => ops.add_rms_norm(normed, residual, x, weight, eps),
+        None => ops.rms_norm(normed, x, weight, eps),
     }
 }
 
-/// The other part, of rows that are normed.
-pub fn linear_of<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<()> {
+/// Its product of normed rows, and what becomes of it.
+pub fn product_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<()> {
+    let NormLinear { normed, w, bias, .. } = *args;
     match args.then {
-        Then::Keep(out) => ops.linear(out, args.normed, args.w, args.bias),
+        Then::Keep(out) => ops.linear(out, normed, w, bias),
         Then::Gate(out, gate_up, activation) => {
-            ops.linear(gate_up, args.normed, args.w, args.bias)?;
+            ops.linear(gate_up, normed, w, bias)?;
             ops.act_mul(out, gate_up, activation)
         }
     }

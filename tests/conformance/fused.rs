@@ -108,6 +108,31 @@ fn run(kit: &Kit, takes: impl Fn((usize, usize, usize)) -> bool) {
     }
 }
 
+/// Some rows over large matrices with gates, which some devices have a kernel of their own for: rows at the borders of its instances,
+/// units of one block and of two, columns that end inside a strip and a stripe.
+pub(crate) fn some_rows(kit: &Kit) {
+    const SHAPES: [((usize, usize), [usize; 4]); 4] = [
+        ((22_016, 768), [9, 32, 33, 64]),
+        ((24_002, 704), [16, 17, 48, 63]),
+        ((8450, 2048), [10, 31, 34, 49]),
+        ((33_000, 576), [15, 16, 47, 64]),
+    ];
+    const SMALL: [((usize, usize), [usize; 4]); 1] = [((1002, 576), [9, 32, 47, 64])];
+    let large = kit.device.caps().graphs && kit.act != DType::F32;
+    for dtype in dtypes(kit) {
+        for (i, ((n, k), rows)) in some(if large { SHAPES.as_slice() } else { &SMALL }, 2).enumerate() {
+            let w: Vec<f32> = noise(*n as u64, n * k).iter().map(|x| rounded(*x, dtype)).collect();
+            let matrix = kit.matrix(&[*n], *k, &w, dtype);
+            for (j, m) in some(rows, 2).enumerate() {
+                let front = Front::new(kit, (*m, *k), j % 4 != 3);
+                let bias = (i + j).is_multiple_of(2).then(|| kit.noise(*n as u64 + 13, *n));
+                let activation = [Activation::Silu, Activation::GeluTanh][j % 2];
+                product(kit, &front, (&matrix, &w, bias.as_deref()), Some(activation));
+            }
+        }
+    }
+}
+
 /// One product, of large ones some elements.
 fn product(
     kit: &Kit,

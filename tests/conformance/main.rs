@@ -76,6 +76,7 @@ const TABLE: &[Case] = &[
     ("few rows: norm_linear", fused::few_rows),
     ("some rows: linear", linear::some_rows),
     ("many rows: norm_linear", fused::many_rows),
+    ("some rows: norm_linear", fused::some_rows),
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),

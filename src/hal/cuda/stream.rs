@@ -13,7 +13,8 @@ use super::product::{Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{
-    Activation, Linear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then, linear_of, norm_of,
+    Activation, Linear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then, norm_in_parts,
+    norm_linear_in_parts, product_in_parts,
 };
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
@@ -216,23 +217,30 @@ impl Ops for CudaStream {
     }
 
     fn norm_linear(&self, args: &NormLinear<'_>) -> Result<Sum> {
-        let fused = |args: &NormLinear<'_>| match self.device.mode {
-            NumericMode::Fast => ops::linear_few::norm_linear(self, args, CudaMatrix::of(args.w)),
-            _ => None,
-        };
-        let done = match (fused(args), &args.then) {
-            (Some(done), _) => done,
-            // A kernel may take it without the gate.
-            (None, Then::Gate(out, gate_up, activation)) => {
-                match fused(&NormLinear { then: Then::Keep(gate_up), ..*args }) {
-                    Some(done) => done.and_then(|()| self.act_mul(out, gate_up, *activation)),
-                    None => return self.norm_then_linear(args),
-                }
-            }
-            (None, Then::Keep(_)) => return self.norm_then_linear(args),
-        };
+        if self.device.mode != NumericMode::Fast {
+            return norm_linear_in_parts(self, args);
+        }
+        let few = |args: &NormLinear<'_>| ops::linear_few::norm_linear(self, args, CudaMatrix::of(args.w));
         // Without a sum nothing moves.
-        done.map(|()| if args.add.is_some() { Sum::Moved } else { Sum::InPlace })
+        let moved = if args.add.is_some() { Sum::Moved } else { Sum::InPlace };
+        if let Some(done) = few(args) {
+            return done.map(|()| moved);
+        }
+        let Then::Gate(out, gate_up, activation) = args.then else { return norm_linear_in_parts(self, args) };
+        // A kernel may take it without the gate, or without the norm.
+        if let Some(done) = few(&NormLinear { then: Then::Keep(gate_up), ..*args }) {
+            done.and_then(|()| self.act_mul(out, gate_up, activation))?;
+            return Ok(moved);
+        }
+        let NormLinear { normed, w, bias, .. } = *args;
+        norm_in_parts(self, args)?;
+        let (ends, matrix) = ((out, normed), (CudaMatrix::of(w), bias));
+        let gated = ops::linear_mid::gated(self, ends, matrix, activation);
+        match gated.or_else(|| ops::linear_large::gated(self, ends, matrix, activation)) {
+            Some(done) => done?,
+            None => product_in_parts(self, args)?,
+        }
+        Ok(Sum::InPlace)
     }
 
     fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
@@ -283,19 +291,6 @@ impl Ops for CudaStream {
 }
 
 impl CudaStream {
-    /// A norm by its own launch, as many rows take it, and the product, which may take the gate with it.
-    fn norm_then_linear(&self, args: &NormLinear<'_>) -> Result<Sum> {
-        norm_of(self, args)?;
-        let gated = match args.then {
-            Then::Gate(out, _, activation) if self.device.mode == NumericMode::Fast => {
-                let matrix = (CudaMatrix::of(args.w), args.bias);
-                ops::linear_large::gated(self, (out, args.normed), matrix, activation)
-            }
-            _ => None,
-        };
-        gated.unwrap_or_else(|| linear_of(self, args)).map(|()| Sum::InPlace)
-    }
-
     /// Checked operands of a product.
     fn product(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Product> {
         let matrix = checked(out, x, w, bias);

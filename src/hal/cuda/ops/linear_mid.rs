@@ -1,12 +1,13 @@
-//! `linear` of some rows in mode `fast`: one unit for each block or pair of blocks, and a block for each multiprocessor.
+//! `linear` of some rows in mode `fast`, with a gate behind it: one unit for each block or pair of blocks, and a block for each multiprocessor.
 
 use super::attention_hopper::CAPABILITY;
 use super::tensor_map::{self, TensorMap};
-use super::{HalfFamily, halves, small};
+use super::{HalfFamily, halves, shape, small};
 use crate::base::{DType, Result};
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
+use crate::hal::ops::Activation;
 use crate::hal::{MatrixStorage, Tensor};
 
 /// Rows that others take as fast, and most rows of each kernel.
@@ -43,11 +44,13 @@ struct Params {
     m: u32,
     n: u32,
     rows: u32,
+    apart: u32,
     tiles: u32,
     stages: u32,
     x_stages: u32,
     wide: u32,
     pairs: u32,
+    gate: u32,
 }
 const _: () = assert!(size_of::<Params>() == 320);
 
@@ -78,31 +81,53 @@ pub(in crate::hal::cuda) fn linear(
     w: &CudaMatrix,
     bias: Option<&Tensor>,
 ) -> Option<Result<()>> {
-    let takes = !s.kernels().mid.0.is_empty() && halves(x, w);
-    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes)?;
-    Some(launch(s, (out, x), (w, bias), &cut))
+    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize, None).filter(|_| takes(s, x, w))?;
+    Some(launch(s, (out, x), (w, bias), (&cut, None)))
+}
+
+/// `out = activation(gate) * up` of a product, gates first, each rounded as by itself.
+pub(in crate::hal::cuda) fn gated(
+    s: &CudaStream,
+    (out, x): (&Tensor, &Tensor),
+    (w, bias): (&CudaMatrix, Option<&Tensor>),
+    activation: Activation,
+) -> Option<Result<()>> {
+    let gate = Some(activation);
+    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize, gate).filter(|_| takes(s, x, w))?;
+    assert_eq!((shape(out), out.dtype()), ((x.rows(), w.rows() / 2), x.dtype()), "output of gates");
+    Some(launch(s, (out, x), (w, bias), (&cut, gate)))
+}
+
+fn takes(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
+    !s.kernels().mid.0.is_empty() && halves(x, w)
 }
 
 fn launch(
     s: &CudaStream,
     (out, x): (&Tensor, &Tensor),
     (w, bias): (&CudaMatrix, Option<&Tensor>),
-    cut: &Cut,
+    (cut, gate): (&Cut, Option<Activation>),
 ) -> Result<()> {
-    let (m, n, k) = (x.rows(), w.rows(), x.cols());
+    let (m, n, k) = (x.rows(), out.cols(), x.cols());
     let params = Params {
-        w_map: tensor_map::tiles(w.addr(), x.dtype(), (n, k), (small(cut.rows), small(BOXES)))?,
+        w_map: tensor_map::tiles(w.addr(), x.dtype(), (w.rows(), k), (small(cut.rows), small(BOXES)))?,
         x_map: tensor_map::tiles(x.addr(), x.dtype(), (m, k), (small(ROWS[cut.kernel]), small(BOXES)))?,
         out: out.addr(),
         bias: bias.map_or(0, Tensor::addr),
         m: small(m),
         n: small(n),
         rows: small(cut.rows),
+        apart: small(if gate.is_some() { n } else { GROUPS * cut.rows }),
         tiles: small(k.div_ceil(BOXES * tensor_map::BOX_COLS)),
         stages: small(cut.stages.0),
         x_stages: small(cut.stages.1),
         wide: u32::from(out.dtype() == DType::F32),
         pairs: u32::from(n.is_multiple_of(2) && out.addr().is_multiple_of(4)),
+        gate: match gate {
+            None => 0,
+            Some(Activation::Silu) => 1,
+            Some(Activation::GeluTanh) => 2,
+        },
     };
     let kernel = s.kernels().mid.0[cut.kernel][cut.stripes - 1].of(x.dtype());
     let grid = [s.sm_count() / small(cut.parts), 1, small(cut.parts)];
@@ -124,20 +149,23 @@ struct Cut {
     stages: (usize, usize),
 }
 
-/// None where others are as fast, or the kernels cannot take it.
-fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
+/// None where others are as fast, or the kernels cannot take it. With a gate a warpgroup has a stripe of gates and one of what they multiply.
+fn cut(m: usize, (n, k): (usize, usize), blocks: usize, gate: Option<Activation>) -> Option<Cut> {
     let kernel = ROWS.iter().position(|rows| m <= *rows).filter(|_| m > FEW_ROWS)?;
-    if n * k < LEAST_WEIGHTS || !k.is_multiple_of(tensor_map::BOX_COLS) {
+    if n * k < LEAST_WEIGHTS || !k.is_multiple_of(tensor_map::BOX_COLS) || (gate.is_some() && !n.is_multiple_of(2)) {
         return None;
     }
     let shape = |parts: usize| {
-        let strips = n.div_ceil(STRIP).div_ceil(blocks / parts);
-        let stripes = (strips * STRIP).div_ceil(GROUPS * STRIPE);
-        (parts, stripes, strips.div_ceil(GROUPS * stripes) * STRIP)
+        let columns = if gate.is_some() { n / 2 } else { n };
+        let strips = columns.div_ceil(STRIP).div_ceil(blocks / parts);
+        let stripes = if gate.is_some() { 1 } else { (strips * STRIP).div_ceil(GROUPS * STRIPE) };
+        let rows = strips.div_ceil(GROUPS * stripes) * STRIP;
+        (parts, if gate.is_some() { 2 } else { stripes }, rows)
     };
     let (parts, stripes, rows) = [shape(1), shape(2)].into_iter().find(|s| s.2 >= WHOLE_STRIPE).unwrap_or(shape(2));
     let stages = stages((rows, ROWS[kernel]), stripes, RINGS[kernel])?;
-    (STRIPES.contains(&stripes) && rows >= LEAST_STRIPE).then_some(Cut { kernel, parts, stripes, rows, stages })
+    let takes = STRIPES.contains(&stripes) && (LEAST_STRIPE..=STRIPE).contains(&rows);
+    takes.then_some(Cut { kernel, parts, stripes, rows, stages })
 }
 
 /// As many slots of w as fit beside the slots of x that belong to them, and one more of x where it fits.
@@ -159,7 +187,7 @@ mod tests {
 
     #[test]
     fn layers_are_cut_so_that_slots_are_large() {
-        let cut = |m, shape| cut(m, shape, 132).map(|c| (c.parts, c.stripes, c.rows, c.stages));
+        let cut = |m, shape| cut(m, shape, 132, None).map(|c| (c.parts, c.stripes, c.rows, c.stages));
         // An 8B model's qkv, out, gate and up, down; a 7B model's qkv, gate and up.
         for (m, shape, expected) in [
             (32, (6144, 4096), (2, 1, 48, (8, 4))),
@@ -185,13 +213,33 @@ mod tests {
     }
 
     #[test]
+    fn gates_stand_beside_what_they_multiply() {
+        let gated =
+            |m, shape| cut(m, shape, 132, Some(Activation::Silu)).map(|c| (c.parts, c.stripes, c.rows, c.stages));
+        // Of 8B and 7B models, and of one whose stripes are small.
+        for (m, shape, expected) in [
+            (32, (28_672, 4096), (1, 2, 56, (8, 2))),
+            (64, (28_672, 4096), (1, 2, 56, (8, 2))),
+            (32, (22_016, 4096), (1, 2, 48, (8, 3))),
+            (9, (8192, 2048), (2, 2, 32, (12, 4))),
+        ] {
+            assert_eq!(gated(m, shape), Some(expected), "{m} {shape:?}");
+        }
+        for shape in [(57_344, 8192), (28_673, 4096), (9728, 896)] {
+            assert_eq!(gated(32, shape), None, "{shape:?}");
+        }
+    }
+
+    #[test]
     fn units_cover_all_columns_and_rings_fit() {
+        let gates = [None, Some(Activation::Silu)];
         for m in [9, 16, 17, 32, 33, 48, 49, 64] {
-            for n in (1000..40_000).step_by(331) {
-                let Some(c) = cut(m, (n, 1 << 14), 132) else { continue };
+            for (n, gate) in (1000..40_000).step_by(166).flat_map(|n| gates.map(|gate| (n, gate))) {
+                let Some(c) = cut(m, (n, 1 << 14), 132, gate) else { continue };
                 let units = 132 / c.parts;
+                let (columns, stripes) = if gate.is_some() { (n / 2, 1) } else { (n, c.stripes) };
                 assert!(
-                    c.rows <= STRIPE && c.rows * GROUPS * c.stripes >= n.div_ceil(STRIP).div_ceil(units) * STRIP,
+                    c.rows <= STRIPE && c.rows * GROUPS * stripes >= columns.div_ceil(STRIP).div_ceil(units) * STRIP,
                     "{n}: {c:?}"
                 );
                 let bytes = BOXES * BOX_ROW * (c.stages.0 * c.rows + c.stages.1 * ROWS[c.kernel]);
