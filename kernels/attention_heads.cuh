@@ -14,6 +14,25 @@ __device__ __forceinline__ uint32_t steps_of(const Item& item) {
   return item.active ? item.position / STEP - item.first_key / STEP + 1 : 0;
 }
 
+__device__ __noinline__ Item item_searched(const AttentionParams& p, uint32_t index) { return item_at(p, index); }
+
+// The item, found at once where all sequences have one token.
+__device__ __forceinline__ Item item_near(const AttentionParams& p, uint32_t index) {
+  const int* starts = at<int>(p.starts);
+  const uint32_t token = p.first_item + index;
+  if (p.by_sequence || token >= p.sequences) return item_searched(p, index);
+  const uint32_t from = uint32_t(starts[token]), to = uint32_t(starts[token + 1]);
+  const uint32_t context = uint32_t(at<int>(p.context_lens)[token]);
+  if (from != token || to != token + 1) return item_searched(p, index);
+  Item item{};
+  item.sequence = item.token = token;
+  item.active = context > 0;
+  if (!item.active) return item;
+  item.fresh = item.position = context - 1;
+  item.first_key = item.position >= p.window ? item.position - p.window + 1 : 0;
+  return item;
+}
+
 // So many of sixteen bytes from global to shared memory, and zeros behind them.
 __device__ __forceinline__ void copy16_sized(uint32_t to, uint64_t from, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");

@@ -2,7 +2,7 @@
 // and items as in attention.cuh, what is computed as in attention_heads.cuh.
 //
 // A block takes a row of work whole: the hardware places a block where one ends, which evens out what blocks get of the memory, as
-// equal pieces (attention_stream) do not. It wants several rows for each place of a block. Key heads are the fastest index: those of
+// equal pieces (attention_stream) do not. It wants a row for every third place of a block. Key heads are the fastest index: those of
 // a token lie side by side in the cache.
 // A row that is longer than the `quota` is cut into equal pieces. Its own block has the first; the others, counted over all
 // rows, go to the first blocks of the grid behind their own rows. They are fewer than `capacity`, as the quota is that share of
@@ -32,25 +32,6 @@ struct RowsShared {
   static_assert(sizeof(Sums) <= sizeof(keys[0]), "weighted sums fit where keys were");
   __device__ Sums& sums(uint32_t warp) { return *reinterpret_cast<Sums*>(&keys[warp]); }
 };
-
-__device__ __noinline__ Item item_searched(const AttentionParams& p, uint32_t index) { return item_at(p, index); }
-
-// The item, found at once where all sequences have one token.
-__device__ __forceinline__ Item item_near(const AttentionParams& p, uint32_t index) {
-  const int* starts = at<int>(p.starts);
-  const uint32_t token = p.first_item + index;
-  if (p.by_sequence || token >= p.sequences) return item_searched(p, index);
-  const uint32_t from = uint32_t(starts[token]), to = uint32_t(starts[token + 1]);
-  const uint32_t context = uint32_t(at<int>(p.context_lens)[token]);
-  if (from != token || to != token + 1) return item_searched(p, index);
-  Item item{};
-  item.sequence = item.token = token;
-  item.active = context > 0;
-  if (!item.active) return item;
-  item.fresh = item.position = context - 1;
-  item.first_key = item.position >= p.window ? item.position - p.window + 1 : 0;
-  return item;
-}
 
 // Up to `rows` query heads of a key head.
 struct Part {

@@ -47,7 +47,7 @@ struct Line {
     const uint32_t first = min(threadIdx.x * per, p.items), last = min(first + per, p.items);
     uint32_t total = 0;
     for (uint32_t i = first; i < last; i++) {
-      units[i] = steps_of(item_at(p, i));
+      units[i] = steps_of(item_near(p, i));
       total += units[i];
     }
     uint32_t unit = Plan::before(total, warp_sums);
@@ -90,7 +90,7 @@ struct Cursor {
       else high = middle;
     }
     index = low;
-    item = item_at(p, index);
+    item = item_near(p, index);
     steps = steps_of(item);
     step = at - line.units[index];
   }
@@ -100,7 +100,7 @@ struct Cursor {
     step = 0;
     do index++;
     while (line.units[index + 1] == line.units[index]);
-    item = item_at(p, index);
+    item = item_near(p, index);
     steps = steps_of(item);
     return true;
   }

@@ -13,10 +13,11 @@ use crate::hal::ops::PagedAttention;
 /// block without its items.
 const STREAMS: [(usize, usize, u32, u32); 4] =
     [(64, 8, 3, 63_876), (64, 16, 3, 69_892), (128, 8, 2, 91_396), (128, 16, 2, 100_356)];
-/// The same of the kernel that takes rows of work whole, where each place of a block has so many rows at least.
+/// The same of the kernel that takes rows of work whole, where there is one for so many places of a block, or for each where query heads
+/// have keys of their own.
 const ROWS: [(usize, usize, u32, u32); 4] =
     [(64, 8, 4, 49_460), (64, 16, 3, 49_716), (128, 8, 3, 65_844), (128, 16, 2, 98_868)];
-const ROWS_OF_A_PLACE: usize = 1;
+const PLACES_OF_A_ROW: usize = 3;
 /// The same of the kernel whose clusters of blocks take a row of work, where rows are few.
 const FEW: [(usize, usize, u32, u32); 4] =
     [(64, 8, 4, 42_888), (64, 16, 4, 52_488), (128, 8, 2, 84_872), (128, 16, 2, 95_496)];
@@ -87,7 +88,8 @@ impl Fast {
         let (rows, stream, few) = (&self.rows[rows], &self.streams[stream], &self.few[stream]);
         let parts = |kernel: &StreamKernel| args.kv.kv_heads * ratio.div_ceil(kernel.rows);
         let places = |kernel: &StreamKernel| (s.sm_count() * kernel.blocks) as usize;
-        if (to - from).min(MAX_ITEMS) * parts(rows) >= ROWS_OF_A_PLACE * places(rows) {
+        let places_of_a_row = if ratio == 1 { 1 } else { PLACES_OF_A_ROW };
+        if (to - from).min(MAX_ITEMS) * parts(rows) * places_of_a_row >= places(rows) {
             whole_rows(s, params, (rows, from, to), (parts(rows), places(rows)))?;
             return Ok(true);
         }
