@@ -76,6 +76,16 @@ __device__ __forceinline__ void meet_later(uint32_t number, uint32_t threads) {
 // What ordinary stores wrote to shared memory, made seen by products and copies.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Four numbers to this address of the shared memory of the cluster's block `rank`; they arrive at its barrier by their bytes.
+__device__ __forceinline__ void send_to_cluster(const void* to, uint64_t* barrier, uint32_t rank, float4 x) {
+  uint32_t there, at;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there), "f"(x.x),
+               "f"(x.y), "f"(x.z), "f"(x.w), "r"(at)
+               : "memory");
+}
+
 // A box of the map's, whose first element is (column, row), to shared memory; arrives at `barrier` by its bytes.
 __device__ __forceinline__ void copy_box(void* to, const void* map, int column, int row, uint64_t* barrier) {
   asm volatile(

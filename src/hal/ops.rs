@@ -150,6 +150,19 @@ pub struct NormLinear<'a> {
     pub then: Then<'a>,
 }
 
+/// `linear_norm_linear`: a product that is added to a residual stream, and what `norm_linear` makes of the sum.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearNormLinear<'a> {
+    /// act `[T, L]`.
+    pub x: &'a Tensor,
+    /// `K x L`.
+    pub w: &'a Matrix,
+    /// F32 `[1, K]`.
+    pub bias: Option<&'a Tensor>,
+    /// Its `x`, which is no residual stream, is room for the product.
+    pub behind: NormLinear<'a>,
+}
+
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy)]
 pub enum Then<'a> {
@@ -175,7 +188,13 @@ pub fn norm_linear_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> 
     Ok(Sum::InPlace)
 }
 
-/// What stands in front of its product.
+/// [`Ops::linear_norm_linear`] by the ops that it is made of.
+pub fn linear_norm_linear_in_parts<O: Ops + ?Sized>(ops: &O, args: &LinearNormLinear<'_>) -> Result<Sum> {
+    ops.linear(args.behind.x, args.x, args.w, args.bias)?;
+    ops.norm_linear(&args.behind)
+}
+
+/// What stands in front of the product of [`Ops::norm_linear`].
 pub fn norm_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<()> {
     let NormLinear { x, normed, weight, eps, .. } = *args;
     match args.add {
@@ -184,7 +203,7 @@ pub fn norm_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<
     }
 }
 
-/// Its product of normed rows, and what becomes of it.
+/// The product of [`Ops::norm_linear`], whose rows are normed, and what becomes of it.
 pub fn product_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<()> {
     let NormLinear { normed, w, bias, .. } = *args;
     match args.then {
@@ -213,6 +232,11 @@ pub trait Ops {
     /// of it where that is faster, and tell where the sum is then.
     fn norm_linear(&self, args: &NormLinear<'_>) -> Result<Sum> {
         norm_linear_in_parts(self, args)
+    }
+    /// `linear`, then `norm_linear` of its product. What the second product takes may be rounded to `act` before it is multiplied by
+    /// the scale of its row, too.
+    fn linear_norm_linear(&self, args: &LinearNormLinear<'_>) -> Result<Sum> {
+        linear_norm_linear_in_parts(self, args)
     }
     /// Gets these products ready for any number of rows up to theirs, so that a step finds nothing left to load or to choose.
     /// Their outputs are overwritten.

@@ -3,7 +3,9 @@
 use crate::base::{DType, Result};
 use crate::hal::arena::{Arena, ArenaPlan, Slot};
 use crate::hal::comm::Communicator;
-use crate::hal::ops::{HeadNorms, KvLayer, Linear as Product, NormLinear, PagedAttention, RopeWriteKv, Sum, Then};
+use crate::hal::ops::{
+    HeadNorms, KvLayer, Linear as Product, LinearNormLinear, NormLinear, PagedAttention, RopeWriteKv, Sum, Then,
+};
 use crate::hal::{Matrix, Stream, Tensor};
 use crate::model::load::{Layer, Linear};
 use crate::model::spec::LayerSpec;
@@ -129,27 +131,31 @@ impl Pass<'_> {
         let spec = &model.info.spec;
         let mut t = Temporaries::of(self, batch.ids.rows());
         ops.embed(&t.residual[0], &model.embed, &batch.ids, self.state, spec.embed_scale)?;
+        if let Some(first) = model.layers.first() {
+            let qkv = Then::Keep(&t.qkv);
+            ops.norm_linear(&self.norm_linear((&t.residual[0], &t.hidden), (&first.input_norm, &first.qkv), qkv))?;
+        }
         for (i, (layer, kind)) in model.layers.iter().zip(&spec.layers).enumerate() {
             let kv = KvLayer { layer: i, ..self.kv };
-            self.norm_linear((&t.hidden, &mut t.residual, i > 0), (&layer.input_norm, &layer.qkv), Then::Keep(&t.qkv))?;
             self.rope_write_kv(batch, &t.qkv, (layer, kind), kv)?;
-            let last = i + 1 == model.layers.len();
-            if last && matches!(wanted, HiddenOf::Nothing) {
+            let next = model.layers.get(i + 1).map(|next| (&next.input_norm, &next.qkv));
+            if next.is_none() && matches!(wanted, HiddenOf::Nothing) {
                 return Ok(t.hidden.slice_rows(0, 0));
             }
             self.attention(batch, (&t.attended, &t.qkv), kind, kv)?;
             if let HiddenOf::Tokens(index) = wanted
-                && last
+                && next.is_none()
                 && index.rows() < t.hidden.rows()
             {
                 t.narrow(ops, index)?;
             }
-            self.row_parallel(&t.hidden, &t.attended, &layer.output)?;
-            self.branch_norm(&t.hidden, layer.attention_norm.as_ref())?;
+            let branch = (&t.attended, &layer.output, layer.attention_norm.as_ref());
             let gate = Then::Gate(&t.inner, &t.gate_up, spec.activation);
-            self.norm_linear((&t.hidden, &mut t.residual, true), (&layer.post_norm, &layer.gate_up), gate)?;
-            self.row_parallel(&t.hidden, &t.inner, &layer.down)?;
-            self.branch_norm(&t.hidden, layer.mlp_norm.as_ref())?;
+            let behind = Some((&layer.post_norm, &layer.gate_up, gate));
+            self.end_branch(branch, (&t.hidden, &mut t.residual), behind)?;
+            let branch = (&t.inner, &layer.down, layer.mlp_norm.as_ref());
+            let behind = next.map(|(norm, qkv)| (norm, qkv, Then::Keep(&t.qkv)));
+            self.end_branch(branch, (&t.hidden, &mut t.residual), behind)?;
         }
         ops.add_rms_norm(&t.hidden, &t.residual[0], &t.hidden, &model.final_norm, spec.norm_eps)?;
         Ok(t.hidden)
@@ -187,28 +193,53 @@ impl Pass<'_> {
         self.stream.linear(out, x, &linear.weight, linear.bias.as_ref())
     }
 
-    /// A product of the normed residual stream, to which `x` is added first where `adds`. The stream is in the first of `residual`.
-    fn norm_linear(
+    /// The last product of a branch: it is added to the residual stream, in the first of `residual`, if there is a product of the
+    /// normed stream behind it; otherwise it is left in `x`.
+    fn end_branch(
         &self,
-        (x, residual, adds): (&Tensor, &mut [Tensor; 2], bool),
-        (weight, linear): (&Tensor, &Linear),
-        then: Then<'_>,
+        (from, linear, norm): (&Tensor, &Linear, Option<&Tensor>),
+        (x, residual): (&Tensor, &mut [Tensor; 2]),
+        behind: Option<(&Tensor, &Linear, Then<'_>)>,
     ) -> Result<()> {
-        let [from, to] = &*residual;
-        let sum = self.stream.norm_linear(&NormLinear {
-            x: if adds { x } else { from },
-            normed: x,
-            add: adds.then_some((from, to)),
+        let [stream, sum] = &*residual;
+        let behind = behind.map(|(weight, linear, then)| NormLinear {
+            add: Some((stream, sum)),
+            ..self.norm_linear((x, x), (weight, linear), then)
+        });
+        let done = match behind {
+            Some(behind) if self.comm.is_none() && norm.is_none() => {
+                let (w, bias) = (&linear.weight, linear.bias.as_ref());
+                self.stream.linear_norm_linear(&LinearNormLinear { x: from, w, bias, behind })?
+            }
+            behind => {
+                self.row_parallel(x, from, linear)?;
+                self.branch_norm(x, norm)?;
+                behind.map_or(Ok(Sum::InPlace), |behind| self.stream.norm_linear(&behind))?
+            }
+        };
+        if done == Sum::Moved {
+            residual.swap(0, 1);
+        }
+        Ok(())
+    }
+
+    /// A product of normed rows of `x`.
+    fn norm_linear<'a>(
+        &'a self,
+        (x, normed): (&'a Tensor, &'a Tensor),
+        (weight, linear): (&'a Tensor, &'a Linear),
+        then: Then<'a>,
+    ) -> NormLinear<'a> {
+        NormLinear {
+            x,
+            normed,
+            add: None,
             weight,
             eps: self.model.info.spec.norm_eps,
             w: &linear.weight,
             bias: linear.bias.as_ref(),
             then,
-        })?;
-        if sum == Sum::Moved {
-            residual.swap(0, 1);
         }
-        Ok(())
     }
 
     /// A product whose columns are spread over ranks, so that each has one addend of `out`.

@@ -4,7 +4,7 @@ use crate::{BLOCK, Bench, numbers};
 use std::time::Instant;
 use yinian::base::DType;
 use yinian::base::config::NumericMode;
-use yinian::hal::ops::{Activation, KvLayer, NormLinear, PagedAttention, RopeWriteKv, Then};
+use yinian::hal::ops::{Activation, KvLayer, LinearNormLinear, NormLinear, PagedAttention, RopeWriteKv, Then};
 use yinian::hal::{Matrix, RandomRows, Tensor};
 
 /// Decoder layers of a model.
@@ -27,7 +27,7 @@ const CONTEXT: usize = 600;
 const ALL_STAGES: usize = usize::MAX;
 /// Steps whose calls are timed.
 const STEPS: usize = 200;
-const STAGES: [&str; 6] = ["norm, qkv", "rope", "attention", "out", "norm, gate, up", "down"];
+const STAGES: [&str; 4] = ["down, norm, qkv", "rope", "attention", "out, norm, gate"];
 
 /// Gives `run` what enqueues all layers, without one of [`STAGES`] or with all.
 fn with_layers<T>(bench: &Bench, l: &Layers, rows: usize, run: impl FnOnce(&dyn Fn(usize)) -> T) -> T {
@@ -83,17 +83,16 @@ fn with_layers<T>(bench: &Bench, l: &Layers, rows: usize, run: impl FnOnce(&dyn 
             singles: rows,
             kv: kv(i),
         };
-        let norm_linear = |w, then| {
+        let chain = |from, first, w, then| {
             let (add, weight) = (Some((&residual, &sum)), &weight);
-            s.norm_linear(&NormLinear { x: &x, normed: &x, add, weight, eps: 1e-5, w, bias: None, then }).map(|_| ())
+            let behind = NormLinear { x: &x, normed: &x, add, weight, eps: 1e-5, w, bias: None, then };
+            s.linear_norm_linear(&LinearNormLinear { x: from, w: first, bias: None, behind }).map(|_| ())
         };
-        let stages: [&dyn Fn() -> yinian::base::Result<()>; 6] = [
-            &|| norm_linear(w_qkv, Then::Keep(&qkv)),
+        let stages: [&dyn Fn() -> yinian::base::Result<()>; 4] = [
+            &|| chain(&inner, w_down, w_qkv, Then::Keep(&qkv)),
             &|| s.rope_write_kv(&turn),
             &|| s.paged_attention(&attend),
-            &|| s.linear(&x, &attended, w_out, None),
-            &|| norm_linear(w_gate_up, Then::Gate(&inner, &gate_up, Activation::Silu)),
-            &|| s.linear(&x, &inner, w_down, None),
+            &|| chain(&attended, w_out, w_gate_up, Then::Gate(&inner, &gate_up, Activation::Silu)),
         ];
         stages.iter().enumerate().filter(|s| s.0 != without).for_each(|s| s.1().expect("an op"));
     };

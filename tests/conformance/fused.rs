@@ -1,10 +1,11 @@
-//! `norm_linear`: norms, products and what becomes of them in one op, which devices make one launch of where rows are few.
+//! `norm_linear` and `linear_norm_linear`: norms, products and what becomes of them in one op, which devices make few launches of where
+//! rows are few.
 
 use crate::kit::{Kit, bits, close, noise, rounded, some};
 use crate::linear::dtypes;
 use crate::rowwise::{gate_model, norm_model};
 use yinian::base::DType;
-use yinian::hal::ops::{Activation, NormLinear, Sum, Then};
+use yinian::hal::ops::{Activation, LinearNormLinear, NormLinear, Sum, Then};
 use yinian::hal::{Matrix, Tensor};
 
 const EPS: f32 = 1e-5;
@@ -130,6 +131,90 @@ pub(crate) fn some_rows(kit: &Kit) {
                 product(kit, &front, (&matrix, &w, bias.as_deref()), Some(activation));
             }
         }
+    }
+}
+
+/// Products in a chain, large ones, of which some devices take the norm apart: columns of the first one that are spread over one block
+/// and over two, evenly and not, sums that end inside a slot; and some that devices take as they come.
+pub(crate) fn chains(kit: &Kit) {
+    // Columns of the second product, of the first one, and numbers that it adds up.
+    const SHAPES: [((usize, usize, usize), [usize; 4]); 4] = [
+        ((6144, 4096, 4096), [9, 32, 33, 64]),
+        ((8456, 5184, 3264), [16, 17, 48, 63]),
+        ((3001, 12_288, 1408), [10, 31, 34, 49]),
+        ((5000, 4098, 4096), [8, 15, 47, 65]),
+    ];
+    const SMALL: [((usize, usize, usize), [usize; 4]); 1] = [((66, 520, 64), [1, 9, 33, 64])];
+    let large = kit.device.caps().graphs && kit.act != DType::F32;
+    for dtype in dtypes(kit) {
+        for ((n, k, l), rows) in some(if large { SHAPES.as_slice() } else { &SMALL }, 2) {
+            let weights = |n: usize, k: usize| -> Vec<f32> {
+                noise((n + k) as u64, n * k).iter().map(|x| rounded(*x / 16.0, dtype)).collect()
+            };
+            let values = [weights(*k, *l), weights(*n, *k)];
+            let matrices = [kit.matrix(&[*k], *l, &values[0], dtype), kit.matrix(&[*n], *k, &values[1], dtype)];
+            for (j, m) in some(rows, 2).enumerate() {
+                let activation = [Some(Activation::Silu), None][j % 2].filter(|_| n.is_multiple_of(2));
+                chain(kit, (&matrices, &values), *m, (j < 2, activation));
+            }
+        }
+    }
+}
+
+/// The residual stream is compared with the model, and what becomes of it with the model of what it became.
+fn chain(
+    kit: &Kit,
+    (matrices, values): (&[Matrix; 2], &[Vec<f32>; 2]),
+    m: usize,
+    (has_bias, activation): (bool, Option<Activation>),
+) {
+    let (n, k, l) = (matrices[1].rows(), matrices[1].cols(), matrices[0].cols());
+    let columns = if activation.is_some() { n / 2 } else { n };
+    let what = format!("linear_norm_linear {m}x{n}x{k}x{l}, {activation:?}");
+    let (x, residual, weight) = (kit.noise(m as u64, m * l), kit.noise(m as u64 + 1, m * k), noise(2, k));
+    let biases = [k, n].map(|n| kit.noise(n as u64 + 3, n));
+    let whole = kit.poisoned(m + 1, columns);
+    let (out, room, product, normed) =
+        (whole.slice_rows(0, m), kit.poisoned(m, n), kit.poisoned(m, k), kit.poisoned(m, k));
+    let (stream, moved, norm) = (kit.acts(&residual, k), kit.poisoned(m, k), kit.floats(&weight, k));
+    let bias_tensors = [k, n].iter().zip(&biases).map(|(n, b)| kit.floats(b, *n)).collect::<Vec<_>>();
+    let bias = |i: usize| has_bias.then(|| &bias_tensors[i]);
+    let then = activation.map_or(Then::Keep(&out), |activation| Then::Gate(&out, &room, activation));
+    let behind = NormLinear {
+        x: &product,
+        normed: &normed,
+        add: Some((&stream, &moved)),
+        weight: &norm,
+        eps: EPS,
+        w: &matrices[1],
+        bias: bias(1),
+        then,
+    };
+    let args = LinearNormLinear { x: &kit.acts(&x, l), w: &matrices[0], bias: bias(0), behind };
+    let sum = kit.stream.linear_norm_linear(&args).unwrap();
+    let stream = kit.read(if sum == Sum::Moved { &moved } else { &stream });
+    let dot = |i: usize, (x, c): (&[f32], usize)| -> f64 {
+        let w = &values[i][c * x.len()..];
+        let sum: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+        f64::from(rounded((sum + if has_bias { f64::from(biases[i][c]) } else { 0.0 }) as f32, kit.act))
+    };
+    for i in (0..m * k).step_by((m * k * l / 300_000).max(1) | 1).chain([m * k - 1]) {
+        let expected = dot(0, (&x[i / k * l..][..l], i % k)) + f64::from(residual[i]);
+        close(&format!("residual stream of {what}"), &stream[i..=i], &[expected], tolerance(kit, l));
+    }
+    let normed =
+        norm_model(&stream, &weight, f64::from(EPS)).iter().map(|x| rounded(*x as f32, kit.act)).collect::<Vec<_>>();
+    let got = kit.read(&whole);
+    assert!(got[..m * columns].iter().all(|x| x.is_finite()), "{what} has elements that are no numbers");
+    assert!(got[m * columns..].iter().all(|x| x.is_nan()), "{what} wrote behind its output");
+    for i in (0..m * columns).step_by((m * columns * k / 300_000).max(1) | 1).chain([m * columns - 1]) {
+        let (row, c) = (&normed[i / columns * k..][..k], i % columns);
+        let first = dot(1, (row, c));
+        let (expected, size) = activation.map_or((first, 1.0), |activation| {
+            let second = dot(1, (row, c + columns));
+            (gate_model(activation, first) * second, 1.0 + first.abs().max(second.abs()))
+        });
+        close(&what, &got[i..=i], &[expected], tolerance(kit, k) * size);
     }
 }
 

@@ -77,6 +77,7 @@ const TABLE: &[Case] = &[
     ("some rows: linear", linear::some_rows),
     ("many rows: norm_linear", fused::many_rows),
     ("some rows: norm_linear", fused::some_rows),
+    ("linear_norm_linear", fused::chains),
     ("attention: rope_write_kv and paged_attention", attention::all),
     ("attention: long contexts", attention::long_contexts),
     ("attention: few tokens over long contexts", attention::few_tokens_over_long_contexts),

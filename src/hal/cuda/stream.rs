@@ -13,8 +13,8 @@ use super::product::{Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{
-    Activation, Linear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then, norm_in_parts,
-    norm_linear_in_parts, product_in_parts,
+    Activation, Linear, LinearNormLinear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then,
+    linear_norm_linear_in_parts, norm_in_parts, norm_linear_in_parts, product_in_parts,
 };
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
@@ -241,6 +241,15 @@ impl Ops for CudaStream {
             None => product_in_parts(self, args)?,
         }
         Ok(Sum::InPlace)
+    }
+
+    fn linear_norm_linear(&self, args: &LinearNormLinear<'_>) -> Result<Sum> {
+        let matrices = (CudaMatrix::of(args.w), CudaMatrix::of(args.behind.w));
+        let fast = self.device.mode == NumericMode::Fast;
+        match fast.then(|| ops::linear_mid::linear_norm_linear(self, args, matrices)).flatten() {
+            Some(done) => done.map(|()| Sum::InPlace),
+            None => linear_norm_linear_in_parts(self, args),
+        }
     }
 
     fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
