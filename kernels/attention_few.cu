@@ -114,6 +114,8 @@ struct Few : Heads<T, DIM, TILES, FewShared<T, DIM, TILES>> {
       __syncwarp();
       load(step + Shared::STAGES);
     }
+    copy_wait<0>();
+    __syncthreads();  // for racecheck, which knows a cluster's barrier as one of accesses, not of copies
   }
 
   // Hands each block of the cluster its eighth of this block's results; all have read their keys by then.

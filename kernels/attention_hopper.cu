@@ -204,8 +204,7 @@ struct Group {
     if (n != 0) {
       free(&sh.values_free[(k - 1) % STAGES]);
       store(before, maxima, sums);
-      __syncwarp();  // each lane has read the span
-      free(&sh.span_free[(n - 1) % SPANS]);
+      barrier_arrive(&sh.span_free[(n - 1) % SPANS]);
     }
 #pragma unroll
     for (uint32_t i = 0; i < DIM / 2; i++) o[i] = 0;

@@ -58,7 +58,7 @@ __device__ __forceinline__ void begin_barriers(HopperShared<T, DIM>& sh) {
   }
   for (uint32_t i = 0; i < SPANS; i++) {
     barrier_init(&sh.span_full[i], 1);
-    barrier_init(&sh.span_free[i], COMPUTING / 32 + 3);  // the groups, and the warps below
+    barrier_init(&sh.span_free[i], COMPUTING + 2 * 32 + 1);  // each lane that reads spans, by itself: racecheck sees no other way
   }
   barrier_publish();
 }
@@ -221,8 +221,7 @@ __device__ __forceinline__ void copy_tiles(const HopperParams& all, HopperShared
       T* to = VALUES ? &sh.values[stage][lane * (BOX / 8)][0][0][0] : &sh.keys[stage][lane * (BOX / 8)][0][0][0];
       if (lane < BOXES) copy_eights(to, all.pool_map, eight, &full[stage]);
     }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&sh.span_free[n % SPANS]);
+    barrier_arrive(&sh.span_free[n % SPANS]);
   }
 }
 
