@@ -4,14 +4,28 @@
 //
 // A block of four warps has 16 rows, a row being one query head of one token, of the heads that share a key head and of the
 // tokens of one sequence. It walks the keys three times, 64 at absolute positions at once: for the maxima, for the sums, and
-// for the output, so that nothing grows with the context. Sums stand in the order of PyTorch's softmax of up to 1024 numbers:
-// one for each position modulo 32, then a tree. Products walk 16 keys or dimensions at a time, in rising order. So a row's
-// bits depend on nothing but the row. Bound by latency for single tokens, by arithmetic for many.
+// for the output, so that nothing grows with the context. Sums stand in the order of PyTorch's softmax of up to 1024 numbers of
+// f16 and 2048 of bf16: one for each position modulo 32, then a tree. Products walk 16 keys or dimensions at a time, in rising
+// order, but for a whole prompt whose number of keys is no multiple of 8: the host says in which order the reference's products
+// of that many keys add up (see AlignedParams). So a row's bits depend on nothing but the row, and the length of a whole prompt.
+// Bound by latency for single tokens, by arithmetic for many.
 // Instances: f16 and bf16, activations and cache alike; any even head dimension up to 256.
 #include "aligned.cuh"
 #include "attention.cuh"
 
 constexpr uint32_t THREADS = 128, ROWS = 16, TILE = 64, MAX_TILES = 256 / 8 / 4, PROBS_STRIDE = TILE + 8;
+
+// The order of sums of a sequence that stands in the step as a whole and has `keys` keys. The numbers of a sum enter it 8 or 16
+// at once, in scores also one by one. Those of the product with the values begin with the first `rest` keys, which are what
+// whole tiles of the reference leave; their last group is filled up with zeros, and the next group begins at key `rest`.
+struct AlignedParams {
+  AttentionParams attention;
+  uint32_t keys;
+  uint32_t score_step;
+  uint32_t value_step;
+  uint32_t rest;
+};
+static_assert(sizeof(AlignedParams) == 176, "mirrored in src/hal/cuda/ops/attention_aligned.rs");
 
 struct AlignedShared {
   uint64_t rows[2][TILE];  // addresses of keys; 0 outside of what is seen
@@ -24,15 +38,18 @@ struct AlignedShared {
 template <typename T>
 struct Aligned {
   const AttentionParams& p;
+  const AlignedParams& order;
   AlignedShared& sh;
   T *query, *keys, *values, *probs;  // [ROWS][stride], [2][TILE][stride] twice, [ROWS][PROBS_STRIDE]
   uint32_t stride, dim, steps;       // numbers of a row, those that count, and products of 16 of them
   uint32_t ratio, kv_head, lane, warp;
   uint32_t sequence, from, tokens, before, first_row;  // of the tile of rows
   uint32_t first_key, last_key;
-  bool vectors;
+  uint32_t rest = 0, gap = 0;  // places of keys: behind the first `rest` of them so many are empty
+  bool ordered, vectors;
 
-  __device__ Aligned(const AttentionParams& params, AlignedShared& shared, unsigned char* dynamic) : p(params), sh(shared) {
+  __device__ Aligned(const AlignedParams& params, AlignedShared& shared, unsigned char* dynamic)
+      : p(params.attention), order(params), sh(shared) {
     dim = p.head_dim;
     steps = (dim + 15) / 16;
     stride = 16 * steps + 8;
@@ -82,6 +99,7 @@ struct Aligned {
     const uint32_t context = uint32_t(at<int>(p.context_lens)[sequence]);
     if (context < tokens) return false;
     before = context - tokens;
+    ordered = before == 0 && tokens == order.keys;
     first_row = sh.found[1] * ROWS;
     first_key = first_of(position_of(0));
     last_key = position_of(ROWS - 1);
@@ -92,6 +110,12 @@ struct Aligned {
   __device__ uint32_t position_of(uint32_t row) const { return before + min(first_row + row, tokens * ratio - 1) / ratio; }
   __device__ uint32_t first_of(uint32_t position) const { return position >= p.window ? position - p.window + 1 : 0; }
   __device__ bool is_row(uint32_t row) const { return first_row + row < tokens * ratio; }
+  __device__ uint32_t place_of(uint32_t key) const { return key < rest ? key : key + gap; }
+  // No key's number for a place that is empty.
+  __device__ uint32_t key_at(uint32_t place) const {
+    if (place < rest) return place;
+    return place < rest + gap ? ~0u : place - gap;
+  }
   // Of a row in a tensor with this many heads for a token.
   __device__ uint64_t element(uint32_t row, uint32_t all_heads) const {
     const uint32_t index = first_row + row;
@@ -114,7 +138,7 @@ struct Aligned {
 
   __device__ void locate(const KvRows<T>& kv, uint32_t start, uint32_t stage) {
     if (threadIdx.x >= TILE) return;
-    const uint32_t position = start + threadIdx.x;
+    const uint32_t position = key_at(start + threadIdx.x);
     uint64_t key = 0;
     if (position >= first_key && position <= last_key) {
       key = kv.key(position);
@@ -152,19 +176,38 @@ struct Aligned {
     return s;
   }
 
-  // Keys of a thread in a tile: `half` 0 or 1 of it, `which` of two neighbours.
+  // c += a * b, `step` numbers at once.
+  __device__ static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, uint32_t step) {
+    if (step == 8) {
+      mma_short<T>(c, a[0], a[1], b0);
+      mma_short<T>(c, a[2], a[3], b1);
+    } else {
+      mma<T>(c, a, b0, b1);
+    }
+  }
+
+  // The product of a query and a key of a tile, one dimension after the other.
+  __device__ float in_turn(uint32_t row, uint32_t key) const {
+    float sum = 0.0f;
+#pragma unroll 1
+    for (uint32_t i = 0; i < dim; i++) sum = fmaf(widen(query[row * stride + i]), widen(keys[key * stride + i]), sum);
+    return sum;
+  }
+
+  // Places of a thread in a tile: `half` 0 or 1 of it, `which` of two neighbours.
   __device__ uint32_t column_of(uint32_t half, uint32_t which) const { return half * 32 + warp * 8 + lane % 4 * 2 + which; }
 
-  // Calls `each(half of the rows, half of the tile, which, score)` for what the thread's rows see, keys rising.
+  // Calls `each(half of the rows, half of the tile, which, score)` for what the thread's rows see, places rising.
   template <typename Each>
   __device__ void each_score(uint32_t start, uint32_t stage, const Each& each) const {
+    const uint32_t step = ordered ? order.score_step : 16;
     float products[2][4] = {};
     for (uint32_t k = 0; k < steps; k++) {
       uint32_t a[4], b[4];
       load_tiles(a, query + lane % 16 * stride + 16 * k + lane / 16 * 8);
       load_tiles(b, keys + (stage * TILE + lane / 16 * 32 + warp * 8 + lane % 8) * stride + 16 * k + lane / 8 % 2 * 8);
-      mma<T>(products[0], a, b[0], b[1]);
-      mma<T>(products[1], a, b[2], b[3]);
+      multiply(products[0], a, b[0], b[1], step);
+      multiply(products[1], a, b[2], b[3], step);
     }
 #pragma unroll
     for (uint32_t r = 0; r < 2; r++) {
@@ -173,8 +216,10 @@ struct Aligned {
       for (uint32_t h = 0; h < 2; h++) {
 #pragma unroll
         for (uint32_t j = 0; j < 2; j++) {
-          const uint32_t key = start + column_of(h, j);
-          if (key >= first && key <= last) each(r, h, j, score(products[h][2 * r + j]));
+          const uint32_t key = key_at(start + column_of(h, j));
+          if (key < first || key > last) continue;
+          if (step == 1) products[h][2 * r + j] = in_turn(r * 8 + lane / 4, stage * TILE + column_of(h, j));
+          each(r, h, j, score(products[h][2 * r + j]));
         }
       }
     }
@@ -193,11 +238,12 @@ struct Aligned {
   // memory, while those of the next one are on their way.
   template <bool VALUES, typename Tile>
   __device__ void walk(const KvRows<T>& kv, const Tile& tile) {
+    const uint32_t first = place_of(first_key) / TILE * TILE, last = place_of(last_key);
     uint32_t stage = 0;
     __syncthreads();
-    begin_tile<VALUES>(kv, first_key / TILE * TILE, stage);
-    for (uint32_t start = first_key / TILE * TILE; start <= last_key; start += TILE) {
-      if (start + TILE <= last_key) {
+    begin_tile<VALUES>(kv, first, stage);
+    for (uint32_t start = first; start <= last; start += TILE) {
+      if (start + TILE <= last) {
         begin_tile<VALUES>(kv, start + TILE, stage ^ 1);
         copy_wait<1>();
       } else {
@@ -258,6 +304,11 @@ struct Aligned {
     const float max[2] = {sh.max[lane / 4], sh.max[8 + lane / 4]};
     find_sums(kv, max);
     const float sum[2] = {sh.sum[lane / 4], sh.sum[8 + lane / 4]};
+    const uint32_t step = ordered ? order.value_step : 16;
+    if (ordered) {
+      rest = order.rest;
+      gap = (step - rest % step) % step;
+    }
     float out[MAX_TILES][4] = {};
     const uint32_t tiles = 2 * steps;  // of eight dimensions; a warp has each fourth
     walk<true>(kv, [&](uint32_t start, uint32_t stage) {
@@ -281,8 +332,8 @@ struct Aligned {
           if (warp + 4 * n >= tiles) break;
           uint32_t b[4];
           load_tiles_transposed(b, values + (stage * TILE + 16 * k + lane) * stride + 8 * (warp + 4 * n));
-          mma<T>(out[n], a[0], b[0], b[1]);
-          mma<T>(out[n], a[1], b[2], b[3]);
+          multiply(out[n], a[0], b[0], b[1], step);
+          multiply(out[n], a[1], b[2], b[3], step);
         }
       }
     });
@@ -304,7 +355,7 @@ struct Aligned {
 
 #define YN_ALIGNED(A, TA)                                                         \
   extern "C" __global__ void __launch_bounds__(THREADS)                           \
-      yn_attention_aligned_##A(const __grid_constant__ AttentionParams p) {       \
+      yn_attention_aligned_##A(const __grid_constant__ AlignedParams p) {         \
     after_prior();                                                                \
     YN_DYNAMIC_SHARED(dynamic);                                                   \
     __shared__ AlignedShared shared;                                              \

@@ -1,5 +1,6 @@
 //! Ops of a device that rounds inside of them as the reference implementation does, against models with the same roundings.
 
+use crate::attention::{Shape, long_batches};
 use crate::kit::{Kit, Tally, noise, rounded};
 use yinian::base::DType;
 use yinian::hal::ops::{Activation, SAMPLER_WORDS};
@@ -136,5 +137,23 @@ pub(crate) fn biases(kit: &Kit) {
         println!("products with biases, {m}x{n}x{k} in {}: {tally:?}", kit.act);
         tally.assert_few("products with biases");
         assert!(got[m * n..].iter().all(|x| x.is_nan()), "a product wrote behind its output");
+    }
+}
+
+/// Prompts that stand in a step as a whole: their sums are in an order that hangs on their length, with a group of keys that is
+/// not full in the midst of them. A second step goes on in the order of all other steps.
+pub(crate) fn whole_prompts(kit: &Kit) {
+    let steps: [&[(usize, usize)]; 6] =
+        [&[(0, 253)], &[(1, 33)], &[(2, 334)], &[(3, 7)], &[(0, 80), (1, 1)], &[(3, 300)]];
+    for (i, heads) in
+        [(8, 2, 64), (4, 4, 16), (4, 2, 24), (2, 2, 128), (4, 1, 256), (14, 2, 64)].into_iter().enumerate()
+    {
+        let plain = Shape::plain(heads, [16, 5][i % 2], kit.act);
+        long_batches(kit, plain, &steps);
+        long_batches(
+            kit,
+            Shape { window: Some([30, 257][i % 2]), soft_cap: (i % 2 == 0).then_some(3.0), ..plain },
+            &steps,
+        );
     }
 }

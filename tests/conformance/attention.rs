@@ -404,7 +404,7 @@ pub(crate) fn few_rows(kit: &Kit) {
     }
 }
 
-fn long_batches(kit: &Kit, shape: Shape, steps: &[&[(usize, usize)]]) {
+pub(crate) fn long_batches(kit: &Kit, shape: Shape, steps: &[&[(usize, usize)]]) {
     let mut cache = Cache::for_tokens(kit, shape, 4, LONG_TOKENS);
     let mut tally = Tally::default();
     let cols = shape.qkv_cols();

@@ -1,5 +1,6 @@
 //! Matrix products through cuBLASLt, one prepared plan per kind of product and bucket of rows.
 
+use super::batched::{self, Batched, Order};
 use super::driver::{before_the_path, check_alive, preload};
 use super::product::{Key, Product, Search, all_buckets, bucket};
 use super::tuning::{Stopwatch, Tuning};
@@ -21,10 +22,10 @@ const WORTH_ANOTHER: f32 = 1.15;
 /// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts of a sum are added up in F32, not in the output's dtype.
 const REDUCTION: u32 = 2;
 /// `CUBLASLT_REDUCTION_SCHEME_MASK`: all of them, and the scratch memory that PyTorch gives on these GPUs.
-const REFERENCE_REDUCTION: u32 = 7;
-const REFERENCE_WORKSPACE: usize = 32 << 20;
+pub(super) const REFERENCE_REDUCTION: u32 = 7;
+pub(super) const REFERENCE_WORKSPACE: usize = 32 << 20;
 /// `CUBLAS_OP_T` of cublas_api.h.
-const TRANSPOSED: i32 = 1;
+pub(super) const TRANSPOSED: i32 = 1;
 #[derive(Debug)]
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
@@ -125,13 +126,15 @@ pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     /// As many as there are buckets and kinds of products.
     plans: HashMap<Key, Plan>,
+    /// Of batched products that others compute in the reference's order.
+    orders: HashMap<Batched, Order>,
     tuning: Option<Arc<Tuning>>,
 }
 
 // SAFETY: handle and plans belong to one stream, which is used by one thread at a time.
 unsafe impl Send for Blas {}
 
-fn check(status: cublasStatus_t, what: &str) -> Result<()> {
+pub(super) fn check(status: cublasStatus_t, what: &str) -> Result<()> {
     match status {
         cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
         cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => Err(Error::no_memory(format!("cuBLASLt: {what}: {status:?}"))),
@@ -165,7 +168,7 @@ pub(super) fn version() -> usize {
     unsafe { sys::cublasLtGetVersion() }
 }
 
-fn data_type(dtype: DType) -> sys::cudaDataType_t {
+pub(super) fn data_type(dtype: DType) -> sys::cudaDataType_t {
     match dtype {
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
         DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
@@ -179,7 +182,7 @@ impl Blas {
         let mut handle = null_mut();
         // SAFETY: `handle` is writable.
         check(unsafe { sys::cublasLtCreate(&raw mut handle) }, "cublasLtCreate")?;
-        Ok(Self { handle, plans: HashMap::new(), tuning })
+        Ok(Self { handle, plans: HashMap::new(), orders: HashMap::new(), tuning })
     }
 
     /// Enqueues a product on `stream`, with `workspace` as scratch. The addresses are device memory of the shapes' sizes.
@@ -201,6 +204,16 @@ impl Blas {
             return self.run(&Product { search: Search::Exact, ..*p }, workspace, stream);
         }
         check(status, &p.name())
+    }
+
+    /// In which order the reference adds up a batched product.
+    pub(super) fn order(&mut self, product: &Batched) -> Result<Order> {
+        if let Some(order) = self.orders.get(product) {
+            return Ok(*order);
+        }
+        let order = batched::order(self.handle, product)?;
+        self.orders.insert(*product, order);
+        Ok(order)
     }
 
     /// Makes the plans of products of any number of rows up to those given, and runs each algorithm in them once, so that its
@@ -399,7 +412,11 @@ impl Blas {
     }
 }
 
-fn set<T>(desc: sys::cublasLtMatmulDesc_t, which: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+pub(super) fn set<T>(
+    desc: sys::cublasLtMatmulDesc_t,
+    which: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<()> {
     // SAFETY: a live descriptor; the value is copied during the call.
     let status =
         unsafe { sys::cublasLtMatmulDescSetAttribute(desc, which, (&raw const *value).cast(), size_of::<T>()) };

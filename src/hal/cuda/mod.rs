@@ -6,6 +6,7 @@
 //!   its addresses later, `ledger` counts it all.
 //! - `nccl` is the library through which GPUs exchange what they computed, `ranks` the group of those that do.
 
+mod batched;
 mod blas;
 mod convert;
 mod driver;

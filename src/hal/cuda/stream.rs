@@ -1,6 +1,7 @@
 //! A stream of a device: copies, launches, and the ops in order.
 
 use super::CudaDevice;
+use super::batched::{Batched, Order};
 use super::blas::Blas;
 use super::driver::check;
 use super::event::Events;
@@ -144,6 +145,12 @@ impl CudaStream {
     /// Whether activations of this dtype are rounded where the reference rounds them. F32 has no such roundings.
     pub(super) fn rounds_as_reference(&self, act: DType) -> bool {
         self.device.mode == NumericMode::Aligned && act != DType::F32
+    }
+
+    /// In which order the reference adds up a batched product.
+    pub(super) fn order(&self, product: &Batched) -> Result<Order> {
+        self.device.context.bind()?;
+        self.blas.borrow_mut().order(product)
     }
 
     pub(super) fn sm_count(&self) -> u32 {

@@ -1,5 +1,6 @@
 //! `paged_attention`: which kernels take a step, and the scratch memory they share.
 
+use super::attention_aligned;
 use super::attention_fast::{FEWEST_TOKENS, Fast};
 use super::attention_hopper::{self, Hopper};
 use super::rope::KvMap;
@@ -41,24 +42,15 @@ const fn prefill_shared(dim: usize, rows: usize, keys: usize) -> u32 {
     ((rows + 4 * keys) * (dim + 8) * 2 + keys * 16 + 8) as u32
 }
 
-/// Rows and keys of a block of the kernel with the reference's roundings.
-const ALIGNED_ROWS: usize = 16;
-const ALIGNED_KEYS: usize = 64;
-const MAX_DIM: usize = 256;
-
-/// Its shared memory: queries, two stages of keys and values, and weights.
-const fn aligned_shared(dim: usize) -> u32 {
-    let stride = dim.next_multiple_of(16) + 8;
-    (2 * ((ALIGNED_ROWS + 4 * ALIGNED_KEYS) * stride + ALIGNED_ROWS * (ALIGNED_KEYS + 8))) as u32
-}
+pub(super) const MAX_DIM: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Kernels {
-    plain: KvFamily,
+    pub(super) plain: KvFamily,
     merge: Family,
     tensor: Vec<Tensor>,
     hopper: Vec<Hopper>,
-    aligned: HalfFamily,
+    pub(super) aligned: HalfFamily,
 }
 
 /// The tensor-core kernels for one dtype and head dimension.
@@ -120,12 +112,7 @@ impl Kernels {
             merge: Family::load(modules, "attention_plain", "yn_attention_merge")?,
             tensor,
             hopper: Hopper::load(modules, capability)?,
-            aligned: HalfFamily::load_with_shared(
-                modules,
-                "attention_aligned",
-                "yn_attention_aligned",
-                aligned_shared(MAX_DIM),
-            )?,
+            aligned: attention_aligned::load(modules)?,
         })
     }
 
@@ -179,7 +166,7 @@ pub(in crate::hal::cuda) fn paged_attention(s: &CudaStream, args: &PagedAttentio
     let mut params = params(s, args);
     let (tokens, sequences) = (args.qkv.rows(), args.context_lens.rows());
     if s.rounds_as_reference(args.qkv.dtype()) {
-        return aligned(s, args, &params);
+        return attention_aligned::launch(s, args, params);
     }
     let tensor = s.kernels().attention.tensor(args);
     let Some(tensor) = tensor.filter(|_| tokens > sequences) else { return items(s, args, params, (0, tokens)) };
@@ -251,17 +238,6 @@ fn prefill_parts(s: &CudaStream, args: &PagedAttention<'_>, (tiles, per_sm): (us
     let most = (keys / PART_KEYS).min(bytes / (tokens * args.heads * (dim + 2) * 4)).min(MAX_PARTS);
     // The time of a part is its share of the keys; a part more costs a little, too.
     (1..=most).min_by_key(|parts| (blocks * parts).div_ceil(places) * 1024 / parts + 8 * parts).unwrap_or(1)
-}
-
-/// All tokens by the kernel with the reference's roundings.
-fn aligned(s: &CudaStream, args: &PagedAttention<'_>, params: &Params) -> Result<()> {
-    let (kernels, dtype) = (&s.kernels().attention, args.qkv.dtype());
-    // Refuses other pairs of dtypes.
-    kernels.plain.of(dtype, args.kv.dtype)?;
-    let ratio = args.heads / args.kv.kv_heads;
-    let tiles = (args.qkv.rows() * ratio).div_ceil(ALIGNED_ROWS) + args.context_lens.rows();
-    let grid = [small(tiles), small(args.kv.kv_heads), 1];
-    s.launch(kernels.aligned.of(dtype), grid, BLOCK, aligned_shared(args.kv.head_dim), params)
 }
 
 fn check(args: &PagedAttention<'_>) {

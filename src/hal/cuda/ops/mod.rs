@@ -2,6 +2,7 @@
 //! numeric mode that cuBLASLt cannot serve, for few rows and some, and for many with a gate behind. Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
 
 mod attention;
+mod attention_aligned;
 mod attention_fast;
 mod attention_hopper;
 pub(super) mod fault;
