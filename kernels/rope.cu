@@ -8,6 +8,7 @@
 // Instances of both: the pairs of activation and KV dtype that paged_attention takes.
 // `rope_aligned`: as `rope_plain`, with roundings and sums as in the reference implementation; norms are f32 or act. Instances:
 // f16 and bf16, activations and cache alike.
+// `rope_turn`: the cosines and sines of a table of angles, f32 [rows, cols], each angle in both halves of a row.
 #include "aligned.cuh"
 
 struct RopeParams {
@@ -212,3 +213,18 @@ YN_ROPE(bf16, bf16, bf16, bf16)
 
 YN_ROPE_ALIGNED(f16, f16)
 YN_ROPE_ALIGNED(bf16, bf16)
+
+struct TurnParams {
+  uint64_t table;
+  uint32_t rows;
+  uint32_t cols;
+};
+static_assert(sizeof(TurnParams) == 16, "mirrored in src/hal/cuda/ops/rope.rs");
+
+extern "C" __global__ void __launch_bounds__(BLOCK) yn_rope_turn(const __grid_constant__ TurnParams p) {
+  after_prior();
+  const uint64_t i = blockIdx.x * uint64_t(BLOCK) + threadIdx.x;
+  if (i >= uint64_t(p.rows) * p.cols) return;
+  float& x = at<float>(p.table)[i];
+  x = i % p.cols < p.cols / 2 ? cosf(x) : sinf(x);
+}

@@ -4,7 +4,7 @@
 //! heads, G key/value heads. `act` is the dtype of [`crate::hal::Caps::activations`]. Shapes are the engine's own; a backend asserts
 //! them and returns `Err` only for device trouble.
 
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
 use crate::hal::{Matrix, Tensor};
 
 /// Where one layer's keys and values live. The order inside a block is the backend's own.
@@ -243,6 +243,12 @@ pub trait Ops {
     fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
         let _ = products;
         Ok(())
+    }
+    /// Rows that hold D / 2 angles twice hold their cosines and then their sines, as the device's own functions give them. table:
+    /// F32 `[N, D]`. Devices have it that round as the reference does ([`crate::hal::Caps::aligned`]).
+    fn turn(&self, table: &Tensor) -> Result<()> {
+        let _ = table;
+        Err(Error::internal("turn is for devices that round as the reference does"))
     }
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()>;
     fn paged_attention(&self, args: &PagedAttention<'_>) -> Result<()>;

@@ -164,6 +164,9 @@ impl Ops for PlantedStream {
         self.works("preparing matrix products")?;
         self.stream.prepare(products)
     }
+    fn turn(&self, table: &Tensor) -> Result<()> {
+        self.stream.turn(table)
+    }
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()> {
         self.stream.rope_write_kv(args)
     }

@@ -232,10 +232,10 @@ impl Loader<'_> {
         };
         let mut ropes = Vec::with_capacity(spec.ropes.len());
         for rope in &spec.ropes {
-            let frequencies = rope::frequencies(rope, spec.head_dim);
-            let table = self.numbers((max_len, spec.head_dim, DType::F32), &mut |put| {
-                (0..max_len).for_each(|position| rope::fill_row(&frequencies, position, &mut *put));
-            });
+            let (frequencies, angles) = (rope::frequencies(rope, spec.head_dim), self.device.caps().aligned);
+            let fill: Fill<'_> = &mut |put| rope::fill(&frequencies, max_len, angles, put);
+            let table = self.numbers((max_len, spec.head_dim, DType::F32), fill);
+            let table = table.and_then(|t| if angles { rope::turned(self.stream()?, t) } else { Ok(t) });
             ropes.push(table.map_err(|e| e.within(format!("the rope table of {max_len} positions")))?);
         }
         Ok(Model { info: self.local.clone(), embed, layers, final_norm, head, ropes })

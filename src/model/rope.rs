@@ -1,5 +1,7 @@
 //! The table of rotary cosines and sines, in f32 as the reference implementation computes it.
 
+use crate::base::Result;
+use crate::hal::{Stream, Tensor};
 use crate::model::spec::{RopeScaling, RopeSpec};
 use std::f32::consts::TAU;
 
@@ -28,11 +30,21 @@ fn scale(frequency: f32, scaling: RopeScaling) -> f32 {
     }
 }
 
-/// Row `p` of the table: cosines of all pairs at position `p`, then their sines.
-pub fn fill_row(frequencies: &[f32], position: usize, mut put: impl FnMut(f32)) {
-    let angle = |f: &f32| position as f32 * f;
-    frequencies.iter().for_each(|f| put(angle(f).cos()));
-    frequencies.iter().for_each(|f| put(angle(f).sin()));
+/// A row for each position: cosines of all pairs at it, then their sines; or all angles twice, for [`turned`].
+pub fn fill(frequencies: &[f32], positions: usize, angles: bool, put: &mut dyn FnMut(f32)) {
+    let functions = if angles { [|angle| angle, |angle| angle] } else { [f32::cos, f32::sin] };
+    for position in 0..positions {
+        for function in functions {
+            frequencies.iter().for_each(|f| put(function(position as f32 * f)));
+        }
+    }
+}
+
+/// The table of these angles by the device's own functions, as the reference has it: they are a bit off here and there.
+pub fn turned(stream: &dyn Stream, angles: Tensor) -> Result<Tensor> {
+    stream.turn(&angles)?;
+    stream.record()?.wait()?;
+    Ok(angles)
 }
 
 #[cfg(test)]
@@ -57,8 +69,10 @@ mod tests {
 
     #[test]
     fn a_row_is_cosines_then_sines() {
-        let mut row = vec![];
-        fill_row(&[1.0, 0.25], 2, |x| row.push(x));
-        assert_eq!(row, [2_f32.cos(), 0.5_f32.cos(), 2_f32.sin(), 0.5_f32.sin()]);
+        let (mut rows, mut angles) = (vec![], vec![]);
+        fill(&[1.0, 0.25], 3, false, &mut |x| rows.push(x));
+        fill(&[1.0, 0.25], 3, true, &mut |x| angles.push(x));
+        assert_eq!(rows[8..], [2_f32.cos(), 0.5_f32.cos(), 2_f32.sin(), 0.5_f32.sin()]);
+        assert_eq!((rows.len(), &angles[4..]), (12, &[1.0, 0.25, 1.0, 0.25, 2.0, 0.5, 2.0, 0.5][..]));
     }
 }

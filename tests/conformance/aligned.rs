@@ -157,3 +157,23 @@ pub(crate) fn whole_prompts(kit: &Kit) {
         );
     }
 }
+
+/// Angles of positions of a long context, twice each, become cosines and sines.
+pub(crate) fn angles(kit: &Kit) {
+    for (rows, cols) in [(1, 2), (7, 24), (1000, 64)] {
+        let angle = |i: usize| (i / cols * 131) as f32 * 0.7_f32.powi((i % (cols / 2)) as i32);
+        let all: Vec<f32> = (0..rows * cols).map(angle).collect();
+        let table = kit.floats(&[&all[..], &[f32::NAN; 64]].concat()[..(rows + 1) * cols], cols);
+        kit.stream.turn(&table.slice_rows(0, rows)).unwrap();
+        let got = kit.read(&table);
+        for (i, (g, a)) in got.iter().zip(&all).enumerate() {
+            let a = f64::from(*a);
+            let expected = if i % cols < cols / 2 { a.cos() } else { a.sin() };
+            assert!(
+                (f64::from(*g) - expected).abs() < 2e-7,
+                "{rows}x{cols}: {a} at {i} gives {g}, expected {expected}"
+            );
+        }
+        assert!(got[rows * cols..].iter().all(|x| x.is_nan()), "angles behind the table were turned");
+    }
+}

@@ -227,6 +227,7 @@ const ALIGNED: &[Case] = &[
     ("aligned activations", aligned::activations),
     ("aligned logits", aligned::logits),
     ("aligned biases", aligned::biases),
+    ("aligned table of angles", aligned::angles),
     ("aligned attention of whole prompts", aligned::whole_prompts),
 ];
 const SHARED: [&str; 7] = [

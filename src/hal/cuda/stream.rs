@@ -269,6 +269,10 @@ impl Ops for CudaStream {
         self.blas.borrow_mut().prepare(&products, self.workspace(), self.raw.cast())
     }
 
+    fn turn(&self, table: &Tensor) -> Result<()> {
+        ops::turn(self, table)
+    }
+
     fn rope_write_kv(&self, args: &RopeWriteKv<'_>) -> Result<()> {
         ops::rope_write_kv(self, args)
     }

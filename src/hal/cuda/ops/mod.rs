@@ -18,7 +18,7 @@ mod tensor_map;
 
 pub(super) use attention::paged_attention;
 pub(super) use norm::{add_rms_norm, rms_norm};
-pub(super) use rope::rope_write_kv;
+pub(super) use rope::{rope_write_kv, turn};
 pub(super) use rowwise::{act_mul, copy_rows, embed, gather_rows, mask_logits, round, soft_cap};
 pub(super) use sample::{logprobs, sample};
 

@@ -2,7 +2,9 @@
 
 use super::{HalfFamily, KvFamily, VECTOR, assert_ints, assert_norm_weight, shape, small, whole_vectors};
 use crate::base::{DType, Result};
+use crate::hal::Tensor;
 use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::{HeadNorms, KvLayer, RopeWriteKv};
 
@@ -17,6 +19,7 @@ pub(super) struct Kernels {
     vectors: KvFamily,
     plain: KvFamily,
     aligned: HalfFamily,
+    turn: Kernel,
 }
 
 impl Kernels {
@@ -26,6 +29,7 @@ impl Kernels {
             vectors: load("yn_rope_write_kv_vectors")?,
             plain: load("yn_rope_write_kv_plain")?,
             aligned: HalfFamily::load(modules, "rope", "yn_rope_write_kv_aligned")?,
+            turn: modules.kernel_with_shared("rope", "yn_rope_turn", 0)?,
         })
     }
 }
@@ -136,6 +140,27 @@ pub(in crate::hal::cuda) fn rope_write_kv(s: &CudaStream, args: &RopeWriteKv<'_>
     let plain = kernels.plain.of(args.qkv.dtype(), kv.dtype)?;
     let kernel = if aligned { kernels.aligned.of(kv.dtype) } else { plain };
     s.launch(kernel, [small(blocks), 1, 1], BLOCK, 0, &params)
+}
+
+/// Mirrors kernels/rope.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    table: u64,
+    rows: u32,
+    cols: u32,
+}
+const _: () = assert!(size_of::<Turn>() == 16);
+
+pub(in crate::hal::cuda) fn turn(s: &CudaStream, table: &Tensor) -> Result<()> {
+    assert!(table.dtype() == DType::F32 && table.cols().is_multiple_of(2), "a table of angles");
+    let (rows, cols) = shape(table);
+    if rows * cols == 0 {
+        return Ok(());
+    }
+    let params = Turn { table: table.addr(), rows: small(rows), cols: small(cols) };
+    let blocks = (rows * cols).div_ceil(BLOCK as usize);
+    s.launch(&s.kernels().rope.turn, [small(blocks), 1, 1], BLOCK, 0, &params)
 }
 
 /// Whether threads can take eight pairs each; with norms a warp must hold whole heads.
