@@ -20,7 +20,7 @@ const ROWS: [(usize, usize, u32, u32); 4] =
 const PLACES_OF_A_ROW: usize = 3;
 /// The same of the kernel whose clusters of blocks take a row of work, where rows are few.
 const FEW: [(usize, usize, u32, u32); 4] =
-    [(64, 8, 4, 42_888), (64, 16, 4, 52_488), (128, 8, 2, 84_872), (128, 16, 2, 95_496)];
+    [(64, 8, 4, 45_448), (64, 16, 4, 49_416), (128, 8, 2, 89_480), (128, 16, 2, 96_520)];
 /// Blocks of a cluster, and most clusters of a row.
 const CLUSTER: usize = 8;
 const MOST_CLUSTERS: usize = 8;
