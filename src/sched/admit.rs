@@ -108,7 +108,7 @@ impl Scheduler {
         let fresh = total - hits as u32;
         let mut needed = fresh + revived + headroom;
         if needed <= self.pool.num_free() {
-            needed = needed.max((fresh + revived).saturating_add(self.growth(slot, fresh)));
+            needed = needed.max((fresh + revived).saturating_add(self.growth(slot, fresh, draft)));
         }
         if needed > self.pool.num_free() {
             self.seqs[slot].rest.misfit = Some(Misfit { needed, retry: self.calls + RETRY });
@@ -119,6 +119,7 @@ impl Scheduler {
             return Attempt::Spent;
         }
         self.enter(slot, fresh, serial, events);
+        self.grows(slot, draft);
         let len = self.chunk(self.seqs[slot].todo(), room, contended);
         self.push_entry(slot, len, draft);
         Attempt::Admitted

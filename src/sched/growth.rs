@@ -4,6 +4,7 @@
 //! what is left of them is that of the Past-Future scheduler (Gong et al., ASPLOS 2025).
 
 use crate::sched::SchedConfig;
+use crate::sched::draft::Draft;
 use crate::sched::scheduler::{NOBODY, Scheduler};
 use crate::sched::sequence::Sequence;
 
@@ -51,7 +52,7 @@ pub(super) struct Grower {
 impl Scheduler {
     /// Most blocks that this sequence, which starts with `held` of its own, and all who run will take beyond those that they hold then.
     /// None where nobody runs: whatever it grows to, it is in nobody's way.
-    pub(super) fn growth(&mut self, slot: u32, held: u32) -> u32 {
+    pub(super) fn growth(&mut self, slot: u32, held: u32, draft: &mut Draft) -> u32 {
         let own = Grower { left: self.outputs.left(&self.seqs[slot]), held: u64::from(held) };
         let running = || self.running.iter().map(|r| r.1).filter(|slot| *slot != NOBODY);
         let left = |slot| self.outputs.left(&self.seqs[slot]);
@@ -59,7 +60,8 @@ impl Scheduler {
         if running().next().is_none() {
             return 0;
         }
-        let most = (running().map(left).sum::<u64>() + own.left).div_ceil(size);
+        let all = *draft.growth.get_or_insert_with(|| running().map(left).sum());
+        let most = (all + own.left).div_ceil(size);
         if most + u64::from(held) <= u64::from(self.pool.num_free()) {
             // They fit even if nobody ends.
             return most as u32;
@@ -71,6 +73,11 @@ impl Scheduler {
         let peak = peak(&mut all, size);
         self.growers = all;
         u32::try_from(peak).unwrap_or(u32::MAX)
+    }
+
+    /// A sequence joins those that run.
+    pub(super) fn grows(&self, slot: u32, draft: &mut Draft) {
+        draft.growth.iter_mut().for_each(|all| *all += self.outputs.left(&self.seqs[slot]));
     }
 
     /// Blocks that come back when a sequence ends: those behind what it shares with others.

@@ -222,7 +222,17 @@ impl Scheduler {
         };
         let flight = self.take_spare();
         let left = self.cfg.max_tokens as u32;
-        Draft { plan, flight, left, decodes: 0, load: Load::default(), limit: None, claims: 0, short: false }
+        Draft {
+            plan,
+            flight,
+            left,
+            decodes: 0,
+            load: Load::default(),
+            limit: None,
+            claims: 0,
+            short: false,
+            growth: None,
+        }
     }
 
     /// Keeps what is needed to land the step.
