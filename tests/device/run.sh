@@ -60,7 +60,7 @@ sanitizer() {
   local tool=racecheck shapes=smallest test rows
   case $1 in
     memcheck) tool=memcheck shapes=small test=_gpu rows= ;;
-    race-fast) test=every_op_on_a_gpu rows='-linear,-norm_linear,-few rows: linear in float32,-few rows: norm_linear in float32,-some rows: linear in float32,-many rows: norm_linear in float32,-attention' ;;
+    race-fast) test=every_op_on_a_gpu rows='-linear,-norm_linear,-few rows: linear in float32,-few rows: norm_linear in float32,-some rows: linear in float32,-some rows: norm_linear in float32,-many rows: norm_linear in float32,-linear_norm_linear in float32,-linear_norm_linear in float16,-attention' ;;
     race-fast-attention) test=every_op_on_a_gpu rows=attention ;;
     race-aligned) test=every_op_on_an_aligned_gpu rows='-linear,-aligned logits,-aligned biases' ;;
     race-invariant) test=every_op_on_an_invariant_gpu rows='-attention,-row invariance,-many rows' ;;
