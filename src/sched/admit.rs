@@ -108,7 +108,8 @@ impl Scheduler {
         let fresh = total - hits as u32;
         let mut needed = fresh + revived + headroom;
         if needed <= self.pool.num_free() {
-            needed = needed.max((fresh + revived).saturating_add(self.growth(slot, fresh, draft)));
+            // In whole blocks; what each wastes of its last one is in the headroom.
+            needed = needed.saturating_add(self.growth(slot, fresh, draft));
         }
         if needed > self.pool.num_free() {
             self.seqs[slot].rest.misfit = Some(Misfit { needed, retry: self.calls + RETRY });

@@ -11,32 +11,45 @@ use crate::sched::sequence::Sequence;
 /// What an output is taken for before any has ended, at most, and how many of the last ones count.
 const FIRST: u64 = 1024;
 const WINDOW: u64 = 64;
-/// Parts of a token in the mean.
-const PARTS: u64 = 256;
+/// Parts of a logarithm's unit.
+const PARTS: u64 = 1 << 16;
 
-/// How long outputs were lately.
+/// How long outputs were lately: the mean of their logarithms, which a few very long ones do not carry away.
 #[derive(Debug)]
 pub(super) struct Outputs {
     mean: u64,
     seen: u64,
 }
 
+/// To base 2, on a line between powers of two.
+fn log(x: u64) -> u64 {
+    let whole = x.max(1).ilog2();
+    u64::from(whole) * PARTS + (((x.max(1) - (1 << whole)) * PARTS) >> whole)
+}
+
+/// What [`log`] was made of.
+fn power(log: u64) -> u64 {
+    let (whole, part) = (log / PARTS, log % PARTS);
+    (1 << whole) + ((part << whole) / PARTS)
+}
+
 impl Outputs {
     /// At first an output is taken to leave as much room to as many others as may run.
     pub(super) fn new(cfg: &SchedConfig) -> Self {
         let all = u64::from(cfg.num_blocks) * u64::from(cfg.block_size);
-        Self { mean: FIRST.min(all / cfg.max_seqs as u64) * PARTS, seen: 1 }
+        Self { mean: log(FIRST.min(all / cfg.max_seqs as u64)), seen: 1 }
     }
 
     pub(super) fn ended(&mut self, tokens: u32) {
         self.seen = (self.seen + 1).min(WINDOW);
-        self.mean = (self.mean * (self.seen - 1) + u64::from(tokens) * PARTS) / self.seen;
+        self.mean = (self.mean * (self.seen - 1) + log(u64::from(tokens))) / self.seen;
     }
 
-    /// Tokens that a sequence is still taken to generate. One that has passed the mean goes on for a quarter of what it has.
+    /// Tokens that a sequence is still taken to generate: somewhat more than the mean, as giving way costs more than waiting. One
+    /// that has passed it goes on for a quarter of what it has.
     fn left(&self, s: &Sequence) -> u64 {
-        let (generated, mean) = (u64::from(s.generated()), self.mean.div_ceil(PARTS));
-        mean.max(generated + generated / 4).min(u64::from(s.limit)).saturating_sub(generated)
+        let (generated, mean) = (u64::from(s.generated()), power(self.mean));
+        (mean + mean / 8).max(generated + generated / 4).min(u64::from(s.limit)).saturating_sub(generated)
     }
 }
 
@@ -120,8 +133,19 @@ mod tests {
 
     #[test]
     fn outputs_are_taken_for_what_they_were_lately() {
-        let mut outputs = Outputs { mean: FIRST * PARTS, seen: 1 };
+        let mut outputs = Outputs { mean: log(FIRST), seen: 1 };
+        assert_eq!(power(outputs.mean), FIRST);
         (0..300).for_each(|_| outputs.ended(100));
-        assert!((100 * PARTS..120 * PARTS).contains(&outputs.mean), "{outputs:?}");
+        assert!((99..=103).contains(&power(outputs.mean)), "{outputs:?}");
+        // One in ten is very long.
+        (0..300).for_each(|i| outputs.ended(if i % 10 == 0 { 32_000 } else { 200 }));
+        assert!((200..600).contains(&power(outputs.mean)), "{outputs:?}");
+    }
+
+    #[test]
+    fn powers_undo_logarithms() {
+        for x in (1..100).chain([1000, 1023, 1024, 1025, 65_535, 131_072, u64::from(u32::MAX)]) {
+            assert!(power(log(x)).abs_diff(x) <= x >> 15, "{x}: {}", power(log(x)));
+        }
     }
 }
