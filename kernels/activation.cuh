@@ -1,7 +1,11 @@
-// What a gate goes through before it multiplies, exact to the last bits of f32: no fast exponentials here.
+// What a gate goes through before it multiplies.
 #pragma once
 #include "ptx.cuh"
 
+// What becomes of the first half of a product's columns.
+enum Gate : uint32_t { NONE = 0, SILU = 1, GELU = 2 };
+
+// Exact to the last bits of f32.
 struct Silu {
   __device__ __forceinline__ float operator()(float g) const { return g / (1.0f + expf(-g)); }
 };

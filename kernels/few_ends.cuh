@@ -6,8 +6,6 @@
 #include "common.cuh"
 #include "hopper.cuh"
 
-enum Gate : uint32_t { NONE = 0, SILU = 1, GELU = 2 };
-
 struct FewParams {
   alignas(64) unsigned char w_map[128];  // CUtensorMap of w: tiles of 8 * strips rows
   alignas(64) unsigned char x_map[128];  // of x: tiles of 8 or 16 rows; not looked at where rows are normed

@@ -12,6 +12,7 @@
 // Tiles come group by group of COLUMN_TILES columns of tiles, whose w stays in the cache while all rows pass, downwards and upwards in
 // turns, since the rows that came last are in the cache.
 // Instances: f16 and bf16 x 192, 224 and 256 columns. Other architectures have empty bodies, which are never launched.
+#include "activation.cuh"
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -42,25 +43,6 @@ constexpr uint32_t MAX_STAGES = RING_BYTES / (ROW_BYTES * (ROWS + 192));
 struct LargeBarriers {
   uint64_t full[MAX_STAGES], free[MAX_STAGES];
 };
-
-// What gates go through, to some units in the last place of f32, as the result is rounded to 16 bits: without branches, which would keep
-// the warp from its next products.
-struct Silu {
-  __device__ __forceinline__ float operator()(float g) const { return g * reciprocal(1.0f + exp2_fast(-1.4426950408889634f * g)); }
-};
-struct GeluTanh {
-  __device__ __forceinline__ float operator()(float g) const {
-    return g * reciprocal(1.0f + exp2_fast(-2.302208198f * (g + 0.044715f * (g * g * g))));
-  }
-};
-
-template <typename T>
-__device__ __forceinline__ float2 widen2(uint32_t x) {
-  T low, high;
-  low.bits = uint16_t(x);
-  high.bits = uint16_t(x >> 16);
-  return make_float2(widen(low), widen(high));
-}
 
 // A place in the ring.
 struct Place {
@@ -198,7 +180,7 @@ struct Large {
   // Two columns of out: of the thread's eight of them, and of its row or the one 8 below.
   template <typename Act>
   __device__ __forceinline__ uint32_t finished(const uint32_t (&kept)[COLUMNS / 4], uint32_t eight, uint32_t below) const {
-    const float2 gate = widen2<T>(kept[2 * eight + below]), up = widen2<T>(kept[2 * (eight + EIGHTS) + below]);
+    const float2 gate = unpack<T>(kept[2 * eight + below]), up = unpack<T>(kept[2 * (eight + EIGHTS) + below]);
     return pack<T>(Act()(gate.x) * up.x, Act()(gate.y) * up.y);
   }
 
@@ -237,8 +219,9 @@ struct Large {
       __syncwarp();
     } else {
       registers_up<232>();
-      if (p.gelu) compute<GeluTanh>();
-      else compute<Silu>();
+      // Without branches, which would keep a warp from its next products.
+      if (p.gelu) compute<GeluTanhFast>();
+      else compute<SiluFast>();
     }
     // Neither block ends while the other one still copies to it.
     meet_cluster();

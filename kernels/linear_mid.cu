@@ -21,8 +21,6 @@
 #include "common.cuh"
 #include "hopper.cuh"
 
-enum Gate : uint32_t { NONE = 0, SILU = 1, GELU = 2 };
-
 struct MidParams {
   alignas(64) unsigned char w_map[128];  // CUtensorMap of w: slots of `rows` rows
   alignas(64) unsigned char x_map[128];  // of x: slots of ROWS rows
@@ -274,10 +272,10 @@ struct Mid {
     float squares = 0;
 #pragma unroll
     for (uint32_t j = 0; j < 2; j++) {
-      const float2 product = unpacked(products[j]), before = unpacked(residual[0][j]);
+      const float2 product = unpack<T>(products[j]), before = unpack<T>(residual[0][j]);
       const uint32_t to = stored() + 8 * j, two = pack<T>(before.x + product.x, before.y + product.y);
       if (row >= p.m || to >= last_stored()) continue;
-      const float2 sum = unpacked(two);
+      const float2 sum = unpack<T>(two);
       *in_row(p.residual, row, to) = two;
       *in_row(p.out, row, to) = pack<T>(sum.x * weights[j].x, sum.y * weights[j].y);
       squares = fmaf(sum.x, sum.x, fmaf(sum.y, sum.y, squares));
@@ -292,11 +290,6 @@ struct Mid {
     if (threadIdx.x < ROWS && is_mine(threadIdx.x / 8)) {
       at<float>(p.given)[blockIdx.x * MOST_ROWS + threadIdx.x] = total_squares(threadIdx.x);
     }
-  }
-  static __device__ float2 unpacked(uint32_t two) {
-    T low, high;
-    low.bits = uint16_t(two), high.bits = uint16_t(two >> 16);
-    return make_float2(widen(low), widen(high));
   }
   // The first column that a lane stores of its warpgroup's first stripe, and the one behind the stripe.
   __device__ uint32_t stored() const { return stripe_of(0, warp / 4) + warp % 4 * 16 + lane % 4 * 2; }
@@ -318,7 +311,7 @@ struct Mid {
   static __device__ void multiply_gates(Activation activation, Sums& gates, const Sums& ups) {
 #pragma unroll
     for (uint32_t j = 0; j < 4; j += 2) {
-      const float2 gate = unpacked(pack<T>(gates[j], gates[j + 1])), up = unpacked(pack<T>(ups[j], ups[j + 1]));
+      const float2 gate = unpack<T>(pack<T>(gates[j], gates[j + 1])), up = unpack<T>(pack<T>(ups[j], ups[j + 1]));
       gates[j] = activation(gate.x) * up.x;
       gates[j + 1] = activation(gate.y) * up.y;
     }

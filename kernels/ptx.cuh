@@ -38,6 +38,14 @@ __device__ __forceinline__ uint32_t pack<bf16>(float low, float high) {
   return y;
 }
 
+template <typename T>
+__device__ __forceinline__ float2 unpack(uint32_t x) {
+  T low, high;
+  low.bits = uint16_t(x);
+  high.bits = uint16_t(x >> 16);
+  return make_float2(widen(low), widen(high));
+}
+
 // 2^x, to 2 units in the last place; 0 of -infinity.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
