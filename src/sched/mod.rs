@@ -8,7 +8,6 @@ mod admit;
 pub mod block_pool;
 mod bound;
 mod draft;
-mod growth;
 mod index;
 pub mod invariants;
 mod land;
