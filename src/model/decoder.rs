@@ -299,11 +299,11 @@ impl Pass<'_> {
         self.tensor(self.buffers.logits, rows)
     }
 
-    /// Logits, F32 `[rows of index, vocab_size]`, of the rows of `hidden` that `index` (I32 `[n, 1]`, rising) names. Valid until
-    /// the next call.
+    /// Logits, F32 `[rows of index, vocab_size]`, of the tokens that `index` (I32 `[n, 1]`, rising) names: `hidden` has theirs alone, as
+    /// [`HiddenOf::Tokens`] asks for, or those of all tokens. Valid until the next call.
     pub fn logits(&self, hidden: &Tensor, index: &Tensor) -> Result<Tensor> {
         let logits = self.logits_rows(index.rows());
-        // As many rising indices as rows are all of them.
+        // As many rising indices as rows are all of them, whatever they name.
         let every = index.rows() == hidden.rows();
         let last = if every { hidden.clone() } else { self.tensor(self.buffers.last, index.rows()) };
         if !every {

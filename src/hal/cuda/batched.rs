@@ -185,34 +185,17 @@ mod tests {
     #[test]
     fn an_algorithm_says_its_order() {
         let of = |tile: Tile, stages: Stages| order_of(tile as u32, stages as u32);
-        assert_eq!(
-            of(Tile::CUBLASLT_MATMUL_TILE_64x64, Stages::CUBLASLT_MATMUL_STAGES_UNDEFINED),
-            Order { step: 8, tile: 32 }
-        );
-        assert_eq!(
-            of(Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_32x1),
-            Order { step: 16, tile: 32 }
-        );
-        assert_eq!(
-            of(Tile::CUBLASLT_MATMUL_TILE_64x64, Stages::CUBLASLT_MATMUL_STAGES_32x6),
-            Order { step: 16, tile: 32 }
-        );
-        assert_eq!(
-            of(Tile::CUBLASLT_MATMUL_TILE_64x128, Stages::CUBLASLT_MATMUL_STAGES_64x3),
-            Order { step: 16, tile: 64 }
-        );
-        assert_eq!(
-            of(Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_128x1),
-            Order { step: 16, tile: 128 }
-        );
-        assert_eq!(
-            of(Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_128x6),
-            Order { step: 16, tile: 128 }
-        );
-        assert_eq!(
-            of(Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_8x3),
-            Order { step: 1, tile: 1 }
-        );
+        for (algorithm, (step, tile)) in [
+            ((Tile::CUBLASLT_MATMUL_TILE_64x64, Stages::CUBLASLT_MATMUL_STAGES_UNDEFINED), (8, 32)),
+            ((Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_32x1), (16, 32)),
+            ((Tile::CUBLASLT_MATMUL_TILE_64x64, Stages::CUBLASLT_MATMUL_STAGES_32x6), (16, 32)),
+            ((Tile::CUBLASLT_MATMUL_TILE_64x128, Stages::CUBLASLT_MATMUL_STAGES_64x3), (16, 64)),
+            ((Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_128x1), (16, 128)),
+            ((Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_128x6), (16, 128)),
+            ((Tile::CUBLASLT_MATMUL_TILE_32x32, Stages::CUBLASLT_MATMUL_STAGES_8x3), (1, 1)),
+        ] {
+            assert_eq!(of(algorithm.0, algorithm.1), Order { step, tile }, "{algorithm:?}");
+        }
         // A single row, and one that the table does not know.
         assert_eq!(order_of(0, 0), PLAIN);
         assert_eq!(of(Tile::CUBLASLT_MATMUL_TILE_128x128, Stages::CUBLASLT_MATMUL_STAGES_64xAUTO), PLAIN);
