@@ -16,40 +16,56 @@ __device__ __forceinline__ T narrowed(float x) {
   return y;
 }
 
-// Eight numbers from a 16-byte boundary.
+// Eight numbers as they stand in memory, from a 16-byte boundary.
 template <typename T>
-__device__ __forceinline__ void load8(const T* p, float (&x)[8]) {
-  const uint4 words = *reinterpret_cast<const uint4*>(p);
-  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
+struct Eight {
+  uint4 words;
+  __device__ __forceinline__ void load(const T* p) { words = *reinterpret_cast<const uint4*>(p); }
+  __device__ __forceinline__ void store(T* p) const { *reinterpret_cast<uint4*>(p) = words; }
+  __device__ __forceinline__ void widen_to(float (&x)[8]) const {
+    const uint32_t w[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    T low, high;
-    low.bits = uint16_t(w[i]);
-    high.bits = uint16_t(w[i] >> 16);
-    x[2 * i] = widen(low);
-    x[2 * i + 1] = widen(high);
+    for (int i = 0; i < 4; i++) {
+      T low, high;
+      low.bits = uint16_t(w[i]);
+      high.bits = uint16_t(w[i] >> 16);
+      x[2 * i] = widen(low);
+      x[2 * i + 1] = widen(high);
+    }
   }
-}
+  __device__ __forceinline__ void narrow_from(const float (&x)[8]) {
+    words = make_uint4(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7]));
+  }
+};
 template <>
-__device__ __forceinline__ void load8<float>(const float* p, float (&x)[8]) {
-  const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
-  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
-  x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-}
+struct Eight<float> {
+  float4 low, high;
+  __device__ __forceinline__ void load(const float* p) {
+    low = reinterpret_cast<const float4*>(p)[0], high = reinterpret_cast<const float4*>(p)[1];
+  }
+  __device__ __forceinline__ void store(float* p) const {
+    reinterpret_cast<float4*>(p)[0] = low, reinterpret_cast<float4*>(p)[1] = high;
+  }
+  __device__ __forceinline__ void widen_to(float (&x)[8]) const {
+    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+  }
+  __device__ __forceinline__ void narrow_from(const float (&x)[8]) {
+    low = make_float4(x[0], x[1], x[2], x[3]), high = make_float4(x[4], x[5], x[6], x[7]);
+  }
+};
 
 template <typename T>
-__device__ __forceinline__ void store8(T* p, const float (&x)[8]) {
-  uint4 words;
-  words.x = pack<T>(x[0], x[1]);
-  words.y = pack<T>(x[2], x[3]);
-  words.z = pack<T>(x[4], x[5]);
-  words.w = pack<T>(x[6], x[7]);
-  *reinterpret_cast<uint4*>(p) = words;
+__device__ __forceinline__ void load8(const T* p, float (&x)[8]) {
+  Eight<T> eight;
+  eight.load(p);
+  eight.widen_to(x);
 }
-template <>
-__device__ __forceinline__ void store8<float>(float* p, const float (&x)[8]) {
-  reinterpret_cast<float4*>(p)[0] = make_float4(x[0], x[1], x[2], x[3]);
-  reinterpret_cast<float4*>(p)[1] = make_float4(x[4], x[5], x[6], x[7]);
+template <typename T>
+__device__ __forceinline__ void store8(T* p, const float (&x)[8]) {
+  Eight<T> eight;
+  eight.narrow_from(x);
+  eight.store(p);
 }
 
 constexpr unsigned ALL = 0xffffffffu;

@@ -2,8 +2,10 @@
 // comes first and the sum, as the residual keeps it, is normed.
 // out, x, residual: act [rows, cols]; weight: f32 [cols]; sums in f32. Bound by memory: each number is read and written once.
 //
-// A block has a row, a thread up to 4 vectors of 8 numbers in registers. The order of a sum depends on `cols` alone, so a
-// row's bits do not depend on the rows beside it. Weights are loaded before the launch in front has ended. Rows that are not whole vectors, or longer than 32768, are read twice.
+// A block has a row, a thread up to 4 vectors of 8 numbers in registers: as many as that where rows are many, since more of them are on
+// their way at a time then. The order of a sum depends on `cols` and on that alone, so in mode `invariant`, where threads have as few as
+// they can, a row's bits do not depend on the rows beside it. Weights are loaded before the launch in front has ended. Rows that are
+// not whole vectors, or longer than 32768, are read twice.
 // Instances: 3 act dtypes x with and without a residual.
 // `_aligned`: roundings and sums as in the reference implementation; the weight is f32 or act. 2 act dtypes x with and without.
 #include "aligned.cuh"
@@ -32,33 +34,45 @@ __device__ __forceinline__ void norm_vectors(const NormParams& p, float* scratch
   float first[8];
   if (threadIdx.x < p.vectors) load8(weight + 8 * threadIdx.x, first);
   wait_for_prior();
-  float v[VECTORS][8];
+  Eight<T> own[VECTORS], kept[VECTORS];
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    const uint32_t n = threadIdx.x + i * blockDim.x;
+    if (n >= p.vectors) continue;
+    own[i].load(x + 8 * n);
+    if (ADD) kept[i].load(residual + 8 * n);
+  }
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
     const uint32_t n = threadIdx.x + i * blockDim.x;
-    if (n >= p.vectors) break;
-    load8(x + 8 * n, v[i]);
+    if (n >= p.vectors) continue;
+    float v[8];
+    own[i].widen_to(v);
     if (ADD) {
       float r[8];
-      load8(residual + 8 * n, r);
+      kept[i].widen_to(r);
 #pragma unroll
-      for (int j = 0; j < 8; j++) v[i][j] = widen(narrowed<T>(r[j] + v[i][j]));
-      store8(residual + 8 * n, v[i]);
+      for (int j = 0; j < 8; j++) v[j] += r[j];
+      own[i].narrow_from(v);
+      own[i].store(residual + 8 * n);
+      own[i].widen_to(v);
     }
 #pragma unroll
-    for (int j = 0; j < 8; j++) sum = fmaf(v[i][j], v[i][j], sum);
+    for (int j = 0; j < 8; j++) sum = fmaf(v[j], v[j], sum);
   }
   sum = reduce_block(sum, 0.0f, scratch, Add());
   const float scale = 1.0f / sqrtf(sum / float(p.cols) + p.eps);
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
     const uint32_t n = threadIdx.x + i * blockDim.x;
-    if (n >= p.vectors) break;
+    if (n >= p.vectors) continue;
+    float v[8];
+    own[i].widen_to(v);
     if (i > 0) load8(weight + 8 * n, first);
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[i][j] = v[i][j] * scale * first[j];
-    store8(out + 8 * n, v[i]);
+    for (int j = 0; j < 8; j++) v[j] = v[j] * scale * first[j];
+    store8(out + 8 * n, v);
   }
 }
 

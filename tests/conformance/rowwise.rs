@@ -12,6 +12,8 @@ use yinian::hal::{HostMatrix, Matrix, RandomRows};
 
 const ROWS: [usize; 4] = [1, 2, 17, 130];
 const COLS: [usize; 9] = [1, 7, 15, 16, 33, 63, 65, 576, 8200];
+/// Rows of norms that are so many that devices may go about them otherwise, and their columns.
+const MANY_ROWS: [(usize, usize); 3] = [(1100, 1032), (1057, 4096), (1200, 8200)];
 
 pub(crate) fn copies(kit: &Kit) {
     let x = noise(1, 5 * 33);
@@ -136,31 +138,33 @@ pub(crate) fn norm_model(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
         .collect()
 }
 
+fn norm_shapes(kit: &Kit) -> impl Iterator<Item = (usize, usize)> {
+    let of = |rows| some(COLS, 4).map(move |cols| (rows, cols));
+    let many = if kit.device.caps().graphs { MANY_ROWS.as_slice() } else { &[] };
+    some(ROWS, 2).flat_map(of).chain(some(many, 2).copied())
+}
+
 pub(crate) fn rms_norm(kit: &Kit) {
-    for rows in some(ROWS, 2) {
-        for cols in some(COLS, 4) {
-            let (x, w) = (kit.noise(2, rows * cols), noise(3, cols));
-            let (xt, wt, out) = (kit.acts(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
-            kit.stream.rms_norm(&out, &xt, &wt, 1e-5).unwrap();
-            let expected = norm_model(&x, &w, 1e-5);
-            close(&format!("rms_norm {rows}x{cols}"), &kit.read(&out), &expected, kit.tolerance(2e-6));
-            kit.stream.rms_norm(&xt, &xt, &wt, 1e-5).unwrap();
-            assert_eq!(bits(&kit.read(&xt)), bits(&kit.read(&out)), "rms_norm in place");
-        }
+    for (rows, cols) in norm_shapes(kit) {
+        let (x, w) = (kit.noise(2, rows * cols), noise(3, cols));
+        let (xt, wt, out) = (kit.acts(&x, cols), kit.floats(&w, cols), kit.poisoned(rows, cols));
+        kit.stream.rms_norm(&out, &xt, &wt, 1e-5).unwrap();
+        let expected = norm_model(&x, &w, 1e-5);
+        close(&format!("rms_norm {rows}x{cols}"), &kit.read(&out), &expected, kit.tolerance(2e-6));
+        kit.stream.rms_norm(&xt, &xt, &wt, 1e-5).unwrap();
+        assert_eq!(bits(&kit.read(&xt)), bits(&kit.read(&out)), "rms_norm in place");
     }
 }
 
 pub(crate) fn add_rms_norm(kit: &Kit) {
-    for rows in some(ROWS, 2) {
-        for cols in some(COLS, 4) {
-            let (r, x, w) = (kit.noise(4, rows * cols), kit.noise(5, rows * cols), noise(6, cols));
-            let (rt, xt, out) = (kit.acts(&r, cols), kit.acts(&x, cols), kit.poisoned(rows, cols));
-            kit.stream.add_rms_norm(&out, &rt, &xt, &kit.floats(&w, cols), 1e-6).unwrap();
-            let sum: Vec<f32> = r.iter().zip(&x).map(|(a, b)| rounded(a + b, kit.act)).collect();
-            assert_eq!(bits(&kit.read(&rt)), bits(&sum), "residual {rows}x{cols}");
-            let expected = norm_model(&sum, &w, 1e-6);
-            close(&format!("add_rms_norm {rows}x{cols}"), &kit.read(&out), &expected, kit.tolerance(2e-6));
-        }
+    for (rows, cols) in norm_shapes(kit) {
+        let (r, x, w) = (kit.noise(4, rows * cols), kit.noise(5, rows * cols), noise(6, cols));
+        let (rt, xt, out) = (kit.acts(&r, cols), kit.acts(&x, cols), kit.poisoned(rows, cols));
+        kit.stream.add_rms_norm(&out, &rt, &xt, &kit.floats(&w, cols), 1e-6).unwrap();
+        let sum: Vec<f32> = r.iter().zip(&x).map(|(a, b)| rounded(a + b, kit.act)).collect();
+        assert_eq!(bits(&kit.read(&rt)), bits(&sum), "residual {rows}x{cols}");
+        let expected = norm_model(&sum, &w, 1e-6);
+        close(&format!("add_rms_norm {rows}x{cols}"), &kit.read(&out), &expected, kit.tolerance(2e-6));
     }
 }
 

@@ -10,6 +10,8 @@ use crate::hal::cuda::stream::CudaStream;
 const VECTORS: usize = 4;
 const WARP: usize = 32;
 const MAX_BLOCK: usize = 1024;
+/// Rows for each multiprocessor from which on a thread takes as many vectors as it can.
+const MANY_ROWS: usize = 8;
 const ALIGNED_BLOCK: usize = 512;
 
 #[derive(Debug)]
@@ -87,7 +89,12 @@ fn launch(
     assert_eq!(weight.cols(), x.cols(), "weight of a norm");
     let vectors = x.cols() / VECTOR;
     let whole = whole_vectors(x.cols(), &[out, x, weight, residual.unwrap_or(x)]) && vectors <= VECTORS * MAX_BLOCK;
-    let items = if whole { vectors } else { x.cols() };
+    let many = x.rows() >= MANY_ROWS * s.sm_count() as usize && !s.invariant();
+    let items = match (whole, many) {
+        (true, true) => vectors.div_ceil(VECTORS),
+        (true, false) => vectors,
+        (false, _) => x.cols(),
+    };
     let block = items.next_multiple_of(WARP).min(MAX_BLOCK);
     // Sums of wide rows take sixteen warps there.
     let block = if aligned { x.cols().next_multiple_of(WARP).min(ALIGNED_BLOCK) } else { block };
