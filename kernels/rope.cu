@@ -3,8 +3,9 @@
 // A KV block is [layer][keys, values][kv_head][token][dim]; a slot is block * block_size + offset. A negative slot writes
 // nothing: padding rows of a captured step have it. Bound by memory, and by launch at decode sizes.
 //
-// `rope_vectors`: D / 2 is whole vectors of 8; a thread has eight pairs (i, i + D/2) of one head, and with norms a head is a
-// power of two of threads, so that a warp holds it whole; all but qkv is loaded before the launch in front has ended. `rope_plain`: a warp has a head, any even D up to 256.
+// `rope_vectors`: D / 2 is whole vectors of 8; a thread has eight pairs (i, i + D/2) of one head, or of several of a token where
+// tokens are many, and with norms a head is a power of two of threads, so that a warp holds it whole; all but qkv is loaded before the
+// launch in front has ended. `rope_plain`: a warp has a head, any even D up to 256.
 // Instances of both: the pairs of activation and KV dtype that paged_attention takes.
 // `rope_aligned`: as `rope_plain`, with roundings and sums as in the reference implementation; norms are f32 or act. Instances:
 // f16 and bf16, activations and cache alike.
@@ -31,11 +32,12 @@ struct RopeParams {
   uint32_t max_position;
   float eps;
   uint32_t norms_in_act;  // of the aligned kernels
-  uint32_t unused;
+  uint32_t apart;         // of `rope_vectors`: from one head of a thread to the next, at least a part in HEADS of all
 };
 static_assert(sizeof(RopeParams) == 120, "mirrored in src/hal/cuda/ops/rope.rs");
 
-constexpr uint32_t BLOCK = 128;
+// Threads of a block, and most heads of one of them.
+constexpr uint32_t BLOCK = 128, HEADS = 3;
 
 // Where a key or value head of a token goes; null when nowhere.
 template <typename KV>
@@ -54,26 +56,12 @@ __device__ __forceinline__ uint32_t checked_position(const RopeParams& p, uint32
   return known ? uint32_t(position) : 0;
 }
 
+// A thread's eight pairs of one head: `a` and what is half a head behind it.
 template <typename T, typename KV>
-__device__ __forceinline__ void rope_vectors(const RopeParams& p) {
-  const uint32_t half = p.head_dim / 2, lanes = half / 8, all = p.heads + 2 * p.kv_heads;
-  const uint64_t total = uint64_t(p.tokens) * all * lanes;
-  const uint64_t thread = blockIdx.x * uint64_t(BLOCK) + threadIdx.x;
-  const bool active = thread < total;
-  const uint64_t index = active ? thread : total - 1;
-  const uint32_t lane = uint32_t(index % lanes), head = uint32_t(index / lanes % all), token = uint32_t(index / lanes / all);
-  const int slot = at<int>(p.slots)[token];
-  const uint32_t position = checked_position(p, token, slot);
-  T* low = at<T>(p.qkv) + (uint64_t(token) * all + head) * p.head_dim + 8 * lane;
+__device__ __forceinline__ void rope_eight(const RopeParams& p, uint32_t head, uint32_t lane, int slot, T* low, float (&a)[8],
+                                           float (&b)[8], const float (&c)[8], const float (&s)[8]) {
+  const uint32_t half = p.head_dim / 2, lanes = half / 8;
   const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv_heads;
-  float c[8], s[8];
-  const float* row = at<float>(p.rope) + uint64_t(position) * p.head_dim + 8 * lane;
-  load8(row, c);
-  load8(row + half, s);
-  wait_for_prior();
-  float a[8], b[8];
-  load8(low, a);
-  load8(low + half, b);
   if (p.query_norm != 0) {
     float sum = 0;
 #pragma unroll
@@ -91,7 +79,7 @@ __device__ __forceinline__ void rope_vectors(const RopeParams& p) {
       for (int j = 0; j < 8; j++) b[j] = b[j] * scale * w[j];
     }
   }
-  if (!active) return;
+  if (low == nullptr) return;
   if (!is_value) {
 #pragma unroll
     for (int j = 0; j < 8; j++) {
@@ -106,6 +94,43 @@ __device__ __forceinline__ void rope_vectors(const RopeParams& p) {
   } else if (KV* to = destination<KV>(p, slot, head - p.heads)) {
     store8(to + 8 * lane, a);
     store8(to + half + 8 * lane, b);
+  }
+}
+
+template <typename T, typename KV>
+__device__ __forceinline__ void rope_vectors(const RopeParams& p) {
+  const uint32_t half = p.head_dim / 2, lanes = half / 8, all = p.heads + 2 * p.kv_heads;
+  const uint64_t total = uint64_t(p.tokens) * p.apart * lanes;
+  const uint64_t thread = blockIdx.x * uint64_t(BLOCK) + threadIdx.x;
+  const bool active = thread < total;
+  const uint64_t index = active ? thread : total - 1;
+  const uint32_t lane = uint32_t(index % lanes), first = uint32_t(index / lanes % p.apart);
+  const uint32_t token = uint32_t(index / lanes / p.apart);
+  const int slot = at<int>(p.slots)[token];
+  const uint32_t position = checked_position(p, token, slot);
+  T* low = at<T>(p.qkv) + (uint64_t(token) * all + first) * p.head_dim + 8 * lane;
+  float c[8], s[8];
+  const float* row = at<float>(p.rope) + uint64_t(position) * p.head_dim + 8 * lane;
+  load8(row, c);
+  load8(row + half, s);
+  wait_for_prior();
+  // Of a thread's heads the last may be one of none.
+  Eight<T> lows[HEADS], highs[HEADS];
+#pragma unroll
+  for (uint32_t i = 0; i < HEADS; i++) {
+    if (i * p.apart >= all) break;
+    const T* from = low + min(i * p.apart, all - 1 - first) * p.head_dim;
+    lows[i].load(from);
+    highs[i].load(from + half);
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < HEADS; i++) {
+    if (i * p.apart >= all) break;
+    const uint32_t head = first + i * p.apart;
+    float a[8], b[8];
+    lows[i].widen_to(a);
+    highs[i].widen_to(b);
+    rope_eight<T, KV>(p, head, lane, slot, active && head < all ? low + i * p.apart * p.head_dim : nullptr, a, b, c, s);
   }
 }
 

@@ -84,6 +84,7 @@ const TABLE: &[Case] = &[
     ("attention: few rows", attention::few_rows),
     ("attention: blocks of 128", attention::large_blocks),
     ("attention: many sequences", many::sequences),
+    ("rope_write_kv of many tokens", many::tokens),
     ("sample: greedy", sample::greedy),
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),

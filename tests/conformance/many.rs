@@ -1,8 +1,11 @@
-//! Decodes of so many sequences that a device which spreads their keys over its processors has something to even out.
+//! Decodes of so many sequences that a device which spreads their keys over its processors has something to even out, and steps of so
+//! many tokens that it goes about them otherwise.
 
 use crate::attention::{Cache, Shape, tolerance};
-use crate::kit::{Kit, close};
+use crate::kit::{Kit, bits, close, noise, some};
 use yinian::base::DType;
+use yinian::hal::Tensor;
+use yinian::hal::ops::{HeadNorms, KvLayer, RopeWriteKv};
 
 const KEYS: usize = 1000;
 
@@ -32,4 +35,53 @@ pub(crate) fn sequences(kit: &Kit) {
             close(&format!("attention {shape:?}, sequence {s} of {sequences}"), row, &expected, tolerance(kit, dtype));
         }
     }
+}
+
+/// Rows of the rope table.
+const POSITIONS: usize = 500;
+/// So few tokens at a time that no device goes about them as it does about many.
+const FEW: usize = 100;
+
+/// `rope_write_kv` of many tokens, some of them padding where steps are captured: queries and blocks are those that few tokens at a time leave, to the bit.
+pub(crate) fn tokens(kit: &Kit) {
+    let dtype = if kit.act == DType::F32 { DType::Bf16 } else { kit.act };
+    let cases = [((32, 8, 128), 1600, false), ((5, 1, 128), 9800, true), ((14, 2, 64), 7808, false)];
+    for (heads, tokens, head_norms) in some(cases, 2) {
+        let shape = Shape { head_norms, ..Shape::plain(heads, 16, dtype) };
+        let (whole, parts) = (written(kit, shape, tokens, tokens), written(kit, shape, tokens, FEW));
+        assert!(whole.0 == parts.0, "queries of {tokens} tokens, {shape:?}");
+        assert!(whole.1 == parts.1, "blocks of {tokens} tokens, {shape:?}");
+    }
+}
+
+/// Bits of queries, keys and values, and of all blocks, that were written so many tokens at a time.
+fn written(kit: &Kit, shape: Shape, tokens: usize, at_a_time: usize) -> (Vec<u32>, Vec<i32>) {
+    let Shape { heads, kv_heads, head_dim, block_size, dtype, .. } = shape;
+    let (blocks, block_bytes) = (tokens.div_ceil(block_size), block_size * 2 * kv_heads * head_dim * dtype.size());
+    let pool = kit.upload(&vec![0xff; blocks * block_bytes], blocks, block_bytes, DType::U8);
+    let qkv = kit.acts(&kit.noise(7, tokens * shape.qkv_cols()), shape.qkv_cols());
+    let padded = kit.device.caps().graphs;
+    let slot = |t: usize| if padded && t % 100 == 3 { -1 } else { (t * 7919 % tokens) as i32 };
+    let position = |t: usize| (t * 37 % POSITIONS) as i32;
+    let ints = |of: &dyn Fn(usize) -> i32| kit.ints(&(0..tokens).map(of).collect::<Vec<_>>(), 1);
+    let (positions, slots) = (ints(&position), ints(&slot));
+    let rope = kit.floats(&noise(8, POSITIONS * head_dim), head_dim);
+    let [query, key] = [9, 10].map(|seed| match kit.aligned() {
+        true => kit.acts(&kit.noise(seed, head_dim), head_dim),
+        false => kit.floats(&noise(seed, head_dim), head_dim),
+    });
+    for from in (0..tokens).step_by(at_a_time) {
+        let part = |all: &Tensor| all.slice_rows(from, at_a_time.min(tokens - from));
+        let args = RopeWriteKv {
+            qkv: &part(&qkv),
+            positions: &part(&positions),
+            slots: &part(&slots),
+            rope: &rope,
+            heads,
+            norms: shape.head_norms.then_some(HeadNorms { query: &query, key: &key, eps: 1e-5 }),
+            kv: KvLayer { pool: &pool, layer: 0, layers: 1, kv_heads, head_dim, block_size, dtype },
+        };
+        kit.stream.rope_write_kv(&args).unwrap();
+    }
+    (bits(&kit.read(&qkv)), kit.read_ints(&pool))
 }

@@ -11,6 +11,9 @@ use crate::hal::ops::{HeadNorms, KvLayer, RopeWriteKv};
 /// Threads of a block, as in the kernels; a warp has a head in the plain ones.
 const BLOCK: u32 = 128;
 const HEADS_OF_BLOCK: usize = 4;
+/// Heads of a thread where there is work for so many threads for each multiprocessor.
+const HEADS: usize = 3;
+const MANY_THREADS: usize = 4096;
 /// Threads of a warp.
 const WARP: usize = 32;
 
@@ -85,7 +88,7 @@ struct Params {
     max_position: u32,
     eps: f32,
     norms_in_act: u32,
-    unused: u32,
+    apart: u32,
 }
 const _: () = assert!(size_of::<Params>() == 120);
 
@@ -107,6 +110,9 @@ pub(in crate::hal::cuda) fn rope_write_kv(s: &CudaStream, args: &RopeWriteKv<'_>
     if tokens == 0 {
         return Ok(());
     }
+    let lanes = kv.head_dim / (2 * VECTOR);
+    let many = tokens * all * lanes >= MANY_THREADS * s.sm_count() as usize;
+    let apart = if many { all.div_ceil(HEADS) } else { all };
     let norm = |which: fn(&HeadNorms<'_>) -> u64| args.norms.as_ref().map_or(0, which);
     let params = Params {
         qkv: args.qkv.addr(),
@@ -128,12 +134,11 @@ pub(in crate::hal::cuda) fn rope_write_kv(s: &CudaStream, args: &RopeWriteKv<'_>
         max_position: small(args.rope.rows()),
         eps: args.norms.map_or(0.0, |n| n.eps),
         norms_in_act: u32::from(args.norms.is_some_and(|n| n.query.dtype() == args.qkv.dtype())),
-        unused: 0,
+        apart: small(apart),
     };
     let kernels = &s.kernels().rope;
-    let lanes = kv.head_dim / (2 * VECTOR);
     if !aligned && vectors(args, &map, lanes) {
-        let blocks = (tokens * all * lanes).div_ceil(BLOCK as usize);
+        let blocks = (tokens * apart * lanes).div_ceil(BLOCK as usize);
         return s.launch(kernels.vectors.of(args.qkv.dtype(), kv.dtype)?, [small(blocks), 1, 1], BLOCK, 0, &params);
     }
     let blocks = (tokens * all).div_ceil(HEADS_OF_BLOCK);
