@@ -233,8 +233,8 @@ pub trait Ops {
     fn norm_linear(&self, args: &NormLinear<'_>) -> Result<Sum> {
         norm_linear_in_parts(self, args)
     }
-    /// `linear`, then `norm_linear` of its product. What the second product takes may be rounded to `act` before it is multiplied by
-    /// the scale of its row, too.
+    /// `linear`, then `norm_linear` of its product, which may be added to the stream before it is rounded to `act`. What the second
+    /// product takes may be rounded to `act` before it is multiplied by the scale of its row, too.
     fn linear_norm_linear(&self, args: &LinearNormLinear<'_>) -> Result<Sum> {
         linear_norm_linear_in_parts(self, args)
     }

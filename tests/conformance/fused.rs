@@ -138,8 +138,9 @@ pub(crate) fn some_rows(kit: &Kit) {
 /// and over two, evenly and not, sums that end inside a slot; and some that devices take as they come.
 pub(crate) fn chains(kit: &Kit) {
     // Columns of the second product, of the first one, and numbers that it adds up.
-    const SHAPES: [((usize, usize, usize), [usize; 4]); 4] = [
+    const SHAPES: [((usize, usize, usize), [usize; 4]); 5] = [
         ((6144, 4096, 4096), [9, 32, 33, 64]),
+        ((2048, 1024, 1408), [20, 66, 300, 1100]),
         ((8456, 5184, 3264), [16, 17, 48, 63]),
         ((3001, 12_288, 1408), [10, 31, 34, 49]),
         ((5000, 4098, 4096), [8, 15, 47, 65]),

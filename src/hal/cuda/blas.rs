@@ -67,7 +67,7 @@ impl Plan {
         if let Some(bias) = p.bias {
             set(self.desc, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let (one, zero) = (1.0f32, 0.0f32);
+        let (one, kept) = (1.0f32, if p.adds { 1.0f32 } else { 0.0 });
         // SAFETY: the plan was made for these shapes; the addresses are device memory of those shapes, as the caller says;
         // the scalars are read before the call returns (host pointer mode).
         Ok(unsafe {
@@ -79,7 +79,7 @@ impl Plan {
                 self.w,
                 p.x as *const c_void,
                 self.x,
-                (&raw const zero).cast(),
+                (&raw const kept).cast(),
                 p.out as *const c_void,
                 self.out,
                 p.out as *mut c_void,

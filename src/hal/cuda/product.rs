@@ -5,7 +5,7 @@ use crate::base::DType;
 /// Alignment that is worth knowing, in bytes.
 const MAX_ALIGN: u64 = 256;
 
-/// `out = x * w^T + bias`.
+/// `out = x * w^T + bias`, or `out += x * w^T + bias`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Product {
     /// Rows of `x` and `out`, columns of `out`, columns of `x`.
@@ -19,6 +19,8 @@ pub(super) struct Product {
     pub(super) bias: Option<u64>,
     /// From a row of `out` to the next, in numbers.
     pub(super) out_stride: usize,
+    /// It is added to what `out` holds. Both kinds share a plan.
+    pub(super) adds: bool,
     pub(super) search: Search,
 }
 
