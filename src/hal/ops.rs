@@ -168,7 +168,7 @@ pub struct LinearNormLinear<'a> {
 pub enum Then<'a> {
     /// It is kept. act `[T, N]`.
     Keep(&'a Tensor),
-    /// [`Ops::act_mul`]: its output, act `[T, N / 2]`, and room for the product, act `[T, N]`.
+    /// [`Ops::act_mul`]: its output, act `[T, N / 2]`, and room for the product, act `[R, N]`, which goes in parts where R is less than T.
     Gate(&'a Tensor, &'a Tensor, Activation),
 }
 
@@ -208,9 +208,16 @@ pub fn product_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Resu
     let NormLinear { normed, w, bias, .. } = *args;
     match args.then {
         Then::Keep(out) => ops.linear(out, normed, w, bias),
-        Then::Gate(out, gate_up, activation) => {
-            ops.linear(gate_up, normed, w, bias)?;
-            ops.act_mul(out, gate_up, activation)
+        Then::Gate(out, room, activation) => {
+            let rows = normed.rows();
+            // Parts as long as each other.
+            let at_once = rows.div_ceil(rows.div_ceil(room.rows()).max(1)).max(1);
+            (0..rows).step_by(at_once).try_for_each(|from| {
+                let rows = at_once.min(rows - from);
+                let gate_up = room.slice_rows(0, rows);
+                ops.linear(&gate_up, &normed.slice_rows(from, rows), w, bias)?;
+                ops.act_mul(&out.slice_rows(from, rows), &gate_up, activation)
+            })
         }
     }
 }

@@ -6,10 +6,14 @@ use crate::hal::comm::Communicator;
 use crate::hal::ops::{
     HeadNorms, KvLayer, Linear as Product, LinearNormLinear, NormLinear, PagedAttention, RopeWriteKv, Sum, Then,
 };
-use crate::hal::{Matrix, Stream, Tensor};
+use crate::hal::{Caps, Matrix, Stream, Tensor};
 use crate::model::load::{Layer, Linear};
 use crate::model::spec::LayerSpec;
 use crate::model::{DecoderSpec, Model};
+
+/// Rows that wait for a gate at most: those of longer passes go through it in parts, as rows of gates are the widest of all. Products of
+/// fewer rows would be slower.
+const GATE_ROWS: usize = 2048;
 
 /// Where the temporary tensors of a pass stand in an arena.
 #[derive(Debug, Clone, Copy)]
@@ -25,14 +29,21 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    /// Reserves room for passes of `tokens` tokens and heads of `rows` rows.
-    pub fn reserve(plan: &mut ArenaPlan, spec: &DecoderSpec, (tokens, rows): (usize, usize), act: DType) -> Self {
+    /// Reserves room for passes of `tokens` tokens and heads of `rows` rows on such a device.
+    pub fn reserve(
+        plan: &mut ArenaPlan,
+        spec: &DecoderSpec,
+        (tokens, rows): (usize, usize),
+        (act, caps): (DType, &Caps),
+    ) -> Self {
+        // The reference chooses products by how many rows they have.
+        let gate_rows = if caps.aligned { tokens } else { tokens.min(GATE_ROWS) };
         Self {
             residual: [0; 2].map(|_| plan.reserve(tokens, spec.hidden_size, act)),
             hidden: plan.reserve(tokens, spec.hidden_size, act),
             qkv: plan.reserve(tokens, spec.qkv_size(), act),
             attended: plan.reserve(tokens, spec.attention_size(), act),
-            gate_up: plan.reserve(tokens, 2 * spec.intermediate_size, act),
+            gate_up: plan.reserve(gate_rows, 2 * spec.intermediate_size, act),
             inner: plan.reserve(tokens, spec.intermediate_size, act),
             last: plan.reserve(rows, spec.hidden_size, act),
             logits: plan.reserve(rows, spec.vocab_size, DType::F32),
@@ -73,6 +84,7 @@ struct Temporaries {
     hidden: Tensor,
     qkv: Tensor,
     attended: Tensor,
+    /// Of fewer rows where those go in parts.
     gate_up: Tensor,
     inner: Tensor,
     /// The residual stream, and room for its next state.
@@ -82,8 +94,8 @@ struct Temporaries {
 impl Temporaries {
     fn of(pass: &Pass<'_>, rows: usize) -> Self {
         let b = pass.buffers;
-        let [hidden, qkv, attended, gate_up, inner] =
-            [b.hidden, b.qkv, b.attended, b.gate_up, b.inner].map(|slot| pass.tensor(slot, rows));
+        let [hidden, qkv, attended, inner] = [b.hidden, b.qkv, b.attended, b.inner].map(|slot| pass.tensor(slot, rows));
+        let gate_up = pass.tensor(b.gate_up, rows.min(pass.arena.tensor(b.gate_up).rows()));
         let residual = b.residual.map(|slot| pass.tensor(slot, rows));
         Self { hidden, qkv, attended, gate_up, inner, residual }
     }
@@ -99,7 +111,7 @@ impl Temporaries {
         ops.gather_rows(&stream, &self.residual[0], index)?;
         self.residual = [stream, self.residual[0].slice_rows(0, rows)];
         for tensor in [&mut self.hidden, &mut self.gate_up, &mut self.inner] {
-            *tensor = tensor.slice_rows(0, rows);
+            *tensor = tensor.slice_rows(0, rows.min(tensor.rows()));
         }
         Ok(())
     }
@@ -183,7 +195,7 @@ impl Pass<'_> {
                 (shape(p.w), p.out.dtype(), p.bias.is_some()) == (shape(w), out.dtype(), bias.is_some())
             };
             if !products.iter().any(same) {
-                products.push(Product { out: out.clone(), x: x.clone(), w, bias });
+                products.push(Product { out: out.clone(), x: x.slice_rows(0, out.rows()), w, bias });
             }
         }
         self.stream.prepare(&products)

@@ -104,11 +104,12 @@ pub fn kv_spec(info: &ModelInfo, block_size: u32) -> KvSpec {
     KvSpec { block_size, groups: vec![group] }
 }
 
-/// The temporary tensors of a step, for activations of dtype `act`.
-pub(super) fn arena_plan(info: &ModelInfo, options: &RunnerOptions, act: DType) -> (ArenaPlan, Buffers) {
+/// The temporary tensors of a step on such a device.
+pub(super) fn arena_plan(info: &ModelInfo, options: &RunnerOptions, caps: &Caps) -> (ArenaPlan, Buffers) {
     let mut plan = ArenaPlan::default();
     let rows = (options.max_num_batched_tokens, options.max_samples());
-    let buffers = Buffers::reserve(&mut plan, &info.spec, rows, act);
+    let act = caps.activations.of(info.dtype);
+    let buffers = Buffers::reserve(&mut plan, &info.spec, rows, (act, caps));
     (plan, buffers)
 }
 
@@ -119,7 +120,7 @@ pub(super) fn sampler_rows(options: &RunnerOptions, caps: &Caps) -> usize {
 
 /// What [`super::ModelRunner`] allocates for `options` (the blocks apart) on such a device.
 pub fn memory_plan(info: &ModelInfo, options: &RunnerOptions, caps: &Caps) -> RunnerMemory {
-    let (arena, _) = arena_plan(info, options, caps.activations.of(info.dtype));
+    let (arena, _) = arena_plan(info, options, caps);
     let shape = InputShape::of(options);
     let ring = options.depth + 1;
     let (counts, biases) = row_extra_bytes(info.spec.vocab_size);

@@ -88,8 +88,8 @@ impl ModelRunner {
         let kv = kv_spec(&model.info, options.block_size);
         let shape = InputShape::of(&options).behind(room.padding());
         let samples = options.max_samples();
-        let (arena, buffers) = arena_plan(&model.info, &options, device.caps().activations.of(model.info.dtype));
         let caps = device.caps();
+        let (arena, buffers) = arena_plan(&model.info, &options, caps);
         let graphs = caps.graphs.then(|| Graphs::new(shape.most(), Row(options.max_num_seqs as u32)));
         let vocab_size = model.info.spec.vocab_size;
         // Holds no more than it is given here.

@@ -176,7 +176,7 @@ fn chain(
     let biases = [k, n].map(|n| kit.noise(n as u64 + 3, n));
     let whole = kit.poisoned(m + 1, columns);
     let (out, room, product, normed) =
-        (whole.slice_rows(0, m), kit.poisoned(m, n), kit.poisoned(m, k), kit.poisoned(m, k));
+        (whole.slice_rows(0, m), kit.poisoned(room_of(m), n), kit.poisoned(m, k), kit.poisoned(m, k));
     let (stream, moved, norm) = (kit.acts(&residual, k), kit.poisoned(m, k), kit.floats(&weight, k));
     let bias_tensors = [k, n].iter().zip(&biases).map(|(n, b)| kit.floats(b, *n)).collect::<Vec<_>>();
     let bias = |i: usize| has_bias.then(|| &bias_tensors[i]);
@@ -219,6 +219,11 @@ fn chain(
     }
 }
 
+/// Rows of the room for a product that goes through a gate: many rows go in parts, the last of them shorter.
+fn room_of(rows: usize) -> usize {
+    if rows > 64 { rows.div_ceil(3) } else { rows }
+}
+
 /// One product, of large ones some elements.
 fn product(
     kit: &Kit,
@@ -230,7 +235,8 @@ fn product(
     let (m, columns) = (front.x.len() / k, if activation.is_some() { n / 2 } else { n });
     let what = format!("norm_linear {m}x{n}x{k}, {activation:?}");
     let whole = kit.poisoned(m + 1, columns);
-    let (out, room, bias_tensor) = (whole.slice_rows(0, m), kit.poisoned(m, n), bias.map(|b| kit.floats(b, n)));
+    let (out, room, bias_tensor) =
+        (whole.slice_rows(0, m), kit.poisoned(room_of(m), n), bias.map(|b| kit.floats(b, n)));
     let then = match activation {
         Some(activation) => Then::Gate(&out, &room, activation),
         None => Then::Keep(&out),

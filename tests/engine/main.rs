@@ -74,6 +74,29 @@ fn a_model_on_two_ranks_answers_as_on_one() {
     assert_eq!(demo_answers(4, 1), one);
 }
 
+/// More tokens in a step than have room in front of a gate at a time.
+#[test]
+fn prompts_in_one_long_step_answer_as_in_short_ones() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo_model");
+    let answers = |tokens: usize| {
+        let mut host = Host::new(&format!(
+            r#"{{"model": "{model}", "max_num_seqs": 16, "max_num_batched_tokens": {tokens}, "kv_cache_bytes": 67108864,
+                "enable_prefix_caching": false, "threads": 2}}"#
+        ));
+        let of = |i: usize| host.request(&format!("{i}: {}", PROMPTS[1 + i % 2].repeat(20)), 8);
+        let requests: Vec<_> = (0..10).map(of).collect();
+        let answers = host.serve(requests);
+        host.assert_idle();
+        let steps = host.engine.stats().steps;
+        let prompts = host.engine.stats().prompt_tokens;
+        (answers.into_iter().map(|a| a.tokens).collect::<Vec<_>>(), steps, prompts)
+    };
+    let (long, short) = (answers(4096), answers(300));
+    assert!(long.2 > 3000, "{} tokens of prompts", long.2);
+    assert!(long.1 < short.1, "{} steps, and {} short ones", long.1, short.1);
+    assert_eq!(long.0, short.0);
+}
+
 #[test]
 fn a_full_cache_preempts_and_finishes_all() {
     let mut host = Host::new(r#"{"model": "mock:words", "kv_cache_bytes": 256, "block_size": 4}"#);

@@ -234,7 +234,9 @@ impl Ops for CudaStream {
         }
         let Then::Gate(out, gate_up, activation) = args.then else { return norm_linear_in_parts(self, args) };
         // A kernel may take it without the gate, or without the norm.
-        if let Some(done) = few(&NormLinear { then: Then::Keep(gate_up), ..*args }) {
+        if gate_up.rows() >= args.x.rows()
+            && let Some(done) = few(&NormLinear { then: Then::Keep(gate_up), ..*args })
+        {
             done.and_then(|()| self.act_mul(out, gate_up, activation))?;
             return Ok(moved);
         }
