@@ -1,7 +1,7 @@
 //! Who starts: waiting sequences in rank order, with what the prefix cache already holds for them.
 //!
-//! Admission takes the blocks of everything the sequence knows at once, so a prompt under way never runs short. One
-//! that does not fit yet blocks nobody behind it who does, until [`PASS_LIMIT`] admissions have passed it over: from
+//! Admission takes the blocks of everything the sequence knows at once, so a prompt under way never runs short, and only
+//! where what runs is taken to fit when it has grown. One that does not fit yet blocks nobody behind it who does, until [`PASS_LIMIT`] admissions have passed it over: from
 //! then on nobody behind it is admitted before it. One whose next block is being computed by a running sequence waits
 //! for that block instead of computing it again; a running sequence waits for nobody, so this cannot deadlock.
 
@@ -106,7 +106,11 @@ impl Scheduler {
         // 8 % of its tokens again, with it 0.4 %. Twice as much only leaves blocks idle.
         let headroom = self.running.len() as u32 / 2;
         let fresh = total - hits as u32;
-        let needed = fresh + revived + headroom;
+        let mut needed = fresh + revived + headroom;
+        if needed <= self.pool.num_free() {
+            // In whole blocks; what each wastes of its last one is in the headroom.
+            needed = needed.saturating_add(self.growth(slot, fresh, draft));
+        }
         if needed > self.pool.num_free() {
             self.seqs[slot].rest.misfit = Some(Misfit { needed, retry: self.calls + RETRY });
             return Attempt::NoRoom;
@@ -116,6 +120,7 @@ impl Scheduler {
             return Attempt::Spent;
         }
         self.enter(slot, fresh, serial, events);
+        self.grows(slot, draft);
         let len = self.chunk(self.seqs[slot].todo(), room, contended);
         self.push_entry(slot, len, draft);
         Attempt::Admitted

@@ -59,6 +59,8 @@ pub(super) struct Draft {
     pub(super) claims: u32,
     /// Blocks were short, so nobody new is admitted.
     pub(super) short: bool,
+    /// Tokens that all who run are still taken to generate, once somebody asked.
+    pub(super) growth: Option<u64>,
 }
 
 impl Scheduler {

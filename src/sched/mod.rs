@@ -8,6 +8,7 @@ mod admit;
 pub mod block_pool;
 mod bound;
 mod draft;
+mod growth;
 mod index;
 pub mod invariants;
 mod land;

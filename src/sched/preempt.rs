@@ -84,6 +84,9 @@ impl Scheduler {
         let s = &mut self.seqs[slot];
         debug_assert!(s.finish.is_none(), "{:?} ends twice", s.id);
         s.finish = Some(reason);
+        if matches!(reason, FinishReason::Eos | FinishReason::Stop | FinishReason::Length) {
+            self.outputs.ended(s.generated());
+        }
         self.by_id.remove(&s.id);
         events.push(Event::Finished { seq: s.id, reason, error });
         self.leave(slot);

@@ -9,6 +9,7 @@ use crate::plan::cost::Load;
 use crate::plan::{FinishReason, Request, StepPart, StepPlan};
 use crate::sched::block_pool::BlockPool;
 use crate::sched::draft::{Draft, Flight, FlightEntry};
+use crate::sched::growth::{Grower, Outputs};
 use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
 use crate::sched::prefix::PrefixCache;
 use crate::sched::sequence::{Place, Sequence, Slab};
@@ -52,6 +53,8 @@ pub struct Scheduler {
     pub(super) prefills: Vec<u32>,
     pub(super) scan: Vec<u32>,
     pub(super) hits: Vec<BlockId>,
+    pub(super) outputs: Outputs,
+    pub(super) growers: Vec<Grower>,
     /// Calls of `schedule`.
     pub(super) calls: u64,
     arrivals: u64,
@@ -94,6 +97,8 @@ impl Scheduler {
             prefills: Vec::new(),
             scan: Vec::new(),
             hits: Vec::new(),
+            outputs: Outputs::new(&cfg),
+            growers: Vec::new(),
             calls: 0,
             arrivals: 0,
             next_step: 0,
@@ -217,7 +222,17 @@ impl Scheduler {
         };
         let flight = self.take_spare();
         let left = self.cfg.max_tokens as u32;
-        Draft { plan, flight, left, decodes: 0, load: Load::default(), limit: None, claims: 0, short: false }
+        Draft {
+            plan,
+            flight,
+            left,
+            decodes: 0,
+            load: Load::default(),
+            limit: None,
+            claims: 0,
+            short: false,
+            growth: None,
+        }
     }
 
     /// Keeps what is needed to land the step.

@@ -281,6 +281,25 @@ fn a_held_sequence_gives_way_before_a_later_one() {
 }
 
 #[test]
+fn those_that_will_not_fit_together_do_not_start_together() {
+    let (mut s, mut events) = (scheduler(64, 100), Vec::new());
+    // Eleven blocks each in the end, two at first.
+    let batch =
+        |s: &mut Scheduler, seqs: std::ops::Range<u64>| seqs.for_each(|seq| s.add(request(seq, unique(seq, 4), 40)));
+    batch(&mut s, 0..20);
+    events.extend(drain(&mut s));
+    // How long outputs are is known now.
+    let before = s.stats().preempted;
+    batch(&mut s, 20..60);
+    step(&mut s, &mut events);
+    assert!((5..=7).contains(&s.stats().running), "{:?}", s.stats());
+    events.extend(drain(&mut s));
+    // Nine or more of them would give way if they did.
+    assert!(s.stats().preempted <= before + 1, "{before} and then {}", s.stats().preempted);
+    assert!((0..60).all(|seq| end_of(&events, seq).0 == FinishReason::Length));
+}
+
+#[test]
 fn a_large_one_is_passed_over_only_so_often() {
     let (mut s, mut events) = (scheduler(40, 100), Vec::new());
     s.add(request(1, unique(1, 40), 100));

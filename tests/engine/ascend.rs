@@ -95,9 +95,10 @@ fn chunks_preemption_and_prefix_hits_on_ascend() {
     let (chunked, _) = run(long, &|c| (c.max_num_batched_tokens, c.pipeline_depth) = (Some(23), 1), 1);
     let (again, _) = run(long, &|c| c.enable_prefix_caching = true, 2);
     assert!(again.iter().all(|a| a.cached_tokens >= 128), "{again:?}");
-    // Sequences of one block each that become two, in four blocks of 128 tokens of 6 layers.
+    // Sequences of one block each that become two, in five blocks of 128 tokens of 6 layers. As long as no output has ended, each is
+    // taken to be as long as leaves room for 64, so all three start.
     let (roomy, _) = run(growing, &|_| (), 1);
-    let (tight, preempted) = run(growing, &|c| c.kv_cache_bytes = Some(4 * 393_216), 1);
+    let (tight, preempted) = run(growing, &|c| (c.kv_cache_bytes, c.max_num_seqs) = (Some(5 * 393_216), 64), 1);
     assert!(preempted > 0.0, "nothing was preempted");
     for (what, found, truth) in
         [("chunks", &chunked, &truth), ("prefix hits", &again, &truth), ("preemption", &tight, &roomy)]
