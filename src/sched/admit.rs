@@ -1,9 +1,10 @@
 //! Who starts: waiting sequences in rank order, with what the prefix cache already holds for them.
 //!
 //! Admission takes the blocks of everything the sequence knows at once, so a prompt under way never runs short, and only
-//! where what runs is taken to fit when it has grown. One that does not fit yet blocks nobody behind it who does, until [`PASS_LIMIT`] admissions have passed it over: from
-//! then on nobody behind it is admitted before it. One whose next block is being computed by a running sequence waits
-//! for that block instead of computing it again; a running sequence waits for nobody, so this cannot deadlock.
+//! where what runs is taken to fit when it has grown. One that does not fit yet blocks nobody behind it who does, until
+//! [`PASS_LIMIT`] admissions have passed it over: from then on nobody behind it is admitted before it. One whose next
+//! block is being computed by a running sequence waits for that block instead of computing it again; a running sequence
+//! waits for nobody, so this cannot deadlock.
 
 use crate::plan::FinishReason;
 use crate::sched::draft::Draft;
@@ -107,9 +108,9 @@ impl Scheduler {
         let headroom = self.running.len() as u32 / 2;
         let fresh = total - hits as u32;
         let mut needed = fresh + revived + headroom;
-        if needed <= self.pool.num_free() {
+        if let Some(room) = self.pool.num_free().checked_sub(needed) {
             // In whole blocks; what each wastes of its last one is in the headroom.
-            needed = needed.saturating_add(self.growth(slot, fresh, draft));
+            needed = needed.saturating_add(self.growth(slot, (fresh, room), draft));
         }
         if needed > self.pool.num_free() {
             self.seqs[slot].rest.misfit = Some(Misfit { needed, retry: self.calls + RETRY });
@@ -120,7 +121,7 @@ impl Scheduler {
             return Attempt::Spent;
         }
         self.enter(slot, fresh, serial, events);
-        self.grows(slot, draft);
+        self.grows(slot, fresh, draft);
         let len = self.chunk(self.seqs[slot].todo(), room, contended);
         self.push_entry(slot, len, draft);
         Attempt::Admitted

@@ -4,6 +4,7 @@ use crate::base::{SeqId, StepId};
 use crate::plan::cost::Load;
 use crate::plan::{RowInit, StepEntry, StepPart, StepPlan};
 use crate::sched::Planted;
+use crate::sched::growth::Growth;
 use crate::sched::scheduler::Scheduler;
 use crate::sched::sequence::Sequence;
 
@@ -59,8 +60,8 @@ pub(super) struct Draft {
     pub(super) claims: u32,
     /// Blocks were short, so nobody new is admitted.
     pub(super) short: bool,
-    /// Tokens that all who run are still taken to generate, once somebody asked.
-    pub(super) growth: Option<u64>,
+    /// What all who run are taken to come to, once somebody asked.
+    pub(super) growth: Option<Growth>,
 }
 
 impl Scheduler {

@@ -47,9 +47,9 @@ impl Outputs {
 
     /// Tokens that a sequence is still taken to generate: somewhat more than the mean, as giving way costs more than waiting. One
     /// that has passed it goes on for a quarter of what it has.
-    fn left(&self, s: &Sequence) -> u64 {
+    pub(super) fn left(&self, s: &Sequence) -> u32 {
         let (generated, mean) = (u64::from(s.generated()), power(self.mean));
-        (mean + mean / 8).max(generated + generated / 4).min(u64::from(s.limit)).saturating_sub(generated)
+        (mean + mean / 8).max(generated + generated / 4).min(u64::from(s.limit)).saturating_sub(generated) as u32
     }
 }
 
@@ -57,60 +57,115 @@ impl Outputs {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grower {
     /// Tokens.
-    left: u64,
+    pub(super) left: u32,
     /// Blocks that come back when it ends.
-    held: u64,
+    pub(super) held: u32,
+}
+
+const NOBODY_ELSE: (Grower, u64) = (Grower { left: 0, held: 0 }, 0);
+
+/// What all who run are taken to come to. [`Scheduler::growers`] has them one by one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Growth {
+    /// Tokens they will generate.
+    left: u64,
+    /// Whether growers are in the order in which they end.
+    sorted: bool,
+    /// Most blocks that they will take at one time, once somebody asked; and with the sequence that was last looked at.
+    peak: Option<u64>,
+    joined: Option<u64>,
 }
 
 impl Scheduler {
-    /// Most blocks that this sequence, which starts with `held` of its own, and all who run will take beyond those that they hold then.
-    /// None where nobody runs: whatever it grows to, it is in nobody's way.
-    pub(super) fn growth(&mut self, slot: u32, held: u32, draft: &mut Draft) -> u32 {
-        let own = Grower { left: self.outputs.left(&self.seqs[slot]), held: u64::from(held) };
-        let running = || self.running.iter().map(|r| r.1).filter(|slot| *slot != NOBODY);
-        let left = |slot| self.outputs.left(&self.seqs[slot]);
-        let size = u64::from(self.cfg.block_size);
-        if running().next().is_none() {
+    /// Blocks that this sequence, which starts with `held` of its own, and all who run will take beyond those that they hold then: at
+    /// most, where that is no more than `room`. None where nobody runs: whatever it grows to, it is in nobody's way.
+    pub(super) fn growth(&mut self, slot: u32, (held, room): (u32, u32), draft: &mut Draft) -> u32 {
+        if self.running.len() == self.vacated {
             return 0;
         }
-        let all = *draft.growth.get_or_insert_with(|| running().map(left).sum());
-        let most = (all + own.left).div_ceil(size);
-        if most + u64::from(held) <= u64::from(self.pool.num_free()) {
-            // They fit even if nobody ends.
+        let (own, size) = (self.grower(slot, held), u64::from(self.cfg.block_size));
+        let growth = Growth { joined: None, ..self.survey(draft) };
+        draft.growth = Some(growth);
+        // Should nobody end.
+        let most = (growth.left + u64::from(own.left)).div_ceil(size);
+        if most <= u64::from(room) {
             return most as u32;
         }
-        let mut all = std::mem::take(&mut self.growers);
-        all.clear();
-        all.extend(running().map(|slot| Grower { left: left(slot), held: self.returning(slot) }));
-        all.push(own);
-        let peak = peak(&mut all, size);
-        self.growers = all;
-        u32::try_from(peak).unwrap_or(u32::MAX)
+        let alone = self.peak_of_running(draft);
+        if alone > u64::from(room) {
+            return u32::try_from(alone).unwrap_or(u32::MAX);
+        }
+        let joined = peak(&self.growers, (own, 1), size);
+        draft.growth.iter_mut().for_each(|growth| growth.joined = Some(joined));
+        u32::try_from(joined).unwrap_or(u32::MAX)
     }
 
-    /// A sequence joins those that run.
-    pub(super) fn grows(&self, slot: u32, draft: &mut Draft) {
-        draft.growth.iter_mut().for_each(|all| *all += self.outputs.left(&self.seqs[slot]));
+    /// A sequence that took `held` blocks, the last that [`Scheduler::growth`] looked at, joins those that run.
+    pub(super) fn grows(&mut self, slot: u32, held: u32, draft: &mut Draft) {
+        let own = self.grower(slot, held);
+        let Some(growth) = &mut draft.growth else { return };
+        growth.left += u64::from(own.left);
+        growth.peak = growth.joined.take();
+        let at = if growth.sorted { self.growers.partition_point(|g| g.left < own.left) } else { self.growers.len() };
+        self.growers.insert(at, own);
     }
 
-    /// Blocks that come back when a sequence ends: those behind what it shares with others.
-    fn returning(&self, slot: u32) -> u64 {
-        let blocks = &self.seqs[slot].rest.blocks;
-        (blocks.len() - blocks.partition_point(|b| self.pool.refs(*b) > 1)) as u64
+    fn grower(&self, slot: u32, held: u32) -> Grower {
+        Grower { left: self.outputs.left(&self.seqs[slot]), held }
+    }
+
+    /// Looks at all who run, once a step. Blocks that several share come back with the last of them: each is taken for as large a
+    /// part of what it holds as all blocks in use are of what all hold.
+    pub(super) fn survey(&mut self, draft: &mut Draft) -> Growth {
+        if let Some(growth) = draft.growth {
+            return growth;
+        }
+        let mut growers = std::mem::take(&mut self.growers);
+        growers.clear();
+        let running = self.running.iter().filter(|r| r.1 != NOBODY);
+        growers.extend(running.map(|r| self.grower(r.1, self.seqs[r.1].num_blocks())));
+        let sum = |of: fn(&Grower) -> u32| growers.iter().map(|g| u64::from(of(g))).sum::<u64>();
+        let (left, held) = (sum(|g| g.left), sum(|g| g.held).max(1));
+        let share = self.in_use() * PARTS / held;
+        if share < PARTS {
+            growers.iter_mut().for_each(|g| g.held = (u64::from(g.held) * share / PARTS) as u32);
+        }
+        self.growers = growers;
+        *draft.growth.insert(Growth { left, sorted: false, peak: None, joined: None })
+    }
+
+    pub(super) fn in_use(&self) -> u64 {
+        u64::from(self.cfg.num_blocks - self.pool.num_free())
+    }
+
+    /// Puts growers in order.
+    pub(super) fn peak_of_running(&mut self, draft: &mut Draft) -> u64 {
+        let mut growth = self.survey(draft);
+        if !growth.sorted {
+            self.growers.sort_unstable_by_key(|g| g.left);
+            growth.sorted = true;
+        }
+        let size = u64::from(self.cfg.block_size);
+        let most = *growth.peak.get_or_insert_with(|| peak(&self.growers, NOBODY_ELSE, size));
+        draft.growth = Some(growth);
+        most
     }
 }
 
-/// Most blocks that they take beyond what they hold now, at the moments when one ends. Each grows by a token a step, and gives back what
-/// it has when it ends.
-fn peak(all: &mut [Grower], size: u64) -> u64 {
-    all.sort_unstable_by_key(|g| g.left);
-    let (mut most, mut back) = (0, 0);
-    for (ended, g) in all.iter().enumerate() {
-        let alive = (all.len() - ended) as u64;
-        most = most.max((alive * g.left).div_ceil(size).saturating_sub(back));
-        back += g.held;
-    }
-    most
+/// Most blocks that they and so many like another take beyond what they hold now, at the moments when one ends. Each grows by a token
+/// a step, and gives back what it has when it ends. `all` are in the order in which they end.
+pub(super) fn peak(all: &[Grower], (other, more): (Grower, u64), size: u64) -> u64 {
+    let (before, behind) = all.split_at(all.partition_point(|g| g.left < other.left));
+    let (mut most, mut back, mut alive) = (0, 0, all.len() as u64 + more);
+    let mut end = |g: &Grower, count: u64| {
+        most = most.max((alive * u64::from(g.left)).saturating_sub(back));
+        back += count * u64::from(g.held) * size;
+        alive -= count;
+    };
+    before.iter().for_each(|g| end(g, 1));
+    end(&other, more);
+    behind.iter().for_each(|g| end(g, 1));
+    most.div_ceil(size)
 }
 
 #[cfg(test)]
@@ -119,16 +174,26 @@ mod tests {
 
     #[test]
     fn the_peak_is_where_growth_outruns_what_comes_back() {
-        let of = |all: &[(u64, u64)]| {
-            let mut all: Vec<_> = all.iter().map(|&(left, held)| Grower { left, held }).collect();
-            peak(&mut all, 16)
+        let of = |all: &[(u32, u32)]| {
+            let grower = |&(left, held): &(u32, u32)| Grower { left, held };
+            let all: Vec<_> = all.iter().map(grower).collect();
+            let nobody = peak(&all, NOBODY_ELSE, 16);
+            // Whichever of them comes last, all come to the same.
+            for i in 0..all.len() {
+                let others = [&all[..i], &all[i + 1..]].concat();
+                assert_eq!(peak(&others, (all[i], 1), 16), nobody);
+            }
+            nobody
         };
         assert_eq!(of(&[]), 0);
         // All at once: each takes ten blocks.
         assert_eq!(of(&[(160, 5), (160, 5), (160, 5)]), 30);
         // One after the other: what the first gives back is enough for the second.
         assert_eq!(of(&[(16, 20), (320, 1)]), 2);
-        assert_eq!(of(&[(320, 1), (16, 4)]), 16);
+        assert_eq!(of(&[(16, 4), (320, 1)]), 16);
+        // As many alike are as many one by one.
+        let one = Grower { left: 160, held: 5 };
+        assert_eq!(peak(&[one], (one, 2), 16), 30);
     }
 
     #[test]

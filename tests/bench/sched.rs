@@ -24,9 +24,9 @@ struct Host {
 }
 
 impl Host {
-    fn new(num_blocks: u32) -> Self {
+    fn new(seqs: u64, num_blocks: u32) -> Self {
         let cfg = SchedConfig {
-            max_seqs: SEQS as usize,
+            max_seqs: seqs as usize,
             max_tokens: 2048,
             bound: None,
             max_model_len: 1 << 20,
@@ -96,8 +96,8 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn new() -> Self {
-        Self { host: Host::new(SEQS as u32 * BLOCKS.end / 4) }
+    fn new(seqs: u64) -> Self {
+        Self { host: Host::new(seqs, seqs as u32 * BLOCKS.end / 4) }
     }
 
     fn step(&mut self) -> Duration {
@@ -124,7 +124,7 @@ impl Crowd {
 }
 
 fn bench(c: &mut Criterion) {
-    let mut host = Host::new(SEQS as u32 * (BLOCKS.end + 2));
+    let mut host = Host::new(SEQS, SEQS as u32 * (BLOCKS.end + 2));
     host.fill();
     c.bench_function("schedule_256_decodes", |b| {
         b.iter_custom(|n| (0..n).map(|_| host.step(&mut || {}).0).sum());
@@ -140,20 +140,22 @@ fn bench(c: &mut Criterion) {
     c.bench_function("schedule_update_events_256_decodes_cold", |b| {
         b.iter_custom(|n| (0..n).map(|_| host.step(&mut spoil).1).sum());
     });
-    let mut crowd = Crowd::new();
-    c.bench_function("schedule_update_events_under_pressure", |b| {
-        b.iter_custom(|n| (0..n).map(|_| crowd.step()).sum());
-    });
-    let s = crowd.host.sched.stats();
-    println!(
-        "under pressure: {} steps, {:.0} tokens a step, {} running, {} preempted, {:.1} % of tokens computed again, {:.1} % hit",
-        s.steps,
-        s.planned_tokens as f64 / s.steps as f64,
-        s.running,
-        s.preempted,
-        100.0 * s.lost_tokens as f64 / s.planned_tokens as f64,
-        100.0 * s.hit_tokens as f64 / s.lookup_tokens as f64,
-    );
+    for (seqs, name) in
+        [(SEQS, "schedule_update_events_under_pressure"), (1024, "schedule_update_events_under_pressure_1024")]
+    {
+        let mut crowd = Crowd::new(seqs);
+        c.bench_function(name, |b| b.iter_custom(|n| (0..n).map(|_| crowd.step()).sum()));
+        let s = crowd.host.sched.stats();
+        println!(
+            "under pressure: {} steps, {:.0} tokens a step, {} running, {} preempted, {:.1} % of tokens computed again, {:.1} % hit",
+            s.steps,
+            s.planned_tokens as f64 / s.steps as f64,
+            s.running,
+            s.preempted,
+            100.0 * s.lost_tokens as f64 / s.planned_tokens as f64,
+            100.0 * s.hit_tokens as f64 / s.lookup_tokens as f64,
+        );
+    }
 }
 
 criterion_group!(benches, bench);
