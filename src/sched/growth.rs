@@ -69,6 +69,8 @@ const NOBODY_ELSE: (Grower, u64) = (Grower { left: 0, held: 0 }, 0);
 pub(super) struct Growth {
     /// Tokens they will generate.
     left: u64,
+    /// Blocks they hold, shared ones counted for each.
+    pub(super) held: u64,
     /// Whether growers are in the order in which they end.
     sorted: bool,
     /// Most blocks that they will take at one time, once somebody asked; and with the sequence that was last looked at.
@@ -131,7 +133,7 @@ impl Scheduler {
             growers.iter_mut().for_each(|g| g.held = (u64::from(g.held) * share / PARTS) as u32);
         }
         self.growers = growers;
-        *draft.growth.insert(Growth { left, sorted: false, peak: None, joined: None })
+        *draft.growth.insert(Growth { left, held, sorted: false, peak: None, joined: None })
     }
 
     pub(super) fn in_use(&self) -> u64 {

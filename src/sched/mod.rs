@@ -13,6 +13,7 @@ mod index;
 pub mod invariants;
 mod land;
 mod late;
+mod pace;
 pub mod policy;
 mod preempt;
 pub mod prefix;

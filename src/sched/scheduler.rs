@@ -10,6 +10,7 @@ use crate::plan::{FinishReason, Request, StepPart, StepPlan};
 use crate::sched::block_pool::BlockPool;
 use crate::sched::draft::{Draft, Flight, FlightEntry};
 use crate::sched::growth::{Grower, Outputs};
+use crate::sched::pace::Pace;
 use crate::sched::policy::{Candidate, ChunkView, Policy, Rank};
 use crate::sched::prefix::PrefixCache;
 use crate::sched::sequence::{Place, Sequence, Slab};
@@ -54,7 +55,9 @@ pub struct Scheduler {
     pub(super) scan: Vec<u32>,
     pub(super) hits: Vec<BlockId>,
     pub(super) outputs: Outputs,
+    /// What all who run will come to, one by one; scratch of [`super::growth`].
     pub(super) growers: Vec<Grower>,
+    pub(super) pace: Pace,
     /// Calls of `schedule`.
     pub(super) calls: u64,
     arrivals: u64,
@@ -99,6 +102,7 @@ impl Scheduler {
             hits: Vec::new(),
             outputs: Outputs::new(&cfg),
             growers: Vec::new(),
+            pace: Pace::default(),
             calls: 0,
             arrivals: 0,
             next_step: 0,
@@ -175,6 +179,7 @@ impl Scheduler {
         if draft.flight.is_empty() {
             self.plan_decodes(&mut draft, events);
             self.set_limit(&mut draft);
+            self.pace(&mut draft);
             self.plan_prefills(&mut draft);
             self.admit(&mut draft, events);
         }

@@ -300,6 +300,29 @@ fn those_that_will_not_fit_together_do_not_start_together() {
 }
 
 #[test]
+fn those_that_would_not_fit_if_they_started_together_start_one_after_the_other() {
+    // Room for 13 of 200 tokens each, and for 16 if the last starts some 80 steps behind the first.
+    let (mut s, mut events) = (scheduler(650, 200), Vec::new());
+    (0..16).for_each(|seq| s.add(request(seq, unique(seq, 100), 100)));
+    let (mut steps, mut most) = (0, 0);
+    while step(&mut s, &mut events).is_some() {
+        (steps, most) = (steps + 1, most.max(s.stats().running));
+    }
+    assert_eq!((most, s.stats().preempted), (16, 0));
+    assert!((150..190).contains(&steps), "{steps} steps");
+    assert!((0..16).all(|seq| end_of(&events, seq).0 == FinishReason::Length));
+}
+
+#[test]
+fn prompts_of_short_outputs_are_not_held_back() {
+    // Room for 13 of them.
+    let (mut s, mut events) = (scheduler(650, 200), Vec::new());
+    (0..40).for_each(|seq| s.add(request(seq, unique(seq, 200), 1)));
+    let steps = std::iter::from_fn(|| step(&mut s, &mut events)).count();
+    assert!((40..=41).contains(&steps), "{steps} steps");
+}
+
+#[test]
 fn a_large_one_is_passed_over_only_so_often() {
     let (mut s, mut events) = (scheduler(40, 100), Vec::new());
     s.add(request(1, unique(1, 40), 100));
