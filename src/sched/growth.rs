@@ -112,8 +112,10 @@ impl Scheduler {
         self.growers.insert(at, own);
     }
 
+    /// One that its lead holds back takes no more until somebody reads.
     fn grower(&self, slot: u32, held: u32) -> Grower {
-        Grower { left: self.outputs.left(&self.seqs[slot]), held }
+        let s = &self.seqs[slot];
+        Grower { left: if s.is_held() { 0 } else { self.outputs.left(s) }, held }
     }
 
     /// Looks at all who run, once a step. Blocks that several share come back with the last of them: each is taken for as large a

@@ -300,6 +300,21 @@ fn those_that_will_not_fit_together_do_not_start_together() {
 }
 
 #[test]
+fn one_that_nobody_reads_is_not_taken_to_grow() {
+    let (mut s, mut events) = (scheduler(30, 100), Vec::new());
+    (0..20).for_each(|seq| s.add(request(seq, unique(seq, 4), 60)));
+    drain(&mut s);
+    // Fifteen blocks and more each in the end.
+    let mut held = request(20, unique(20, 4), 60);
+    held.lead = 1;
+    s.add(held);
+    while step(&mut s, &mut events).is_some() {}
+    s.add(request(21, unique(21, 4), 60));
+    step(&mut s, &mut events);
+    assert_eq!((s.stats().running, s.stats().waiting), (2, 0));
+}
+
+#[test]
 fn those_that_would_not_fit_if_they_started_together_start_one_after_the_other() {
     // Room for 13 of 200 tokens each, and for 16 if the last starts some 80 steps behind the first.
     let (mut s, mut events) = (scheduler(650, 200), Vec::new());
