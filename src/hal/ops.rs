@@ -129,6 +129,8 @@ pub struct Linear<'a> {
     pub x: Tensor,
     pub w: &'a Matrix,
     pub bias: Option<&'a Tensor>,
+    /// [`Ops::linear_norm_linear`] takes it, too.
+    pub adds: bool,
 }
 
 /// `norm_linear`: the norm of a residual stream, the product that takes it, and what becomes of the product.

@@ -179,23 +179,25 @@ impl Pass<'_> {
         let b = self.buffers;
         let [x, qkv, attended, gate_up, inner] = [b.hidden, b.qkv, b.attended, b.gate_up, b.inner].map(whole);
         let layers = self.model.layers.iter().flat_map(|layer| {
+            let adds = |norm: &Option<Tensor>| self.comm.is_none() && norm.is_none();
             [
-                (&qkv, &x, &layer.qkv),
-                (&x, &attended, &layer.output),
-                (&gate_up, &x, &layer.gate_up),
-                (&x, &inner, &layer.down),
+                (&qkv, &x, &layer.qkv, false),
+                (&x, &attended, &layer.output, adds(&layer.attention_norm)),
+                (&gate_up, &x, &layer.gate_up, false),
+                (&x, &inner, &layer.down, adds(&layer.mlp_norm)),
             ]
         });
         let (logits, last) = (whole(b.logits), whole(b.last));
-        let layers = layers.map(|(out, x, linear)| (out, x, &linear.weight, linear.bias.as_ref()));
+        let layers = layers.map(|(out, x, linear, adds)| (out, x, &linear.weight, linear.bias.as_ref(), adds));
         let mut products: Vec<Product<'_>> = Vec::new();
-        for (out, x, w, bias) in layers.chain([(&logits, &last, &self.model.head, None)]) {
+        for (out, x, w, bias, adds) in layers.chain([(&logits, &last, &self.model.head, None, false)]) {
             let same = |p: &Product<'_>| {
                 let shape = |w: &Matrix| (w.rows(), w.cols(), w.dtype());
-                (shape(p.w), p.out.dtype(), p.bias.is_some()) == (shape(w), out.dtype(), bias.is_some())
+                let others = (p.out.dtype(), p.bias.is_some(), p.adds);
+                (shape(p.w), others) == (shape(w), (out.dtype(), bias.is_some(), adds))
             };
             if !products.iter().any(same) {
-                products.push(Product { out: out.clone(), x: x.slice_rows(0, out.rows()), w, bias });
+                products.push(Product { out: out.clone(), x: x.slice_rows(0, out.rows()), w, bias, adds });
             }
         }
         self.stream.prepare(&products)

@@ -231,8 +231,11 @@ impl Blas {
                 let key = Key::of(&p);
                 self.ensure(&key, workspace.1)?;
                 let algo = self.plans.get(&key).map(|plan| plan.algo.data);
-                if ran.insert((key.dtypes, key.has_bias, key.align, algo)) {
-                    self.run(&p, workspace, stream)?;
+                // Products that are added are others to the library, with the same algorithm.
+                for adds in [false, true].into_iter().filter(|adds| p.adds || !adds) {
+                    if ran.insert((key.dtypes, key.has_bias, key.align, adds, algo)) {
+                        self.run(&Product { adds, ..p }, workspace, stream)?;
+                    }
                 }
             }
         }

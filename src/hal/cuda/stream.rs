@@ -276,7 +276,8 @@ impl Ops for CudaStream {
         if self.device.mode != NumericMode::Fast {
             return Ok(());
         }
-        let products = products.iter().map(|p| self.product(&p.out, &p.x, p.w, p.bias)).collect::<Result<Vec<_>>>()?;
+        let product = |p: &Linear<'_>| Ok(Product { adds: p.adds, ..self.product(&p.out, &p.x, p.w, p.bias)? });
+        let products = products.iter().map(product).collect::<Result<Vec<_>>>()?;
         self.device.context.bind()?;
         self.blas.borrow_mut().prepare(&products, self.workspace(), self.raw.cast())
     }

@@ -108,7 +108,7 @@ pub(super) fn add(s: &AscendStream, x: &View<'_>, y: &View<'_>) -> Result<()> {
 
 /// Makes room for what the largest products want.
 pub(crate) fn prepare(s: &AscendStream, products: &[Linear<'_>]) -> Result<()> {
-    for Linear { out, x, w, bias } in products {
+    for Linear { out, x, w, bias, .. } in products {
         let w = checked(out, x, w, *bias)?;
         let [product, _] = s.scratch(scratch_bytes(out, x, *bias))?;
         let direct = out.dtype() == x.dtype();
