@@ -71,6 +71,8 @@ pub(super) struct Growth {
     left: u64,
     /// Blocks they hold, shared ones counted for each.
     pub(super) held: u64,
+    /// Of these blocks those of sequences that their lead holds back, which give way to others.
+    yielding: u32,
     /// Whether growers are in the order in which they end.
     sorted: bool,
     /// Most blocks that they will take at one time, once somebody asked; and with the sequence that was last looked at.
@@ -79,8 +81,9 @@ pub(super) struct Growth {
 }
 
 impl Scheduler {
-    /// Blocks that this sequence, which starts with `held` of its own, and all who run will take beyond those that they hold then: at
-    /// most, where that is no more than `room`. None where nobody runs: whatever it grows to, it is in nobody's way.
+    /// Blocks that this sequence, which starts with `held` of its own, and all who run will take beyond those that they hold then and
+    /// those that give way: at most, where that is no more than `room`. None where nobody runs: whatever it grows to, it is in
+    /// nobody's way.
     pub(super) fn growth(&mut self, slot: u32, (held, room): (u32, u32), draft: &mut Draft) -> u32 {
         if self.running.len() == self.vacated {
             return 0;
@@ -88,18 +91,20 @@ impl Scheduler {
         let (own, size) = (self.grower(slot, held), u64::from(self.cfg.block_size));
         let growth = Growth { joined: None, ..self.survey(draft) };
         draft.growth = Some(growth);
+        let room = u64::from(room) + u64::from(growth.yielding);
+        let beyond = |blocks: u64| u32::try_from(blocks.saturating_sub(growth.yielding.into())).unwrap_or(u32::MAX);
         // Should nobody end.
         let most = (growth.left + u64::from(own.left)).div_ceil(size);
-        if most <= u64::from(room) {
-            return most as u32;
+        if most <= room {
+            return beyond(most);
         }
         let alone = self.peak_of_running(draft);
-        if alone > u64::from(room) {
-            return u32::try_from(alone).unwrap_or(u32::MAX);
+        if alone > room {
+            return beyond(alone);
         }
         let joined = peak(&self.growers, (own, 1), size);
         draft.growth.iter_mut().for_each(|growth| growth.joined = Some(joined));
-        u32::try_from(joined).unwrap_or(u32::MAX)
+        beyond(joined)
     }
 
     /// A sequence that took `held` blocks, the last that [`Scheduler::growth`] looked at, joins those that run.
@@ -112,10 +117,8 @@ impl Scheduler {
         self.growers.insert(at, own);
     }
 
-    /// One that its lead holds back takes no more until somebody reads.
     fn grower(&self, slot: u32, held: u32) -> Grower {
-        let s = &self.seqs[slot];
-        Grower { left: if s.is_held() { 0 } else { self.outputs.left(s) }, held }
+        Grower { left: self.outputs.left(&self.seqs[slot]), held }
     }
 
     /// Looks at all who run, once a step. Blocks that several share come back with the last of them: each is taken for as large a
@@ -126,16 +129,24 @@ impl Scheduler {
         }
         let mut growers = std::mem::take(&mut self.growers);
         growers.clear();
-        let running = self.running.iter().filter(|r| r.1 != NOBODY);
-        growers.extend(running.map(|r| self.grower(r.1, self.seqs[r.1].num_blocks())));
-        let sum = |of: fn(&Grower) -> u32| growers.iter().map(|g| u64::from(of(g))).sum::<u64>();
-        let (left, held) = (sum(|g| g.left), sum(|g| g.held).max(1));
-        let share = self.in_use() * PARTS / held;
-        if share < PARTS {
-            growers.iter_mut().for_each(|g| g.held = (u64::from(g.held) * share / PARTS) as u32);
+        let running = self.running.iter().map(|r| r.1).filter(|slot| *slot != NOBODY);
+        let (mut held, mut yielding) = (0, 0);
+        for slot in running {
+            let (s, blocks) = (&self.seqs[slot], self.seqs[slot].num_blocks());
+            held += u64::from(blocks);
+            if s.is_held() {
+                yielding += blocks;
+            } else {
+                growers.push(self.grower(slot, blocks));
+            }
         }
+        let held = held.max(1);
+        let share = (self.in_use() * PARTS / held).min(PARTS);
+        let shared = |blocks: u32| (u64::from(blocks) * share / PARTS) as u32;
+        growers.iter_mut().for_each(|g| g.held = shared(g.held));
+        let left = growers.iter().map(|g| u64::from(g.left)).sum();
         self.growers = growers;
-        *draft.growth.insert(Growth { left, held, sorted: false, peak: None, joined: None })
+        *draft.growth.insert(Growth { left, held, yielding: shared(yielding), sorted: false, peak: None, joined: None })
     }
 
     pub(super) fn in_use(&self) -> u64 {

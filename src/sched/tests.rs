@@ -300,18 +300,22 @@ fn those_that_will_not_fit_together_do_not_start_together() {
 }
 
 #[test]
-fn one_that_nobody_reads_is_not_taken_to_grow() {
-    let (mut s, mut events) = (scheduler(30, 100), Vec::new());
-    (0..20).for_each(|seq| s.add(request(seq, unique(seq, 4), 60)));
-    drain(&mut s);
-    // Fifteen blocks and more each in the end.
-    let mut held = request(20, unique(20, 4), 60);
-    held.lead = 1;
-    s.add(held);
-    while step(&mut s, &mut events).is_some() {}
-    s.add(request(21, unique(21, 4), 60));
-    step(&mut s, &mut events);
-    assert_eq!((s.stats().running, s.stats().waiting), (2, 0));
+fn one_that_nobody_reads_keeps_nobody_out() {
+    // Twenty blocks that nobody reads, and two that are taken to become forty.
+    for (held_prompt, held_output) in [(80, 20), (4, 160)] {
+        let (mut s, mut events) = (scheduler(30, 100), Vec::new());
+        (0..20).for_each(|seq| s.add(request(seq, unique(seq, 4), 60)));
+        drain(&mut s);
+        let mut held = request(20, unique(20, held_prompt), held_output);
+        held.lead = 1;
+        s.add(held);
+        while step(&mut s, &mut events).is_some() {}
+        s.add(request(21, unique(21, 4), 60));
+        step(&mut s, &mut events);
+        assert_eq!((s.stats().running, s.stats().waiting), (2, 0), "{held_prompt} tokens");
+        while step(&mut s, &mut events).is_some() {}
+        assert_eq!(end_of(&events, 21).0, FinishReason::Length);
+    }
 }
 
 #[test]
