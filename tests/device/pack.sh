@@ -12,7 +12,7 @@ most=$((40 * 1000 * 1000))
 kernels/fetch_compiler.sh
 kit=target/device-kit
 rm -rf "$kit" "$kit.tar.xz"
-mkdir -p "$kit/bin" "$kit/tests/conformance" "$kit/examples"
+mkdir -p "$kit/bin" "$kit/tests/conformance" "$kit/tests/device" "$kit/examples"
 arguments=()
 for name in "${programs[@]}"; do
   section=$(grep -B1 -x "name = \"$name\"" Cargo.toml | head -1)
@@ -27,6 +27,7 @@ cargo test --release --locked --no-run --message-format=json "${arguments[@]}" |
   while read -r name path; do strip -o "$kit/bin/$name" "$path"; done
 cp tests/conformance/*.json "$kit/tests/conformance/"
 cp -r tests/golden "$kit/tests/"
+cp tests/device/launches.c "$kit/tests/device/"
 cp -r examples/demo_model "$kit/examples/"
 cp tests/device/run.sh "$kit/"
 if [[ -x target/flashinfer_bench ]]; then cp target/flashinfer_bench "$kit/bin/"; fi

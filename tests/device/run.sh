@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # On the machine with the GPU, in the folder that pack.sh made: tests and benches, one table last.
 # usage: run.sh [-l FOLDER FOR LOGS] [-t SECONDS] [PART]; PART is one of
-#   all | tests | latency | load | workloads [NAME ...] | attention | sanitize [PART ...]
-# `all` (the default) is the first four and every workload. `attention` sets our attention beside FlashInfer's. Everything ends
+#   all | tests | latency | load | workloads [NAME ...] | attention | profile [NAME ...] | sanitize [PART ...]
+# `all` (the default) is the first four and every workload. `attention` sets our attention beside FlashInfer's.
+# `profile` tells where workloads' time on the GPU goes, kernel by kernel; it needs a C compiler and CUDA's CUPTI. Everything ends
 # within the seconds (570): a program gets what its limit and the rest of them allow, and what comes after that is told and left
 # out. `sanitize` needs compute-sanitizer; its parts, all of which run when none is named, are those of `sanitizers` below.
 set -uo pipefail
@@ -103,6 +104,15 @@ attention() {
     }' "$logs/attention.log" "$logs/flashinfer.log" 2>/dev/null
 }
 
+# One run of the workloads, and all its launches.
+profile() {
+  local cuda=${CUDA_HOME:-/usr/local/cuda} parts=(-lcupti)
+  for folder in "$cuda/extras/CUPTI" "$cuda"; do parts+=(-I"$folder/include" -L"$folder/lib64" -Wl,-rpath,"$folder/lib64"); done
+  cc -O2 -shared -fPIC tests/device/launches.c -o "$logs/launches.so" "${parts[@]}" || exit 1
+  CUDA_INJECTION64_PATH=$(realpath "$logs/launches.so") YN_LAUNCHES=$logs/launches.log run profile 300 bin/workloads --device cuda "$@"
+  cat "$logs"/{profile,launches}.log
+}
+
 # Of logs of workloads: name, limit, the peer, ours, and both ratios; of latency and load what has a bar.
 table() {
   printf '\n%-24s %10s %10s %10s %9s %8s\n' workload limit vllm ours 'of limit' 'vs vllm'
@@ -124,6 +134,10 @@ case $what in
     attention
     exit $failed
     ;;
+  profile)
+    profile "$@"
+    exit $failed
+    ;;
   all)
     tests
     run latency 60 bin/latency --device cuda
@@ -131,7 +145,7 @@ case $what in
     run load 120 bin/load --device cuda
     ;;
   *)
-    echo "run.sh: $what is none of all, tests, latency, load, workloads, attention, sanitize" >&2
+    echo "run.sh: $what is none of all, tests, latency, load, workloads, attention, profile, sanitize" >&2
     exit 2
     ;;
 esac
