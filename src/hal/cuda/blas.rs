@@ -2,7 +2,7 @@
 
 use super::batched::{self, Batched, Order};
 use super::driver::{before_the_path, check_alive, preload};
-use super::product::{Key, Product, Search, all_buckets, bucket};
+use super::product::{ADDED_ROWS, Key, Product, Search, all_buckets, bucket};
 use super::tuning::{Stopwatch, Tuning};
 use crate::base::{DType, Error, ErrorKind, Result};
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
@@ -224,7 +224,7 @@ impl Blas {
         for rows in all_buckets(products.iter().map(|p| p.shape.0).max().unwrap_or(0)) {
             for p in products.iter().filter(|p| rows <= bucket(p.shape.0)) {
                 let (most, n, k) = p.shape;
-                let p = Product { shape: (rows.min(most), n, k), ..*p };
+                let p = Product { shape: (rows.min(most), n, k), adds: p.adds && rows >= ADDED_ROWS, ..*p };
                 if let Some(watch) = &watch {
                     self.search(&p, watch, workspace, stream)?;
                 }

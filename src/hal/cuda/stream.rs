@@ -10,7 +10,7 @@ use super::launch::{Kernel, Style};
 use super::memory::{CudaMatrix, DeviceMemory};
 use super::ops::fault::Faults;
 use super::ops::{self, Kernels};
-use super::product::{Product, Search};
+use super::product::{ADDED_ROWS, Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{
@@ -205,10 +205,11 @@ impl Ops for CudaStream {
         if self.invariant() {
             return ops::linear::linear(self, (out, x), matrix, bias);
         }
-        if self.device.mode == NumericMode::Fast
-            && let Some(done) = self.own_linear((out, x), (matrix, bias))
-        {
-            return done;
+        if self.device.mode == NumericMode::Fast {
+            let few = ops::linear_few::linear(self, (out, x), matrix, bias);
+            if let Some(done) = few.or_else(|| ops::linear_mid::linear(self, (out, x), matrix, bias)) {
+                return done;
+            }
         }
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
@@ -259,16 +260,15 @@ impl Ops for CudaStream {
         if let Some(done) = ops::linear_mid::linear_norm_linear(self, args, matrices) {
             return done.map(|()| Sum::InPlace);
         }
-        let (out, x, w, bias) = (args.behind.x, args.x, args.w, args.bias);
-        let Some((stream, _)) = args.behind.add else { return linear_norm_linear_in_parts(self, args) };
-        if let Some(done) = self.own_linear((out, x), (checked(out, x, w, bias), bias)) {
-            return done.and_then(|()| self.norm_linear(&args.behind));
-        }
+        let LinearNormLinear { x, w, bias, behind } = *args;
+        let Some((stream, _)) = behind.add.filter(|_| x.rows() >= ADDED_ROWS) else {
+            return linear_norm_linear_in_parts(self, args);
+        };
         // The library adds its product to the stream, which the norm then only reads.
         let product = Product { adds: true, ..self.product(stream, x, w, bias)? };
         self.device.context.bind()?;
         self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast())?;
-        self.norm_linear(&NormLinear { x: stream, add: None, ..args.behind })
+        self.norm_linear(&NormLinear { x: stream, add: None, ..behind })
     }
 
     fn prepare(&self, products: &[Linear<'_>]) -> Result<()> {
@@ -324,16 +324,6 @@ impl Ops for CudaStream {
 }
 
 impl CudaStream {
-    /// `linear` in mode `fast` by the kernels of few and of some rows; None where the library is as fast.
-    fn own_linear(
-        &self,
-        (out, x): (&Tensor, &Tensor),
-        (w, bias): (&CudaMatrix, Option<&Tensor>),
-    ) -> Option<Result<()>> {
-        let few = ops::linear_few::linear(self, (out, x), w, bias);
-        few.or_else(|| ops::linear_mid::linear(self, (out, x), w, bias))
-    }
-
     /// Checked operands of a product.
     fn product(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Product> {
         let matrix = checked(out, x, w, bias);
