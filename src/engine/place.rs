@@ -83,6 +83,7 @@ impl Place {
         let (completion_tokens, t_first_ns) = (sums.completion_tokens, sums.t_first_ns);
         drop(sums);
         self.record(finish, error.as_ref(), (prompt_tokens, completion_tokens), t_event_ns);
+        self.shared.ends(&self.live);
         stream.done(Done { finish, error, prompt_tokens, cached_tokens, completion_tokens, t_first_ns, t_event_ns });
         self.shared.ended(&self.live);
     }

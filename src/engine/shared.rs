@@ -166,10 +166,14 @@ impl Shared {
         }
     }
 
-    /// The request's Done is out.
-    pub(crate) fn ended(&self, live: &Live) {
+    /// The request's Done comes next: who reads it finds the request counted.
+    pub(crate) fn ends(&self, live: &Live) {
         self.left_waiting(live);
         self.counters.finished.add(1);
+    }
+
+    /// The request's Done is out.
+    pub(crate) fn ended(&self, live: &Live) {
         lock(&self.life).live.remove(&live.id);
         self.changed.notify_all();
     }

@@ -385,6 +385,17 @@ fn metrics_count_what_happened() {
 }
 
 #[test]
+fn a_request_is_counted_before_its_end_can_be_read() {
+    let mut host = Host::new(r#"{"model": "mock:words"}"#);
+    for n in 1..=200 {
+        let request = host.request("one", 1);
+        host.serve(vec![request]);
+        let stats = host.engine.stats();
+        assert_eq!((stats.finished, stats.waiting), (n, 0));
+    }
+}
+
+#[test]
 fn drain_refuses_new_requests_and_waits_for_old_ones() {
     let mut host = Host::new(r#"{"model": "mock:words,delay_us=1000"}"#);
     for request in requests(&host, 4, 100) {
