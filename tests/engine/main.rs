@@ -387,7 +387,7 @@ fn metrics_count_what_happened() {
 #[test]
 fn a_request_is_counted_before_its_end_can_be_read() {
     let mut host = Host::new(r#"{"model": "mock:words"}"#);
-    for n in 1..=200 {
+    for n in 1..=20_000 {
         let request = host.request("one", 1);
         host.serve(vec![request]);
         let stats = host.engine.stats();
