@@ -165,12 +165,16 @@ pub struct LinearNormLinear<'a> {
     pub behind: NormLinear<'a>,
 }
 
+/// Parts of an op begin at multiples of so many rows, so that they stand where whole tensors may: NPUs want 32 bytes.
+pub const PART_ROWS: usize = 16;
+
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy)]
 pub enum Then<'a> {
     /// It is kept. act `[T, N]`.
     Keep(&'a Tensor),
-    /// [`Ops::act_mul`]: its output, act `[T, N / 2]`, and room for the product, act `[R, N]`, which goes in parts where R is less than T.
+    /// [`Ops::act_mul`]: its output, act `[T, N / 2]`, and room for the product, act `[R, N]`, which goes in parts where R, a multiple of
+    /// [`PART_ROWS`] then, is less than T.
     Gate(&'a Tensor, &'a Tensor, Activation),
 }
 
@@ -212,8 +216,9 @@ pub fn product_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Resu
         Then::Keep(out) => ops.linear(out, normed, w, bias),
         Then::Gate(out, room, activation) => {
             let rows = normed.rows();
-            // Parts as long as each other.
-            let at_once = rows.div_ceil(rows.div_ceil(room.rows()).max(1)).max(1);
+            // Parts nearly as long as each other.
+            let parts = rows.div_ceil(room.rows().max(1)).max(1);
+            let at_once = if parts == 1 { rows.max(1) } else { rows.div_ceil(parts).next_multiple_of(PART_ROWS) };
             (0..rows).step_by(at_once).try_for_each(|from| {
                 let rows = at_once.min(rows - from);
                 let gate_up = room.slice_rows(0, rows);

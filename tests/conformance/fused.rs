@@ -5,7 +5,7 @@ use crate::kit::{Kit, bits, close, noise, rounded, some};
 use crate::linear::dtypes;
 use crate::rowwise::{gate_model, norm_model};
 use yinian::base::DType;
-use yinian::hal::ops::{Activation, LinearNormLinear, NormLinear, Sum, Then};
+use yinian::hal::ops::{Activation, LinearNormLinear, NormLinear, PART_ROWS, Sum, Then};
 use yinian::hal::{Matrix, Tensor};
 
 const EPS: f32 = 1e-5;
@@ -221,7 +221,7 @@ fn chain(
 
 /// Rows of the room for a product that goes through a gate: many rows go in parts, the last of them shorter.
 fn room_of(rows: usize) -> usize {
-    if rows > 64 { rows.div_ceil(3) } else { rows }
+    if rows > 64 { rows.div_ceil(3).next_multiple_of(PART_ROWS) } else { rows }
 }
 
 /// One product, of large ones some elements.
