@@ -69,9 +69,10 @@ const NOBODY_ELSE: (Grower, u64) = (Grower { left: 0, held: 0 }, 0);
 pub(super) struct Growth {
     /// Tokens they will generate.
     left: u64,
-    /// Blocks they hold, shared ones counted for each.
-    pub(super) held: u64,
-    /// Of these blocks those of sequences that their lead holds back, which give way to others.
+    /// What all blocks in use are of what all hold, in [`PARTS`]: blocks that several share come back with the last of them, so each is
+    /// taken for as large a part of what it holds.
+    share: u64,
+    /// Of blocks in use those of sequences that their lead holds back, which give way to others.
     yielding: u32,
     /// Whether growers are in the order in which they end.
     sorted: bool,
@@ -80,12 +81,19 @@ pub(super) struct Growth {
     joined: Option<u64>,
 }
 
+impl Growth {
+    /// The part that does not go to others, too.
+    pub(super) fn own(&self, amount: u64) -> u64 {
+        amount * self.share / PARTS
+    }
+}
+
 impl Scheduler {
     /// Blocks that this sequence, which starts with `held` of its own, and all who run will take beyond those that they hold then and
     /// those that give way: at most, where that is no more than `room`. None where nobody runs: whatever it grows to, it is in
     /// nobody's way.
     pub(super) fn growth(&mut self, slot: u32, (held, room): (u32, u32), draft: &mut Draft) -> u32 {
-        if self.running.len() == self.vacated {
+        if self.num_running() == 0 {
             return 0;
         }
         let (own, size) = (self.grower(slot, held), u64::from(self.cfg.block_size));
@@ -121,8 +129,7 @@ impl Scheduler {
         Grower { left: self.outputs.left(&self.seqs[slot]), held }
     }
 
-    /// Looks at all who run, once a step. Blocks that several share come back with the last of them: each is taken for as large a
-    /// part of what it holds as all blocks in use are of what all hold.
+    /// Looks at all who run, once a step.
     pub(super) fn survey(&mut self, draft: &mut Draft) -> Growth {
         if let Some(growth) = draft.growth {
             return growth;
@@ -135,22 +142,19 @@ impl Scheduler {
             let (s, blocks) = (&self.seqs[slot], self.seqs[slot].num_blocks());
             held += u64::from(blocks);
             if s.is_held() {
-                yielding += blocks;
+                yielding += u64::from(blocks);
             } else {
                 growers.push(self.grower(slot, blocks));
             }
         }
-        let held = held.max(1);
-        let share = (self.in_use() * PARTS / held).min(PARTS);
-        let shared = |blocks: u32| (u64::from(blocks) * share / PARTS) as u32;
-        growers.iter_mut().for_each(|g| g.held = shared(g.held));
+        let in_use = u64::from(self.cfg.num_blocks - self.pool.num_free());
+        let share = (in_use * PARTS / held.max(1)).min(PARTS);
         let left = growers.iter().map(|g| u64::from(g.left)).sum();
+        let mut growth = Growth { left, share, yielding: 0, sorted: false, peak: None, joined: None };
+        growers.iter_mut().for_each(|g| g.held = growth.own(g.held.into()) as u32);
+        growth.yielding = growth.own(yielding) as u32;
         self.growers = growers;
-        *draft.growth.insert(Growth { left, held, yielding: shared(yielding), sorted: false, peak: None, joined: None })
-    }
-
-    pub(super) fn in_use(&self) -> u64 {
-        u64::from(self.cfg.num_blocks - self.pool.num_free())
+        *draft.growth.insert(growth)
     }
 
     /// Puts growers in order.

@@ -24,7 +24,7 @@ pub(super) struct Pace {
 impl Scheduler {
     /// Leaves prompts as many tokens of a step as the pace allows. Where nobody runs there is nothing to keep pace with.
     pub(super) fn pace(&mut self, draft: &mut Draft) {
-        if draft.left == 0 || self.waiting.is_empty() || self.rows.is_empty() || self.running.is_empty() {
+        if draft.left == 0 || self.waiting.is_empty() || self.rows.is_empty() || self.num_running() == 0 {
             return;
         }
         if self.calls >= self.pace.until || self.waiting.len() > 2 * self.pace.waiting {
@@ -40,13 +40,13 @@ impl Scheduler {
     /// first one ends. No slower than those that end would be replaced if sequences of all ages ran.
     fn find_pace(&mut self, draft: &mut Draft) -> Option<u64> {
         let size = u64::from(self.cfg.block_size);
-        let held = self.survey(draft).held;
+        let growth = self.survey(draft);
         self.peak_of_running(draft);
         let (prompt, output) = self.usual_waiting();
         // They share as much as those that run.
-        let prompt = prompt * self.in_use() / held;
+        let prompt = growth.own(prompt);
         let all_ages = u64::from(self.cfg.num_blocks) * size / (prompt + output / 2).max(1);
-        let running = self.running.len() as u64;
+        let running = self.num_running() as u64;
         let starts = self.waiting.len().min(self.rows.len()) as u64;
         let starts = starts.min(all_ages.saturating_sub(running)).max(1);
         let starter = Grower { left: output as u32, held: prompt.div_ceil(size) as u32 };

@@ -58,7 +58,7 @@ impl Scheduler {
     pub(super) fn yield_to_waiting(&mut self) {
         let Some(&(rank, slot)) = self.waiting.first() else { return };
         // As many as the step has tokens decode, and leave none.
-        let no_tokens = self.running.len() - self.vacated >= self.cfg.max_tokens;
+        let no_tokens = self.num_running() >= self.cfg.max_tokens;
         let no_room = self.rows.is_empty() || self.pool.num_free() == 0 || no_tokens;
         let stuck = no_room || self.seqs[slot].rest.misfit.is_some();
         if !stuck || !self.leaving.is_empty() || self.planted(Planted::YieldForgotten) {

@@ -202,8 +202,13 @@ impl Scheduler {
         &self.pool
     }
 
+    /// Places in the running order that are not vacated.
+    pub(super) fn num_running(&self) -> usize {
+        self.running.len() - self.vacated
+    }
+
     pub fn stats(&self) -> SchedStats {
-        let running = self.running.len() - self.vacated;
+        let running = self.num_running();
         SchedStats {
             waiting: self.seqs.len() - running - self.leaving.len(),
             running,
