@@ -42,7 +42,8 @@ const POSITIONS: usize = 500;
 /// So few tokens at a time that no device goes about them as it does about many.
 const FEW: usize = 100;
 
-/// `rope_write_kv` of many tokens, some of them padding where steps are captured: queries and blocks are those that few tokens at a time leave, to the bit.
+/// `rope_write_kv` of many tokens, some of them padding where steps are captured: queries and blocks are those that few tokens at a time
+/// leave, to the bit.
 pub(crate) fn tokens(kit: &Kit) {
     let dtype = if kit.act == DType::F32 { DType::Bf16 } else { kit.act };
     let cases = [((32, 8, 128), 1600, false), ((5, 1, 128), 9800, true), ((14, 2, 64), 7808, false)];

@@ -214,7 +214,7 @@ impl Ops for CudaStream {
         let product = self.product(out, x, w, bias)?;
         self.device.context.bind()?;
         if product.search == Search::Exact {
-            return self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast());
+            return self.multiply(&product);
         }
         let (parts, whole) = (CudaMatrix::of(w).parts(), [product.shape.1]);
         // The library takes no biases and outputs that start in the middle of a vector; no model has such parts.
@@ -267,7 +267,7 @@ impl Ops for CudaStream {
         // The library adds its product to the stream, which the norm then only reads.
         let product = Product { adds: true, ..self.product(stream, x, w, bias)? };
         self.device.context.bind()?;
-        self.blas.borrow_mut().run(&product, self.workspace(), self.raw.cast())?;
+        self.multiply(&product)?;
         self.norm_linear(&NormLinear { x: stream, add: None, ..behind })
     }
 
@@ -344,6 +344,11 @@ impl CudaStream {
         })
     }
 
+    /// By the library, on the calling thread's context.
+    fn multiply(&self, product: &Product) -> Result<()> {
+        self.blas.borrow_mut().run(product, self.workspace(), self.raw.cast())
+    }
+
     /// The parts of a fused product one by one, as the reference knows no fused ones and shapes decide how sums are added up.
     fn parts(&self, whole: &Product, parts: &[usize]) -> Result<()> {
         let ((m, _, k), (input, output)) = (whole.shape, whole.dtypes);
@@ -357,7 +362,7 @@ impl CudaStream {
                 bias: whole.bias.map(|bias| behind(bias, output.size())),
                 ..*whole
             };
-            self.blas.borrow_mut().run(&part, self.workspace(), self.raw.cast())?;
+            self.multiply(&part)?;
             done += rows;
         }
         Ok(())

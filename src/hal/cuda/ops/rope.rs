@@ -11,7 +11,7 @@ use crate::hal::ops::{HeadNorms, KvLayer, RopeWriteKv};
 /// Threads of a block, as in the kernels; a warp has a head in the plain ones.
 const BLOCK: u32 = 128;
 const HEADS_OF_BLOCK: usize = 4;
-/// Heads of a thread where there is work for so many threads for each multiprocessor.
+/// Heads of a thread, as in the kernels, where there is work for so many threads for each multiprocessor.
 const HEADS: usize = 3;
 const MANY_THREADS: usize = 4096;
 /// Threads of a warp.
