@@ -12,7 +12,8 @@ enum { MOST_KERNELS = 4096, MOST_TOLD = 60, NAME = 160, BUFFER = 8 << 20, GAPS =
 
 struct launches {
   char name[NAME];
-  unsigned long long ns, count;
+  // `idle`: how long nothing had run when they began, gaps of 1 ms and longer left out.
+  unsigned long long ns, count, idle;
 };
 
 static struct launches all[MOST_KERNELS];
@@ -38,6 +39,7 @@ static void take(const CUpti_ActivityKernel4 *k) {
     int length = 0;
     while (length < GAPS - 1 && k->start - last >= bounds[length]) length++;
     gaps[length] += k->start - last;
+    if (length < GAPS - 1) all[i].idle += k->start - last;
   }
   if (first == 0 || k->start < first) first = k->start;
   if (k->end > last) last = k->end;
@@ -75,10 +77,12 @@ static void tell(void) {
           (double)gaps[3] / 1e6);
   if (left_out != 0) fprintf(file, "%llu launches of further kernels are left out\n", left_out);
   qsort(all, (size_t)kernels, sizeof all[0], by_time);
-  fprintf(file, "%11s %9s %12s  %s\n", "ms", "launches", "us each", "kernel and grid");
+  fprintf(file, "%11s %9s %12s %12s  %s\n", "ms", "launches", "us each", "us idle", "kernel and grid");
   for (int i = 0; i < kernels && i < MOST_TOLD; i++) {
     const struct launches *l = &all[i];
-    fprintf(file, "%11.2f %9llu %12.2f  %s\n", (double)l->ns / 1e6, l->count, (double)l->ns / 1e3 / (double)l->count, l->name);
+    const double count = (double)l->count;
+    fprintf(file, "%11.2f %9llu %12.2f %12.2f  %s\n", (double)l->ns / 1e6, l->count, (double)l->ns / 1e3 / count, (double)l->idle / 1e3 / count,
+            l->name);
   }
   if (file != stderr) fclose(file);
 }
