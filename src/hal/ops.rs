@@ -240,7 +240,8 @@ pub trait Ops {
     fn rms_norm(&self, out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
     /// `residual += x; out = rms_norm(residual)`. All act `[T, N]`.
     fn add_rms_norm(&self, out: &Tensor, residual: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
-    /// `out = x * w^T + bias`. out: `[T, N]` act (or F32 for logits); x: act `[T, K]`; w: `N x K`; bias: F32 `[1, N]`.
+    /// `out = x * w^T + bias`. out: `[T, N]` act (or F32 for logits); x: act `[T, K]`; w: `N x K`; bias: F32 `[1, N]`. Both are weights,
+    /// whose numbers stay as they are: a device may keep them in another form.
     fn linear(&self, out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()>;
     /// `add_rms_norm` (or `rms_norm`), `linear`, and what [`Then`] says, each rounded to `act` as by itself. Devices make one launch
     /// of it where that is faster, and tell where the sum is then.

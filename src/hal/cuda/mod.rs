@@ -7,6 +7,7 @@
 //! - `nccl` is the library through which GPUs exchange what they computed, `ranks` the group of those that do.
 
 mod batched;
+mod bias;
 mod blas;
 mod convert;
 mod driver;
@@ -61,7 +62,7 @@ const CAPABILITY: u32 = 80;
 /// Compute capability from which launches overlap.
 const OVERLAPS: u32 = 90;
 /// What a stream allocates.
-const STREAM_BYTES: usize = stream::WORKSPACE_BYTES + stream::MAX_BIAS * DType::F32.size();
+const STREAM_BYTES: usize = stream::WORKSPACE_BYTES + bias::BYTES;
 /// What driver and cuBLASLt take on their own: kernels of the products, launch buffers. Measured on an H200, as the next two:
 /// 12 to 51 MB in all for 69 and 93 recorded steps of 24 and 32 layers.
 const LIBRARY_BYTES: usize = 8 << 20;

@@ -2,6 +2,7 @@
 
 use super::CudaDevice;
 use super::batched::{Batched, Order};
+use super::bias::Biases;
 use super::blas::Blas;
 use super::driver::check;
 use super::event::Events;
@@ -14,8 +15,8 @@ use super::product::{ADDED_ROWS, Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{
-    Activation, Linear, LinearNormLinear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum, Then,
-    linear_norm_linear_in_parts, norm_in_parts, norm_linear_in_parts, product_in_parts,
+    Activation, Linear, LinearNormLinear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum,
+    Then, linear_norm_linear_in_parts, norm_in_parts, norm_linear_in_parts, product_in_parts,
 };
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
@@ -32,8 +33,7 @@ pub(super) struct CudaStream {
     raw: sys::CUstream,
     blas: RefCell<Blas>,
     workspace: DeviceMemory,
-    /// Biases in the dtype of a product's output.
-    bias: DeviceMemory,
+    biases: Biases,
     /// Of blocks that put a result together; zero between ops.
     counters: DeviceMemory,
     faults: Arc<Faults>,
@@ -58,13 +58,10 @@ fn checked<'a>(out: &Tensor, x: &Tensor, w: &'a Matrix, bias: Option<&Tensor>) -
     matrix
 }
 
-/// Columns of the widest product with a bias.
-pub(super) const MAX_BIAS: usize = 1 << 20;
-
 impl CudaStream {
     pub(super) fn new(device: Arc<CudaDevice>) -> Result<Self> {
         let workspace = DeviceMemory::new(&device.context, WORKSPACE_BYTES)?;
-        let bias = DeviceMemory::new(&device.context, MAX_BIAS * DType::F32.size())?;
+        let biases = Biases::new(&device)?;
         let counters = DeviceMemory::new(&device.context, ops::linear::COUNTER_BYTES)?;
         let faults = Arc::new(Faults::new(&device.context)?);
         let events = Arc::new(Events::new(&device.context, &faults));
@@ -78,7 +75,7 @@ impl CudaStream {
         match blas {
             Ok(blas) => {
                 let (blas, recording) = (RefCell::new(blas), Cell::new(false));
-                Ok(Self { raw, blas, workspace, bias, counters, faults, events, recording, device })
+                Ok(Self { raw, blas, workspace, biases, counters, faults, events, recording, device })
             }
             Err(e) => {
                 // SAFETY: created above, destroyed once.
@@ -329,7 +326,8 @@ impl CudaStream {
         let matrix = checked(out, x, w, bias);
         let bias = match bias {
             None => None,
-            Some(bias) => Some(if out.dtype() == DType::F32 { bias.addr() } else { self.narrowed(bias, out.dtype())? }),
+            Some(bias) if out.dtype() == DType::F32 => Some(bias.addr()),
+            Some(bias) => Some(self.biases.narrowed(self, bias, out.dtype())?),
         };
         Ok(Product {
             shape: (x.rows(), matrix.rows(), x.cols()),
@@ -368,11 +366,9 @@ impl CudaStream {
         Ok(())
     }
 
-    /// A bias as numbers of `dtype`: cuBLASLt adds biases of the output's dtype only.
-    fn narrowed(&self, bias: &Tensor, dtype: DType) -> Result<u64> {
-        assert!(bias.cols() <= MAX_BIAS, "a bias of {} columns", bias.cols());
-        self.device.convert.run(self, (self.bias.addr(), dtype), bias)?;
-        Ok(self.bias.addr())
+    /// Writes the F32 tensor `x` to an address as numbers of this dtype, F16 or BF16.
+    pub(super) fn convert(&self, x: &Tensor, to: (u64, DType)) -> Result<()> {
+        self.device.convert.run(self, to, x)
     }
 }
 
