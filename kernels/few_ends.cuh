@@ -5,6 +5,7 @@
 #include "activation.cuh"
 #include "common.cuh"
 #include "hopper.cuh"
+#include "sampling.cuh"
 
 struct FewParams {
   alignas(64) unsigned char w_map[128];  // CUtensorMap of w: tiles of 8 * strips rows
@@ -15,6 +16,7 @@ struct FewParams {
   uint64_t residual;  // 0: none
   uint64_t sum;
   uint64_t weight;    // f32 [K], of the norm
+  uint64_t firsts;    // u64 [M], of logits, whose first candidates are given; 0: no logits
   uint32_t m;
   uint32_t n;
   uint32_t k;

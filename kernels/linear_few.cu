@@ -33,9 +33,10 @@ struct Few {
   uint32_t tile, tiles;      // the first tile of its part of k, and how many it has
   uint32_t w_bytes, bytes;   // of a tile of w, of a stage
   float acc[STRIPS][4];
+  Largest largest;  // of this lane's columns of the warp's row, where out is logits
 
   __device__ Few(const FewParams& p, FewShared& sh)
-      : p(p), sh(sh), warp(kept(threadIdx.x / 32)), lane(kept(threadIdx.x % 32)), rows(reinterpret_cast<unsigned char*>(&sh + 1)) {
+      : p(p), sh(sh), warp(kept(threadIdx.x / 32)), lane(kept(threadIdx.x % 32)), rows(reinterpret_cast<unsigned char*>(&sh + 1)), largest(0) {
     const uint32_t together = gated() ? 2 : 1;
     first = p.units / together * blockIdx.x / gridDim.x * together;
     last = p.units / together * (blockIdx.x + 1) / gridDim.x * together;
@@ -135,9 +136,19 @@ struct Few {
         if (p.splits > 1) send(row * p.strips * 4 + in_unit / 2, sum);
         else if (gated()) gate_pair<T>(p, sh, row, unit % 2 == 0, first_column + in_unit, in_unit, sum);
         else store_pair<T>(p, row, first_column + in_unit, sum);
+        if (!NORM && p.firsts != 0) tell(first_column + in_unit, sum);
       }
       if (unit + 1 < last || from + per < p.strips) meet(1, 32 * WARPS);
     }
+  }
+  __device__ __forceinline__ void tell(uint32_t column, float2 x) {
+    if (column < p.n) largest.tell(x.x, column);
+    if (column + 1 < p.n) largest.tell(x.y, column + 1);
+  }
+  // Rows are no more than warps.
+  __device__ __forceinline__ void give() const {
+    const uint64_t found = reduce_warp(largest.found(), Min());
+    if (lane == 0 && warp < p.m) give_first(p.firsts, warp, found);
   }
   static __device__ __forceinline__ float2 total(const float* of, uint32_t apart) {
     float2 sum = make_float2(0, 0);
@@ -183,6 +194,7 @@ struct Few {
       }
       finish(unit, first_column);
     }
+    if (!NORM && p.firsts != 0) give();
   }
 
   __device__ float2* parts(uint32_t split) { return sh.parts + split * (sizeof(sh.parts) / sizeof(float2) / p.splits); }

@@ -1,168 +1,32 @@
 // linear of many rows in mode `fast` with the gate behind it: out = activation(gate) * up, of gate and up = x * w^T + bias, each rounded to
-// act. Bound by arithmetic, and by the power that it takes.
+// act.
 // out: act [M, N / 2]; x: act [M, K]; w: act [N, K], gates first; bias: f32 [N].
 //
-// A block has a multiprocessor to itself and takes tile after tile: 128 rows, and COLUMNS columns of the product, which are half gates and
-// half what those multiply, so that a thread has both. One warp has w copied and another x, step by step of 64 numbers of k, into a ring;
-// two warpgroups multiply 64 rows each, by all columns in one instruction, since reads of shared memory cost the most. Two blocks are a
-// cluster, and each has half of what both read copied to both: gates or what they multiply where their tiles are one below the other,
-// half of the rows where those are side by side.
-// What becomes of a tile is worked out beside the products of the next one, four eights of columns in each of the first steps: its sums,
-// rounded to act, take half as many registers.
-// Tiles come group by group of COLUMN_TILES columns of tiles, whose w stays in the cache while all rows pass, downwards and upwards in
-// turns, since the rows that came last are in the cache.
+// Of a tile's columns half are gates and half what those multiply, so that a thread has both. Its sums, rounded to act, take half as many
+// registers while they wait; a part of the end is four eights of columns.
 // Instances: f16 and bf16 x 192, 224 and 256 columns. Other architectures have empty bodies, which are never launched.
 #include "activation.cuh"
-#include "common.cuh"
-#include "hopper.cuh"
-
-struct LargeParams {
-  alignas(64) unsigned char w_map[128];  // CUtensorMap of w: boxes of COLUMNS / 2 rows
-  alignas(64) unsigned char x_map[128];  // of x: boxes of the rows of a tile, or of half of them where blocks are side by side
-  uint64_t out;
-  uint64_t bias;  // 0: none
-  uint32_t m;
-  uint32_t n;        // of out: half the rows of w
-  uint32_t steps;    // of k
-  uint32_t rows;     // of clusters' tiles
-  uint32_t columns;  // of them
-  uint32_t abreast;  // a cluster's tiles are side by side, else one below the other
-  uint32_t gelu;     // what gates go through, else silu
-  uint32_t unused;
-};
-static_assert(sizeof(LargeParams) == 320, "mirrored in src/hal/cuda/ops/linear_large.rs");
-
-constexpr uint32_t THREADS = 384, ROWS = 128, GROUP_ROWS = 64, STEP = 64, ROW_BYTES = 128, COLUMN_TILES = 8;
-// Of shared memory, without what aligns it.
-constexpr uint32_t RING_BYTES = 225 * 1024;
+#include "linear_large.cuh"
 
 #ifdef YN_SM90A
 
-constexpr uint32_t MAX_STAGES = RING_BYTES / (ROW_BYTES * (ROWS + 192));
-
-struct LargeBarriers {
-  uint64_t full[MAX_STAGES], free[MAX_STAGES];
-};
-
-// A place in the ring.
-struct Place {
-  uint32_t stage, parity;
-  __device__ __forceinline__ void step(uint32_t stages) {
-    if (++stage == stages) stage = 0, parity ^= 1;
-  }
-};
-
-template <typename T, uint32_t COLUMNS>
-struct Large {
-  static constexpr uint32_t X_BYTES = ROWS * ROW_BYTES, W_HALF = COLUMNS / 2 * ROW_BYTES, STAGE = X_BYTES + 2 * W_HALF;
-  static constexpr uint32_t STAGES = RING_BYTES / STAGE;
+template <typename T, uint32_t COLUMNS, typename Act>
+struct Gates {
   // Of a tile of out: columns, eights of them, and what a thread has of it in parts of four times two columns.
   static constexpr uint32_t WIDTH = COLUMNS / 2, EIGHTS = WIDTH / 8, PARTS = EIGHTS / 2;
   const LargeParams& p;
-  LargeBarriers& sh;
-  unsigned char* ring;
-  const uint32_t warp, lane, rank;
+  const uint32_t lane;
+  // Of the tile that it took, and where that begins for this thread; of none at first, behind the last row.
+  uint32_t kept[COLUMNS / 4] = {}, row, column = 0;
 
-  __device__ Large(const LargeParams& p, LargeBarriers& sh, unsigned char* ring)
-      : p(p), sh(sh), ring(ring), warp(__shfl_sync(ALL, threadIdx.x / 32, 0)), lane(threadIdx.x % 32), rank(blockIdx.z) {}
+  __device__ __forceinline__ Gates(const LargeParams& p, uint32_t lane) : p(p), lane(lane), row(p.m) {}
 
-  // Tiles of this block, by number, and where they begin: a row, and a column of out.
-  __device__ __forceinline__ uint32_t tiles() const { return p.rows * p.columns; }
-  __device__ __forceinline__ uint2 begin(uint32_t tile) const {
-    const uint32_t whole = p.rows * COLUMN_TILES, group = tile / whole, in_group = tile % whole;
-    const uint32_t columns = min(COLUMN_TILES, p.columns - group * COLUMN_TILES);
-    const uint32_t down = in_group / columns, row = group % 2 == 0 ? down : p.rows - 1 - down;
-    const uint32_t column = group * COLUMN_TILES + in_group % columns;
-    return p.abreast ? make_uint2(row * ROWS, (2 * column + rank) * WIDTH) : make_uint2((2 * row + rank) * ROWS, column * WIDTH);
-  }
-
-  // One thread each: all steps of all tiles, in order.
-  __device__ void copy_w() {
-    Place at = {0, 1};
-    for (uint32_t tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
-      const uint32_t row = begin(tile).y;
-      for (uint32_t k = 0; k < p.steps; k++) {
-        barrier_wait(&sh.free[at.stage], at.parity);
-        uint64_t* full = &sh.full[at.stage];
-        barrier_expect(full, STAGE);
-        unsigned char* to = ring + at.stage * STAGE + X_BYTES;
-        if (p.abreast) {
-          copy_box(to, p.w_map, int(k * STEP), int(row), full);
-          copy_box(to + W_HALF, p.w_map, int(k * STEP), int(row + p.n), full);
-        } else {
-          copy_box_to(to + rank * W_HALF, p.w_map, int(k * STEP), int(row + rank * p.n), full, 3);
-        }
-        at.step(STAGES);
-      }
-    }
-  }
-  __device__ void copy_x() {
-    wait_for_prior();
-    Place at = {0, 1};
-    const uint32_t half = rank * (ROWS / 2);
-    for (uint32_t tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
-      const uint32_t row = begin(tile).x;
-      for (uint32_t k = 0; k < p.steps; k++) {
-        barrier_wait(&sh.free[at.stage], at.parity);
-        unsigned char* to = ring + at.stage * STAGE;
-        if (p.abreast) copy_box_to(to + half * ROW_BYTES, p.x_map, int(k * STEP), int(row + half), &sh.full[at.stage], 3);
-        else copy_box(to, p.x_map, int(k * STEP), int(row), &sh.full[at.stage]);
-        at.step(STAGES);
-      }
-    }
-  }
-
-  // A stage is free when both blocks have multiplied what it has, as some of it comes from the other one.
-  __device__ __forceinline__ void release(uint32_t stage) const {
-    if (lane < 2) barrier_arrive_at(&sh.free[stage], lane);
-  }
-
-  // A step's products, with `beside` while they are under way. Those of the step before end first.
-  template <bool FIRST, typename Beside>
-  __device__ __forceinline__ void multiply(float (&sums)[COLUMNS / 2], uint2 operands, Place& at, uint32_t& before, Beside beside) {
-    barrier_wait(&sh.full[at.stage], at.parity);
-    wgmma_begin();
+  __device__ __forceinline__ void take(float (&sums)[COLUMNS / 2], uint32_t from_row, uint32_t from_column) {
+    row = from_row;
+    column = from_column;
+    if (p.bias != 0) add_bias(sums, column + lane % 4 * 2);
 #pragma unroll
-    for (uint32_t k = 0; k < STEP / 16; k++) {
-      const uint32_t offset = at.stage * STAGE + k * 32;
-      wgmma_shared<T, COLUMNS>(sums, swizzled_at(operands.x, 1024, offset), swizzled_at(operands.y, 1024, offset), FIRST ? int(k) : 1);
-    }
-    wgmma_commit();
-    beside();
-    if (!FIRST) {
-      wgmma_wait<1>();
-      release(before);
-    }
-    before = at.stage;
-    at.step(STAGES);
-  }
-
-  template <typename Act>
-  __device__ void compute() {
-    wait_for_prior();
-    const uint32_t group = warp / 4 - 1;
-    const uint2 operands = make_uint2(swizzled_low(ring + group * GROUP_ROWS * ROW_BYTES, 16), swizzled_low(ring + X_BYTES, 16));
-    Place at = {0, 0};
-    uint32_t before = 0;
-    float sums[COLUMNS / 2];
-    // Of the tile before, and where it begins for this thread; of none at first, behind the last row.
-    uint32_t kept[COLUMNS / 4] = {}, row = p.m, column = 0;
-    for (uint32_t tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
-      multiply<true>(sums, operands, at, before, [&] { finish<Act>(kept, 0, row, column); });
-#pragma unroll
-      for (uint32_t k = 1; k < PARTS; k++) multiply<false>(sums, operands, at, before, [&] { finish<Act>(kept, k, row, column); });
-      for (uint32_t k = PARTS; k < p.steps; k++) multiply<false>(sums, operands, at, before, [] {});
-      wgmma_wait<0>();
-      release(before);
-      const uint2 from = begin(tile);
-      row = from.x + group * GROUP_ROWS + warp % 4 * 16 + lane / 4;
-      column = from.y;
-      if (p.bias != 0) add_bias(sums, column + lane % 4 * 2);
-#pragma unroll
-      for (uint32_t i = 0; i < COLUMNS / 4; i++) kept[i] = pack<T>(sums[2 * i], sums[2 * i + 1]);
-    }
-#pragma unroll
-    for (uint32_t part = 0; part < PARTS; part++) finish<Act>(kept, part, row, column);
+    for (uint32_t i = 0; i < COLUMNS / 4; i++) kept[i] = pack<T>(sums[2 * i], sums[2 * i + 1]);
   }
 
   // `column`: the thread's first one of out.
@@ -178,61 +42,38 @@ struct Large {
   }
 
   // Two columns of out: of the thread's eight of them, and of its row or the one 8 below.
-  template <typename Act>
-  __device__ __forceinline__ uint32_t finished(const uint32_t (&kept)[COLUMNS / 4], uint32_t eight, uint32_t below) const {
+  __device__ __forceinline__ uint32_t finished(uint32_t eight, uint32_t below) const {
     const float2 gate = unpack<T>(kept[2 * eight + below]), up = unpack<T>(kept[2 * (eight + EIGHTS) + below]);
     return pack<T>(Act()(gate.x) * up.x, Act()(gate.y) * up.y);
   }
 
   // A part: four eights of columns of one row of the thread's two, or two of both where no four are left. Each lane stores one of them.
-  template <typename Act>
-  __device__ __forceinline__ void finish(const uint32_t (&kept)[COLUMNS / 4], uint32_t part, uint32_t row, uint32_t column) const {
+  __device__ __forceinline__ void finish(uint32_t part) const {
     const uint32_t eight = part / 2 * 4, j = lane % 4;
     const bool fours = eight + 4 <= EIGHTS;
     uint32_t x[4];
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) {
-      x[i] = fours ? finished<Act>(kept, eight + i, part % 2) : finished<Act>(kept, eight + i % 2, i / 2);
+      x[i] = fours ? finished(eight + i, part % 2) : finished(eight + i % 2, i / 2);
     }
     swap_blocks(x, lane);
-    row += 8 * (fours ? part % 2 : j / 2);
-    column += 8 * (eight + (fours ? j : j % 2));
-    if (row >= p.m || column >= p.n) return;
-    *reinterpret_cast<uint4*>(at<T>(p.out) + uint64_t(row) * p.n + column) = make_uint4(x[0], x[1], x[2], x[3]);
-  }
-
-  __device__ void run() {
-    if (threadIdx.x == 0) {
-      prefetch_map(p.w_map);
-      prefetch_map(p.x_map);
-      for (uint32_t i = 0; i < STAGES; i++) {
-        barrier_init(&sh.full[i], 1);
-        barrier_init(&sh.free[i], 2 * (THREADS / 32 - 4));
-      }
-      barrier_publish();
-    }
-    meet_cluster();
-    if (warp < 4) {
-      registers_down<40>();
-      if (warp == 0 && lane == 0) copy_w();
-      if (warp == 1 && lane == 0) copy_x();
-      __syncwarp();
-    } else {
-      registers_up<232>();
-      // Without branches, which would keep a warp from its next products.
-      if (p.gelu) compute<GeluTanhFast>();
-      else compute<SiluFast>();
-    }
-    // Neither block ends while the other one still copies to it.
-    meet_cluster();
+    const uint32_t to_row = row + 8 * (fours ? part % 2 : j / 2), to_column = column + 8 * (eight + (fours ? j : j % 2));
+    if (to_row >= p.m || to_column >= p.n) return;
+    *reinterpret_cast<uint4*>(at<T>(p.out) + uint64_t(to_row) * p.n + to_column) = make_uint4(x[0], x[1], x[2], x[3]);
   }
 };
 
-#define YN_LARGE_BODY(COLUMNS, T)                                                      \
-  YN_DYNAMIC_SHARED(dynamic);                                                          \
-  __shared__ LargeBarriers barriers;                                                   \
-  Large<T, COLUMNS> large(p, barriers, dynamic + (-shared_address(dynamic) & 1023)); \
-  large.run()
+#define YN_LARGE_BODY(COLUMNS, T)                                                                      \
+  YN_DYNAMIC_SHARED(dynamic);                                                                          \
+  __shared__ LargeBarriers barriers;                                                                   \
+  Large<T, COLUMNS, COLUMNS / 2> large(p, barriers, dynamic + (-shared_address(dynamic) & 1023));      \
+  large.run(                                                                                           \
+      [&] {                                                                                            \
+        /* Without branches, which would keep a warp from its next products. */                        \
+        if (p.gelu) large.compute(Gates<T, COLUMNS, GeluTanhFast>(p, large.lane));                     \
+        else large.compute(Gates<T, COLUMNS, SiluFast>(p, large.lane));                                \
+      },                                                                                               \
+      [] {})
 
 #else
 #define YN_LARGE_BODY(COLUMNS, T) wait_for_prior()

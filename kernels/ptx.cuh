@@ -46,6 +46,13 @@ __device__ __forceinline__ float2 unpack(uint32_t x) {
   return make_float2(widen(low), widen(high));
 }
 
+// The larger one; not a number where either is none.
+__device__ __forceinline__ float max_or_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+
 // 2^x, to 2 units in the last place; 0 of -infinity.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

@@ -4,7 +4,8 @@
 //
 // `sample_scan` (grid: parts of the vocabulary x sequences) puts biases and the mask into the logits, remembering what was
 // there, and finds the largest logit. `sample_draw` (grid: sequences) draws and puts the old logits back. Penalties are
-// applied wherever a logit is read.
+// applied wherever a logit is read. Where the product in front gave each row's first candidate, rows that draw their largest logit as it
+// is take that, and their logits are not looked at: there may be none.
 //
 // Nothing is sorted whole. All processors keep a prefix of the candidates in order of falling logit, then rising id, so a
 // draw is a few searches for where the running count or mass of that order reaches a threshold: a histogram of 2048 bins
@@ -15,6 +16,8 @@
 // Instances: one each.
 #include "sample_row.cuh"
 
+constexpr uint32_t THREADS = 512;
+
 extern "C" __global__ void __launch_bounds__(THREADS) yn_sample_scan(const __grid_constant__ SampleParams p) {
   after_prior();
   __shared__ uint64_t best_scratch[32];
@@ -23,6 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) yn_sample_scan(const __gri
   const int index = sampler_row(p, s);
   if (index < 0) return;
   const Row row(p, s, uint32_t(index));
+  if (row.takes_first) return;
   Scratch& scratch = at<Scratch>(p.scratch)[s];
   const uint32_t share = (p.vocabulary + 4 * p.parts - 1) / (4 * p.parts) * 4;
   const uint32_t from = min(share * blockIdx.x, p.vocabulary), to = min(from + share, p.vocabulary);
@@ -389,11 +393,24 @@ __device__ __forceinline__ uint32_t draw(const SampleParams& p, const Row& row, 
   return found.index != NONE ? found.index : uint32_t(best);
 }
 
+// What becomes of a draw; -1: the logits have a NaN.
+__device__ __forceinline__ void put_token(const SampleParams& p, const Row& row, uint32_t s, int token) {
+  at<int>(p.out)[s] = token;
+  if (token < 0) return;
+  row.words[LAST_TOKEN] = token;
+  if (row.counting) {
+    const uint32_t count = row.counts[token];
+    row.counts[token] = uint16_t((count & IN_PROMPT) | min((count & ~IN_PROMPT) + 1, ~IN_PROMPT & 0xffffu));
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) yn_sample_draw(const __grid_constant__ SampleParams p) {
   after_prior();
   __shared__ Shared sh;
   const uint32_t s = blockIdx.x, t = threadIdx.x;
   const int index = sampler_row(p, s);
+  uint64_t first = 0;
+  if (p.firsts != 0 && t == 0) first = take_first(p.firsts, s);
   if (index < 0) {
     if (t == 0 && at<int>(p.rows)[s] >= 0) {
       fault(p.fault, SAMPLER_ROW, s, uint32_t(at<int>(p.rows)[s]));
@@ -402,6 +419,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) yn_sample_draw(const __
     return;
   }
   const Row row(p, s, uint32_t(index));
+  if (row.takes_first) {
+    if (t == 0) put_token(p, row, s, first == 0 ? -1 : int(uint32_t(first)));
+    return;
+  }
   const Scratch& scratch = at<Scratch>(p.scratch)[s];
   uint64_t best = ~uint64_t(0);
   float lowest = INFINITY;
@@ -422,15 +443,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) yn_sample_draw(const __
   for (uint32_t i = t; i < row.num_biases; i += THREADS) {
     if (row.owns(i, 0, p.vocabulary)) row.logits[row.biases[2 * i]] = scratch.before_bias[i];
   }
-  if (t != 0) return;
-  if (has_nan) {
-    at<int>(p.out)[s] = -1;
-    return;
-  }
-  at<int>(p.out)[s] = int(token);
-  row.words[LAST_TOKEN] = int(token);
-  if (row.counting) {
-    const uint32_t count = row.counts[token];
-    row.counts[token] = uint16_t((count & IN_PROMPT) | min((count & ~IN_PROMPT) + 1, ~IN_PROMPT & 0xffffu));
-  }
+  if (t == 0) put_token(p, row, s, has_nan ? -1 : int(token));
 }

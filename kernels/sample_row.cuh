@@ -35,14 +35,15 @@ struct SampleParams {
   uint64_t out;
   uint64_t scratch;  // Scratch [S]
   uint64_t fault;
+  uint64_t firsts;   // u64 [S], what the product in front gave (give_first); 0: nothing
   uint32_t vocabulary;
   uint32_t state_rows;
   uint32_t parts;
   uint32_t vectors;  // rows of logits are whole aligned vectors of four
 };
-static_assert(sizeof(SampleParams) == 88, "mirrored in src/hal/cuda/ops/sample.rs");
+static_assert(sizeof(SampleParams) == 96, "mirrored in src/hal/cuda/ops/sample.rs");
 
-constexpr uint32_t MAX_PARTS = 32, THREADS = 512;
+constexpr uint32_t MAX_PARTS = 32;
 
 struct Part {
   uint64_t best;  // smallest candidate()
@@ -57,6 +58,13 @@ struct Scratch {
 };
 static_assert(sizeof(Scratch) == 1968, "mirrored in src/hal/cuda/ops/sample.rs");
 
+// Whether a sequence draws the largest of its logits as they are; `position`: that of the token drawn.
+__device__ __forceinline__ bool draws_largest(const int* words, int position) {
+  const bool masks = words[NUM_END_TOKENS] > 0 && position - words[PROMPT_LEN] < words[MIN_TOKENS];
+  const bool greedy = !(__int_as_float(words[TEMPERATURE]) > 0.0f) || words[TOP_K] == 1;
+  return greedy && !masks && words[COUNTS_TOKENS] == 0 && words[NUM_BIASES] <= 0;
+}
+
 // A sequence's row: its state, and what its logits go through when they are read.
 struct Row {
   int* words;
@@ -66,7 +74,7 @@ struct Row {
   float repetition, presence, frequency;
   uint32_t vocabulary, num_biases, num_masked;
   int output_index;
-  bool counting;
+  bool counting, takes_first;
 
   __device__ Row(const SampleParams& p, uint32_t s, uint32_t row) {
     words = at<int>(p.state) + uint64_t(row) * STATE_WORDS;
@@ -75,6 +83,7 @@ struct Row {
     logits = at<float>(p.logits) + uint64_t(s) * p.vocabulary;
     vocabulary = p.vocabulary;
     output_index = at<int>(p.positions)[s] - words[PROMPT_LEN];
+    takes_first = p.firsts != 0 && draws_largest(words, at<int>(p.positions)[s]);
     counting = words[COUNTS_TOKENS] != 0;
     repetition = number(REPETITION_PENALTY);
     presence = number(PRESENCE_PENALTY);

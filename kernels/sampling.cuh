@@ -13,6 +13,29 @@ __device__ __forceinline__ float unfalling(uint32_t key) {
 // Falling logit, then rising id.
 __device__ __forceinline__ uint64_t candidate(float x, uint32_t id) { return uint64_t(falling(x)) << 32 | id; }
 
+// The first of some candidates, which are told by rising id.
+struct Largest {
+  float x = -INFINITY;
+  uint32_t id;
+  __device__ __forceinline__ explicit Largest(uint32_t first) : id(first) {}
+  __device__ __forceinline__ void tell(float other, uint32_t other_id) {
+    if (other > x) id = other_id;
+    x = max_or_nan(x, other);
+  }
+  // 0, which no candidate is, where a NaN was told.
+  __device__ __forceinline__ uint64_t found() const { return isnan(x) ? 0 : candidate(x, id); }
+};
+// The first candidate of each row, which a product's blocks give and sample_draw takes; complemented, as 0 is what was there before.
+__device__ __forceinline__ void give_first(uint64_t firsts, uint32_t row, uint64_t found) {
+  atomicMax(at<unsigned long long>(firsts) + row, ~static_cast<unsigned long long>(found));
+}
+__device__ __forceinline__ uint64_t take_first(uint64_t firsts, uint32_t row) {
+  unsigned long long& given = at<unsigned long long>(firsts)[row];
+  const uint64_t first = ~given;
+  given = 0;
+  return first;
+}
+
 // e^x for x <= 88: 2^n * e^r with |r| <= ln(2)/2 and a Taylor polynomial, the same operations as the CPU backend's.
 __device__ __forceinline__ float exp_same(float x) {
   const float round = 12582912.0f;  // 1.5 * 2^23

@@ -108,6 +108,20 @@ pub struct Sample<'a> {
     pub out: &'a Tensor,
 }
 
+/// `linear_sample`: the product that logits are, and what `sample` draws from them.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearSample<'a> {
+    /// act `[S, K]`.
+    pub x: &'a Tensor,
+    /// `V x K`.
+    pub w: &'a Matrix,
+    /// Its logits are what the product is put in.
+    pub sample: Sample<'a>,
+    /// All logits are looked at behind the op. Otherwise those of a row that draws the largest one, with no processor in front of
+    /// that, may be left as they were.
+    pub keeps: bool,
+}
+
 /// `logprobs`: how probable tokens are by the logits alone, and which are the most probable ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Logprobs<'a> {
@@ -280,6 +294,11 @@ pub trait Ops {
     /// masks: I32 `[S, ceil(V / 32)]`.
     fn mask_logits(&self, logits: &Tensor, masks: &Tensor) -> Result<()>;
     fn sample(&self, args: &Sample<'_>) -> Result<()>;
+    /// `linear` without a bias, then `sample`. Sums may be of another order than those of `linear`.
+    fn linear_sample(&self, args: &LinearSample<'_>) -> Result<()> {
+        self.linear(args.sample.logits, args.x, args.w, None)?;
+        self.sample(&args.sample)
+    }
     fn logprobs(&self, args: &Logprobs<'_>) -> Result<()>;
 }
 

@@ -4,7 +4,8 @@ use crate::base::{DType, Result};
 use crate::hal::arena::{Arena, ArenaPlan, Slot};
 use crate::hal::comm::Communicator;
 use crate::hal::ops::{
-    HeadNorms, KvLayer, Linear as Product, LinearNormLinear, NormLinear, PagedAttention, RopeWriteKv, Sum, Then,
+    HeadNorms, KvLayer, Linear as Product, LinearNormLinear, LinearSample, NormLinear, PagedAttention, RopeWriteKv,
+    Sample, Sum, Then,
 };
 use crate::hal::{Caps, Matrix, Stream, Tensor};
 use crate::model::load::{Layer, Linear};
@@ -317,16 +318,33 @@ impl Pass<'_> {
     /// [`HiddenOf::Tokens`] asks for, or those of all tokens. Valid until the next call.
     pub fn logits(&self, hidden: &Tensor, index: &Tensor) -> Result<Tensor> {
         let logits = self.logits_rows(index.rows());
-        // As many rising indices as rows are all of them, whatever they name.
-        let every = index.rows() == hidden.rows();
-        let last = if every { hidden.clone() } else { self.tensor(self.buffers.last, index.rows()) };
-        if !every {
-            self.stream.gather_rows(&last, hidden, index)?;
-        }
+        let last = self.rows_of(hidden, index)?;
         self.stream.linear(&logits, &last, &self.model.head, None)?;
         if let Some(cap) = self.model.info.spec.logit_cap {
             self.stream.soft_cap(&logits, cap, last.dtype())?;
         }
         Ok(logits)
+    }
+
+    /// Draws from the logits of these tokens, which come to stand in those of `sample`, [`Self::logits_rows`]. Only where `keeps` says so
+    /// all of them do; see [`LinearSample`].
+    pub fn sample(&self, (hidden, index): (&Tensor, &Tensor), sample: Sample<'_>, keeps: bool) -> Result<()> {
+        if self.model.info.spec.logit_cap.is_some() {
+            self.logits(hidden, index)?;
+            return self.stream.sample(&sample);
+        }
+        let x = &self.rows_of(hidden, index)?;
+        self.stream.linear_sample(&LinearSample { x, w: &self.model.head, sample, keeps })
+    }
+
+    /// Hidden states of the tokens that `index` names.
+    fn rows_of(&self, hidden: &Tensor, index: &Tensor) -> Result<Tensor> {
+        // As many rising indices as rows are all of them, whatever they name.
+        if index.rows() == hidden.rows() {
+            return Ok(hidden.clone());
+        }
+        let last = self.tensor(self.buffers.last, index.rows());
+        self.stream.gather_rows(&last, hidden, index)?;
+        Ok(last)
     }
 }

@@ -327,10 +327,10 @@ impl ModelRunner {
             reported = scores.targets.rows();
         }
         let Some((last, rows, positions)) = &step.samples else { return Ok(()) };
-        let logits = pass.logits(&hidden, last)?;
-        let out = self.sampled.slice_rows(0, rows.rows());
+        let (logits, out) = (pass.logits_rows(last.rows()), self.sampled.slice_rows(0, rows.rows()));
         let SamplerRows { state, counts, biases } = &self.rows;
-        self.stream.sample(&Sample { logits: &logits, rows, positions, state, counts, biases, out: &out })?;
+        let sample = Sample { logits: &logits, rows, positions, state, counts, biases, out: &out };
+        pass.sample((&hidden, last), sample, step.reports.is_some())?;
         if let Some(index) = &step.reports {
             let out_of = reports.slice_rows(reported, index.rows());
             self.stream.logprobs(&Logprobs { logits: &logits, index, tokens: &out, out: &out_of })?;

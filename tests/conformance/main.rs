@@ -7,6 +7,7 @@ mod aligned;
 mod ascend;
 mod attention;
 mod fused;
+mod head;
 mod invariance;
 mod kit;
 mod linear;
@@ -89,6 +90,7 @@ const TABLE: &[Case] = &[
     ("sample: min_tokens", sample::min_tokens),
     ("sample: draws", sample::draws),
     ("sample: penalties and biases", sample::penalties_and_biases),
+    ("head: linear_sample", head::all),
     ("logprobs", sample::logprobs),
     ("sample: the reference's processors", sample::reference_processors),
     ("sample: extremes", sample::extremes),

@@ -3,6 +3,7 @@
 use crate::kit::{Kit, noise, some};
 use yinian::base::DType;
 use yinian::base::rng::{self, SplitMix64};
+use yinian::hal::Tensor;
 use yinian::hal::ops::{
     Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_IN_PROMPT, SAMPLER_WORDS, Sample, SamplerWord as Word,
 };
@@ -43,7 +44,7 @@ pub(crate) const GREEDY: Row = Row {
 };
 
 impl Row {
-    fn words(&self) -> Vec<i32> {
+    pub(crate) fn words(&self) -> Vec<i32> {
         let mut words = vec![0x7f7f_7f7f; SAMPLER_WORDS];
         words[Word::Temperature as usize] = self.temperature.to_bits() as i32;
         words[Word::TopK as usize] = self.top_k;
@@ -79,7 +80,7 @@ impl Row {
         counts
     }
 
-    fn bias_words(&self) -> Vec<i32> {
+    pub(crate) fn bias_words(&self) -> Vec<i32> {
         let mut words: Vec<i32> = self.biases.iter().flat_map(|(id, bias)| [*id, bias.to_bits() as i32]).collect();
         words.resize(2 * SAMPLER_BIASES, 0x0101);
         words
@@ -88,24 +89,32 @@ impl Row {
 
 /// Draws for `rows`, whose logits are the rows of `logits`, at `position`; sampler rows stand in reverse order.
 pub(crate) fn run(kit: &Kit, logits: &[f32], rows: &[Row], position: i32) -> yinian::base::Result<Vec<i32>> {
-    let n = rows.len();
+    let logits = kit.floats(logits, logits.len() / rows.len());
+    drawn_by(kit, &logits, (rows, position), |sample| kit.stream.sample(&sample))
+}
+
+/// The same by whatever `enqueue` does.
+pub(crate) fn drawn_by(
+    kit: &Kit,
+    logits: &Tensor,
+    (rows, position): (&[Row], i32),
+    enqueue: impl FnOnce(Sample<'_>) -> yinian::base::Result<()>,
+) -> yinian::base::Result<Vec<i32>> {
+    let (n, vocabulary) = (rows.len(), logits.cols());
     let state: Vec<i32> = rows.iter().rev().flat_map(Row::words).collect();
     let index: Vec<i32> = (0..n as i32).rev().collect();
     let (state, out) = (kit.ints(&state, SAMPLER_WORDS), kit.ints(&vec![0x7f7f_7f7f; n], 1));
-    let vocabulary = logits.len() / n;
     let mut counted: Vec<Vec<u16>> = rows.iter().rev().map(|r| r.counts(vocabulary)).collect();
     let bytes: Vec<u8> = counted.iter().flatten().flat_map(|c| c.to_ne_bytes()).collect();
     let counts = kit.upload(&bytes, n, 2 * vocabulary, DType::U8);
     let biases: Vec<i32> = rows.iter().rev().flat_map(Row::bias_words).collect();
     let biases = kit.ints(&biases, 2 * SAMPLER_BIASES);
-    let logits = kit.floats(logits, vocabulary);
     let (index, positions) = (kit.ints(&index, 1), kit.ints(&vec![position; n], 1));
-    let (rows_of, state_of) = (&index, &state);
-    kit.stream.sample(&Sample {
-        logits: &logits,
-        rows: rows_of,
+    enqueue(Sample {
+        logits,
+        rows: &index,
         positions: &positions,
-        state: state_of,
+        state: &state,
         counts: &counts,
         biases: &biases,
         out: &out,

@@ -15,7 +15,7 @@ use super::product::{ADDED_ROWS, Product, Search};
 use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{
-    Activation, Linear, LinearNormLinear, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum,
+    Activation, Linear, LinearNormLinear, LinearSample, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum,
     Then, linear_norm_linear_in_parts, norm_in_parts, norm_linear_in_parts, product_in_parts,
 };
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
@@ -313,6 +313,14 @@ impl Ops for CudaStream {
 
     fn sample(&self, args: &Sample<'_>) -> Result<()> {
         ops::sample(self, args)
+    }
+
+    fn linear_sample(&self, args: &LinearSample<'_>) -> Result<()> {
+        if self.device.mode == NumericMode::Fast && ops::linear_sample(self, args)? {
+            return Ok(());
+        }
+        self.linear(args.sample.logits, args.x, args.w, None)?;
+        self.sample(&args.sample)
     }
 
     fn logprobs(&self, args: &Logprobs<'_>) -> Result<()> {

@@ -56,6 +56,7 @@ struct Params {
     residual: u64,
     sum: u64,
     weight: u64,
+    firsts: u64,
     m: u32,
     n: u32,
     k: u32,
@@ -105,7 +106,14 @@ pub(in crate::hal::cuda) fn linear(
 ) -> Option<Result<()>> {
     let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes_operands(s, x, w))?;
     let index = kernel(x.rows(), &cut, w)?;
-    Some(launch_plain(s, (out, x), (w, bias), (index, &cut)))
+    Some(launch_plain(s, (out, x), (w, bias), ((index, &cut), 0)))
+}
+
+/// The same of logits, with the first candidate of each row given to `firsts`.
+pub(super) fn logits(s: &CudaStream, (out, x): (&Tensor, &Tensor), w: &CudaMatrix, firsts: u64) -> Option<Result<()>> {
+    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes_operands(s, x, w))?;
+    let index = kernel(x.rows(), &cut, w).filter(|index| KERNELS[*index].0 == FEW_ROWS && cut.splits == 1)?;
+    Some(launch_plain(s, (out, x), (w, None), ((index, &cut), firsts)))
 }
 
 fn takes_operands(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
@@ -116,9 +124,10 @@ fn launch_plain(
     s: &CudaStream,
     (out, x): (&Tensor, &Tensor),
     (w, bias): (&CudaMatrix, Option<&Tensor>),
-    (index, cut): (usize, &Cut),
+    ((index, cut), firsts): ((usize, &Cut), u64),
 ) -> Result<()> {
     let params = Params {
+        firsts,
         x_map: map(x.addr(), x.dtype(), shape(x), KERNELS[index])?,
         out: out.addr(),
         bias: bias.map_or(0, Tensor::addr),
@@ -217,6 +226,7 @@ fn params(
         residual: 0,
         sum: 0,
         weight: 0,
+        firsts: 0,
         m: small(x.rows()),
         n: small(w.rows()),
         k: small(x.cols()),

@@ -1,10 +1,11 @@
-//! Products of many rows in mode `fast` with the gate behind them: clusters of two blocks, which take pairs of tiles in turns.
+//! Products of many rows in mode `fast`, with the gate behind them, or of logits: clusters of two blocks, which take pairs of tiles in turns.
 
 use super::attention_hopper::CAPABILITY;
 use super::tensor_map::{self, TensorMap};
 use super::{HalfFamily, VECTOR, halves, shape, small};
 use crate::base::Result;
 use crate::hal::cuda::driver::Modules;
+use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::Activation;
@@ -19,7 +20,7 @@ const STEP: usize = tensor_map::BOX_COLS;
 const END_STEPS: usize = 8;
 /// Threads of a block, and its shared memory: the ring and what aligns it.
 const BLOCK: u32 = 384;
-const SHARED: u32 = (225 + 1) << 10;
+pub(super) const SHARED: u32 = (225 + 1) << 10;
 /// Fewer rows are bound by reading `w`, or others take them.
 const LEAST_ROWS: usize = 65;
 /// What a column costs by kernel, in percent, where power binds: narrow tiles have more of shared memory read. s8-prefill on one machine:
@@ -27,15 +28,29 @@ const LEAST_ROWS: usize = 65;
 const COSTS: [usize; 3] = [100, 101, 103];
 /// What clusters' tiles that are side by side take, in percent of others: they share less.
 const ABREAST: usize = 102;
-/// What the library's product takes, in percent of what ours would with nothing idle, of up to so many rows; and what a launch for the gate
-/// takes beside it, times k.
+/// What the library's product takes, in percent of what ours would with nothing idle, of up to so many rows.
 const LIBRARY: [(usize, usize); 2] = [(512, 113), (usize::MAX, 105)];
-const GATE: usize = 22_500;
 
-/// Mirrors kernels/linear_large.cu.
+/// What becomes of a product here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    /// The first of its kernels, by [`COLUMNS`]; the others have fewer columns.
+    first: usize,
+    /// Numbers of w that columns come in multiples of.
+    multiple: usize,
+    /// What others take behind the product, in percent of it, times k.
+    behind: usize,
+}
+
+/// A launch for the gate.
+const GATES: End = End { first: 0, multiple: 2 * VECTOR, behind: 22_500 };
+/// Logits that are written and read: 8 bytes at 4 TB/s, in percent of k products at 690 TFLOP/s.
+pub(super) const LOGITS: End = End { first: COLUMNS.len() - 1, multiple: VECTOR, behind: 69_000 };
+
+/// Mirrors kernels/linear_large.cuh.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
-struct Params {
+pub(super) struct Params {
     w_map: TensorMap,
     x_map: TensorMap,
     out: u64,
@@ -46,8 +61,8 @@ struct Params {
     rows: u32,
     columns: u32,
     abreast: u32,
+    apart: u32,
     gelu: u32,
-    unused: u32,
 }
 const _: () = assert!(size_of::<Params>() == 320);
 
@@ -74,51 +89,72 @@ pub(in crate::hal::cuda) fn gated(
     activation: Activation,
 ) -> Option<Result<()>> {
     let takes = !s.kernels().large.0.is_empty() && halves(x, w) && out.addr().is_multiple_of(16);
-    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes)?;
-    Some(launch(s, (out, x), (w, bias), (activation, &cut)))
+    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize, GATES).filter(|_| takes)?;
+    Some(launch_gated(s, (out, x), (w, bias), (activation, &cut)))
 }
 
-fn launch(
+fn launch_gated(
     s: &CudaStream,
     (out, x): (&Tensor, &Tensor),
     (w, bias): (&CudaMatrix, Option<&Tensor>),
     (activation, cut): (Activation, &Cut),
 ) -> Result<()> {
-    let (m, n, k) = (x.rows(), w.rows(), x.cols());
-    assert_eq!((w.cols(), w.dtype(), out.dtype()), (k, x.dtype(), x.dtype()), "operands of a product");
+    let (m, n) = (x.rows(), w.rows());
+    assert_eq!((w.cols(), w.dtype(), out.dtype()), (x.cols(), x.dtype(), x.dtype()), "operands of a product");
     assert_eq!((shape(out), bias.map_or((1, n), shape)), ((m, n / 2), (1, n)), "output and bias of a product");
     let params = Params {
-        w_map: tensor_map::new(w.addr(), x.dtype(), (n, k), small(COLUMNS[cut.kernel] / 2))?,
-        x_map: tensor_map::new(x.addr(), x.dtype(), (m, k), small(if cut.abreast { ROWS / CLUSTER } else { ROWS }))?,
-        out: out.addr(),
         bias: bias.map_or(0, Tensor::addr),
-        m: small(m),
-        n: small(n / 2),
-        steps: small(k.div_ceil(STEP)),
-        rows: small(cut.rows),
-        columns: small(cut.columns),
-        abreast: u32::from(cut.abreast),
         gelu: u32::from(activation == Activation::GeluTanh),
-        unused: 0,
+        ..Params::new((out, x), w, (cut, n / 2))?
     };
+    launch(s, s.kernels().large.0[cut.kernel].of(x.dtype()), cut, &params)
+}
+
+impl Params {
+    /// Of a product without a bias; `apart`: rows of `w` from the first half of a tile to the second.
+    pub(super) fn new((out, x): (&Tensor, &Tensor), w: &CudaMatrix, (cut, apart): (&Cut, usize)) -> Result<Self> {
+        let (m, k) = shape(x);
+        let rows = small(if cut.abreast { ROWS / CLUSTER } else { ROWS });
+        Ok(Self {
+            w_map: tensor_map::new(w.addr(), x.dtype(), (w.rows(), k), small(COLUMNS[cut.kernel] / 2))?,
+            x_map: tensor_map::new(x.addr(), x.dtype(), (m, k), rows)?,
+            out: out.addr(),
+            bias: 0,
+            m: small(m),
+            n: small(out.cols()),
+            steps: small(k.div_ceil(STEP)),
+            rows: small(cut.rows),
+            columns: small(cut.columns),
+            abreast: u32::from(cut.abreast),
+            apart: small(apart),
+            gelu: 0,
+        })
+    }
+}
+
+/// A kernel of this kind, whose parameters begin with [`Params`].
+pub(super) fn launch<P: Copy>(s: &CudaStream, kernel: &Kernel, cut: &Cut, params: &P) -> Result<()> {
     let clusters = (s.sm_count() as usize / CLUSTER).min(cut.rows * cut.columns);
     let grid = [small(clusters), 1, small(CLUSTER)];
-    s.launch_clusters(s.kernels().large.0[cut.kernel].of(x.dtype()), grid, (BLOCK, SHARED, small(CLUSTER)), &params)
+    s.launch_clusters(kernel, grid, (BLOCK, SHARED, small(CLUSTER)), params)
 }
 
 /// How a product is cut: the kernel, by [`COLUMNS`]; rows and columns of clusters' tiles, which are two side by side or one below the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
-    kernel: usize,
+pub(super) struct Cut {
+    pub(super) kernel: usize,
     abreast: bool,
-    rows: usize,
-    columns: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
 }
 
 impl Cut {
     fn new((m, n): (usize, usize), kernel: usize, abreast: bool) -> Self {
         let (down, across) = if abreast { (1, CLUSTER) } else { (CLUSTER, 1) };
         Self { kernel, abreast, rows: m.div_ceil(ROWS * down), columns: n.div_ceil(COLUMNS[kernel] * across) }
+    }
+    pub(super) fn tile_columns(&self) -> usize {
+        COLUMNS[self.kernel]
     }
     /// Columns that the cluster with the most tiles takes, one tile after the other, in hundredths.
     fn most(&self, clusters: usize) -> usize {
@@ -128,15 +164,15 @@ impl Cut {
 }
 
 /// None where others are as fast, or the kernels cannot take it.
-fn cut(m: usize, (n, k): (usize, usize), blocks: usize) -> Option<Cut> {
-    if m < LEAST_ROWS || k < END_STEPS * STEP || !n.is_multiple_of(2 * VECTOR) || !k.is_multiple_of(VECTOR) {
+pub(super) fn cut(m: usize, (n, k): (usize, usize), blocks: usize, end: End) -> Option<Cut> {
+    if m < LEAST_ROWS || k < END_STEPS * STEP || !n.is_multiple_of(end.multiple) || !k.is_multiple_of(VECTOR) {
         return None;
     }
     let clusters = blocks / CLUSTER;
-    let cuts = |abreast| (0..COLUMNS.len()).map(move |kernel| Cut::new((m, n), kernel, abreast));
+    let cuts = |abreast| (end.first..COLUMNS.len()).map(move |kernel| Cut::new((m, n), kernel, abreast));
     let cuts = cuts(false).chain(cuts(true));
     let best = cuts.min_by_key(|cut| cut.most(clusters) * COSTS[cut.kernel])?;
-    let others = LIBRARY.iter().find(|(rows, _)| m <= *rows)?.1 + GATE / k;
+    let others = LIBRARY.iter().find(|(rows, _)| m <= *rows)?.1 + end.behind / k;
     (m * n * others >= best.most(clusters) * clusters * CLUSTER * ROWS).then_some(best)
 }
 
@@ -145,7 +181,7 @@ mod tests {
     use super::*;
 
     fn cut_of(m: usize, shape: (usize, usize)) -> Option<(usize, bool, usize, usize)> {
-        cut(m, shape, 132).map(|cut| (COLUMNS[cut.kernel], cut.abreast, cut.rows, cut.columns))
+        cut(m, shape, 132, GATES).map(|cut| (COLUMNS[cut.kernel], cut.abreast, cut.rows, cut.columns))
     }
 
     #[test]
@@ -199,7 +235,7 @@ mod tests {
     fn tiles_cover_all() {
         for m in (65..9000).step_by(123) {
             for n in (16..40_000).step_by(1008) {
-                let Some(cut) = cut(m, (n, 4096), 132) else { continue };
+                let Some(cut) = cut(m, (n, 4096), 132, GATES) else { continue };
                 let (down, across) = if cut.abreast { (1, CLUSTER) } else { (CLUSTER, 1) };
                 assert!(
                     cut.rows * down * ROWS >= m && cut.columns * across * COLUMNS[cut.kernel] >= n,

@@ -9,6 +9,7 @@ pub(super) mod fault;
 pub(super) mod linear;
 pub(super) mod linear_few;
 pub(super) mod linear_large;
+mod linear_largest;
 pub(super) mod linear_mid;
 mod norm;
 mod rope;
@@ -20,7 +21,7 @@ pub(super) use attention::paged_attention;
 pub(super) use norm::{add_rms_norm, rms_norm};
 pub(super) use rope::{rope_write_kv, turn};
 pub(super) use rowwise::{act_mul, copy_rows, embed, gather_rows, mask_logits, round, soft_cap};
-pub(super) use sample::{logprobs, sample};
+pub(super) use sample::{linear_sample, logprobs, sample};
 
 use super::driver::Modules;
 use super::launch::Kernel;
@@ -43,6 +44,7 @@ pub(super) struct Kernels {
     few: linear_few::Few,
     mid: linear_mid::Mid,
     large: linear_large::Large,
+    largest: linear_largest::Largest,
 }
 
 impl Kernels {
@@ -57,6 +59,7 @@ impl Kernels {
             few: linear_few::Few::load(modules, capability)?,
             mid: linear_mid::Mid::load(modules, capability)?,
             large: linear_large::Large::load(modules, capability)?,
+            largest: linear_largest::Largest::load(modules, capability)?,
         })
     }
 }

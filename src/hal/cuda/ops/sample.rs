@@ -1,12 +1,15 @@
-//! `sample` and `logprobs`.
+//! `sample`, with and without the product in front of it, and `logprobs`.
 
-use super::{assert_ints, shape, small};
+use super::linear::COUNTER_BYTES;
+use super::{assert_ints, linear_few, linear_largest, shape, small};
+use crate::base::config::Placement;
 use crate::base::{DType, Result};
-use crate::hal::Tensor;
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::launch::Kernel;
+use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
-use crate::hal::ops::{Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord};
+use crate::hal::ops::{LinearSample, Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord};
+use crate::hal::{MatrixStorage, Tensor};
 
 /// Threads of the kernels' blocks.
 const SAMPLE_BLOCK: u32 = 512;
@@ -53,19 +56,53 @@ struct SampleParams {
     out: u64,
     scratch: u64,
     fault: u64,
+    firsts: u64,
     vocabulary: u32,
     state_rows: u32,
     parts: u32,
     vectors: u32,
 }
-const _: () = assert!(size_of::<SampleParams>() == 88);
+const _: () = assert!(size_of::<SampleParams>() == 96);
 
 /// Whether rows of logits are whole vectors of four.
 fn vectors(logits: &Tensor) -> u32 {
     u32::from(logits.cols().is_multiple_of(4) && logits.addr().is_multiple_of(16))
 }
 
+/// Bytes of a row's first candidate.
+const FIRST_BYTES: usize = 8;
+
+/// `linear` without a bias, then `sample`, in mode `fast`: where a kernel takes the product, it gives the first candidate of each row, too.
+pub(in crate::hal::cuda) fn linear_sample(s: &CudaStream, args: &LinearSample<'_>) -> Result<bool> {
+    let w = CudaMatrix::of(args.w);
+    let sample = &args.sample;
+    assert_eq!(
+        (w.rows(), w.cols(), w.dtype()),
+        (sample.logits.cols(), args.x.cols(), args.x.dtype()),
+        "the matrix of logits"
+    );
+    assert_eq!(
+        (sample.logits.rows(), w.placement()),
+        (args.x.rows(), Placement::Device),
+        "rows of logits, and the matrix"
+    );
+    let firsts = s.counters();
+    if args.x.rows() * FIRST_BYTES > COUNTER_BYTES {
+        return Ok(false);
+    }
+    let few = linear_few::logits(s, (sample.logits, args.x), w, firsts);
+    let Some(done) = few.or_else(|| linear_largest::logits(s, args, w, firsts)) else { return Ok(false) };
+    done?;
+    draw(s, sample, Some(firsts))?;
+    Ok(true)
+}
+
 pub(in crate::hal::cuda) fn sample(s: &CudaStream, args: &Sample<'_>) -> Result<()> {
+    draw(s, args, None)
+}
+
+/// `firsts`: of all rows, where the product in front gave them.
+fn draw(s: &CudaStream, args: &Sample<'_>, firsts: Option<u64>) -> Result<()> {
     let (n, vocabulary) = shape(args.logits);
     assert_eq!([shape(args.rows), shape(args.positions), shape(args.out)], [(n, 1); 3], "sequences of a sample op");
     assert_eq!(args.logits.dtype(), DType::F32, "logits of a sample op");
@@ -96,6 +133,7 @@ pub(in crate::hal::cuda) fn sample(s: &CudaStream, args: &Sample<'_>) -> Result<
             out: part(args.out),
             scratch,
             fault: s.fault_word(),
+            firsts: firsts.map_or(0, |firsts| firsts + (from * FIRST_BYTES) as u64),
             vocabulary: small(vocabulary),
             state_rows: small(rows),
             parts,
