@@ -2,12 +2,14 @@
 //! with random numbers. Each figure is the best of several rounds of many launches, recorded where the device records work,
 //! over weights that no cache holds; rates stand beside 4.3 TB/s and 790 TFLOP/s, what one NVIDIA H200 reaches.
 //!
-//! `cargo bench --bench gpu_ops -- [--device cuda] [--only TEXT] [linear] [attention] [layer] [host] [overlap] [tiny]`; `tiny`
+//! `cargo bench --bench gpu_ops -- [--device cuda] [--only TEXT] [linear] [attention] [layer] [head] [host] [overlap] [tiny]`; `tiny`
 //! is for a look on any device, `--only` takes what has TEXT in its name. `layer` runs the ops of decoder layers one after the
-//! other, as a step does, and tells what each of them costs there: how much less time the layers take without it. `host` tells
+//! other, as a step does, and tells what each of them costs there: how much less time the layers take without it. `head` draws
+//! from logits as an op of its own and as one with the product in front of it. `host` tells
 //! what the calls cost that enqueue such layers as one recording, between an upload and a download. `overlap` runs attention
 //! beside products on two streams.
 
+mod heads;
 mod layers;
 mod overlap;
 
@@ -323,7 +325,7 @@ fn main() {
     let option = |name: &str| arguments.iter().position(|a| a == name).map(|i| arguments[i + 1].as_str());
     let (device, only) = (option("--device").unwrap_or("auto"), option("--only").unwrap_or(""));
     let named = |name: &str| arguments.iter().any(|a| a == name);
-    let all = !["linear", "attention", "layer", "host", "overlap"].iter().any(|name| named(name));
+    let all = !["linear", "attention", "layer", "head", "host", "overlap"].iter().any(|name| named(name));
     println!("{}", Bench::open(device, NumericMode::Fast).device.caps().description);
     if all || named("linear") {
         products(device, only, named("tiny"));
@@ -333,6 +335,9 @@ fn main() {
     }
     if all || named("layer") {
         layers::stages(device, only, named("tiny"));
+    }
+    if all || named("head") {
+        heads::table(device, only, named("tiny"));
     }
     if all || named("host") {
         layers::calls(device, only, named("tiny"));
