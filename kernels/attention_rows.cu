@@ -7,6 +7,7 @@
 // A row that is longer than the `quota` is cut into equal pieces. Its own block has the first; the others, counted over all
 // rows, go to the first blocks of the grid behind their own rows. They are fewer than `capacity`, as the quota is that share of
 // all steps, and so fewer than rows. The block that ends last puts the row together.
+// Where there is no `capacity` no row is cut.
 // The grid is fixed, and so a captured launch replays for any lengths. Blocks of the cache have 2^n tokens, 16 at least.
 // Instances: f16 and bf16 (activations and cache alike) x head dimensions 64 and 128 x 8 and 16 heads.
 #include "attention_heads.cuh"
@@ -58,6 +59,10 @@ struct Cut {
   // All threads of a block. Says in `sh` what the block has to do with row `index` and beside it.
   template <typename Shared>
   __device__ Cut(const AttentionParams& p, Shared& sh, uint32_t index) : extras(0) {
+    if (p.capacity == 0) {
+      quota = ~0u;
+      return;
+    }
     const uint32_t per = (p.items + THREADS - 1) / THREADS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t from = min(threadIdx.x * per, p.items), to = min(from + per, p.items);
     uint32_t total = 0, longest = 0;

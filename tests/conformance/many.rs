@@ -20,6 +20,8 @@ pub(crate) fn sequences(kit: &Kit) {
         ((34, 2, 64), 250, Some(900), None),
         ((20, 2, 128), 300, None, Some(3.0)),
         ((4, 4, 128), 250, None, None),
+        ((14, 2, 64), 40, None, None),
+        ((32, 8, 128), 12, Some(700), Some(3.0)),
     ] {
         let shape = Shape { window, soft_cap, ..Shape::plain(heads, 16, dtype) };
         let cols = shape.qkv_cols();
