@@ -1,5 +1,6 @@
 //! Launches of the kernels in `kernels/`: one function for each verb of [`crate::hal::Ops`]; those of `linear` are for the
-//! numeric mode that cuBLASLt cannot serve, for few rows and some, and for many with a gate behind. Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
+//! numeric mode that cuBLASLt cannot serve, for few rows and some, for many with a gate behind, and for heads whose rows are drawn from.
+//! Shapes are asserted here; what only the device can see (an id beyond its table) comes back through [`fault`].
 
 mod attention;
 mod attention_aligned;
