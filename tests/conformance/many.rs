@@ -7,28 +7,34 @@ use yinian::base::DType;
 use yinian::hal::Tensor;
 use yinian::hal::ops::{HeadNorms, KvLayer, RopeWriteKv};
 
+/// Keys of the context: so few that a device may take every row whole, and more.
 const KEYS: usize = 1000;
+const MORE_KEYS: usize = 1100;
 
 /// Prefixes of one context, each with queries of its own: what they bring themselves goes where nobody reads. Most are short, so that
 /// a device which takes short ones whole has long ones beside them.
 pub(crate) fn sequences(kit: &Kit) {
     let dtype = if kit.act == DType::F32 { DType::Bf16 } else { kit.act };
-    for (heads, sequences, window, soft_cap) in [
-        ((8, 4, 128), 1000, None, None),
-        ((12, 4, 64), 1000, Some(250), Some(3.0)),
-        ((8, 4, 128), 150, None, None),
-        ((34, 2, 64), 250, Some(900), None),
-        ((20, 2, 128), 300, None, Some(3.0)),
-        ((4, 4, 128), 250, None, None),
-        ((14, 2, 64), 40, None, None),
-        ((32, 8, 128), 12, Some(700), Some(3.0)),
+    for (heads, sequences, keys, window, soft_cap) in [
+        ((8, 4, 128), 1000, KEYS, None, None),
+        ((12, 4, 64), 1000, KEYS, Some(250), Some(3.0)),
+        ((8, 4, 128), 150, KEYS, None, None),
+        ((34, 2, 64), 250, KEYS, Some(900), None),
+        ((20, 2, 128), 300, KEYS, None, Some(3.0)),
+        ((4, 4, 128), 250, KEYS, None, None),
+        ((14, 2, 64), 40, KEYS, None, None),
+        ((32, 8, 128), 12, KEYS, Some(700), Some(3.0)),
+        ((14, 2, 64), 40, MORE_KEYS, None, None),
+        ((32, 8, 128), 12, MORE_KEYS, None, Some(3.0)),
+        ((34, 2, 64), 30, MORE_KEYS, None, None),
+        ((20, 2, 128), 20, MORE_KEYS, Some(1090), None),
     ] {
         let shape = Shape { window, soft_cap, ..Shape::plain(heads, 16, dtype) };
         let cols = shape.qkv_cols();
-        let mut cache = Cache::for_tokens(kit, shape, 1, KEYS + sequences + 2 * shape.block_size);
-        cache.step(&[(0, &kit.noise(5, KEYS * cols))]);
+        let mut cache = Cache::for_tokens(kit, shape, 1, keys + sequences + 2 * shape.block_size);
+        cache.step(&[(0, &kit.noise(5, keys * cols))]);
         let queries = kit.noise(6, sequences * cols);
-        let position = |s: usize| if s % 13 == 5 { KEYS - 1 - s / 13 } else { s * 37 % 150 };
+        let position = |s: usize| if s % 13 == 5 { keys - 1 - s / 13 } else { s * 37 % 150 };
         let positions: Vec<i32> = (0..sequences).map(|s| position(s) as i32).collect();
         let got = cache.decode_prefixes(&queries, &positions);
         let width = shape.heads * shape.head_dim;
