@@ -214,6 +214,12 @@ pub fn linear_norm_linear_in_parts<O: Ops + ?Sized>(ops: &O, args: &LinearNormLi
     ops.norm_linear(&args.behind)
 }
 
+/// [`Ops::linear_sample`] by the ops that it is made of.
+pub fn linear_sample_in_parts<O: Ops + ?Sized>(ops: &O, args: &LinearSample<'_>) -> Result<()> {
+    ops.linear(args.sample.logits, args.x, args.w, None)?;
+    ops.sample(&args.sample)
+}
+
 /// What stands in front of the product of [`Ops::norm_linear`].
 pub fn norm_in_parts<O: Ops + ?Sized>(ops: &O, args: &NormLinear<'_>) -> Result<()> {
     let NormLinear { x, normed, weight, eps, .. } = *args;
@@ -296,8 +302,7 @@ pub trait Ops {
     fn sample(&self, args: &Sample<'_>) -> Result<()>;
     /// `linear` without a bias, then `sample`. Sums may be of another order than those of `linear`.
     fn linear_sample(&self, args: &LinearSample<'_>) -> Result<()> {
-        self.linear(args.sample.logits, args.x, args.w, None)?;
-        self.sample(&args.sample)
+        linear_sample_in_parts(self, args)
     }
     fn logprobs(&self, args: &Logprobs<'_>) -> Result<()>;
 }

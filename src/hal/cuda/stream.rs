@@ -16,7 +16,7 @@ use crate::base::config::{NumericMode, Placement};
 use crate::base::{DType, Result};
 use crate::hal::ops::{
     Activation, Linear, LinearNormLinear, LinearSample, Logprobs, NormLinear, PagedAttention, RopeWriteKv, Sample, Sum,
-    Then, linear_norm_linear_in_parts, norm_in_parts, norm_linear_in_parts, product_in_parts,
+    Then, linear_norm_linear_in_parts, linear_sample_in_parts, norm_in_parts, norm_linear_in_parts, product_in_parts,
 };
 use crate::hal::{Allocation, Event, Graph, HostBuffer, Matrix, MatrixStorage, Ops, Stream, Tensor};
 use cudarc::driver::sys;
@@ -316,11 +316,11 @@ impl Ops for CudaStream {
     }
 
     fn linear_sample(&self, args: &LinearSample<'_>) -> Result<()> {
-        if self.device.mode == NumericMode::Fast && ops::linear_sample(self, args)? {
+        let w = checked(args.sample.logits, args.x, args.w, None);
+        if self.device.mode == NumericMode::Fast && ops::linear_sample(self, args, w)? {
             return Ok(());
         }
-        self.linear(args.sample.logits, args.x, args.w, None)?;
-        self.sample(&args.sample)
+        linear_sample_in_parts(self, args)
     }
 
     fn logprobs(&self, args: &Logprobs<'_>) -> Result<()> {

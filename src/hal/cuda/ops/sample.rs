@@ -2,14 +2,13 @@
 
 use super::linear::COUNTER_BYTES;
 use super::{assert_ints, linear_few, linear_largest, shape, small};
-use crate::base::config::Placement;
 use crate::base::{DType, Result};
+use crate::hal::Tensor;
 use crate::hal::cuda::driver::Modules;
 use crate::hal::cuda::launch::Kernel;
 use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::{LinearSample, Logprobs, SAMPLER_BIASES, SAMPLER_END_TOKENS, SAMPLER_WORDS, Sample, SamplerWord};
-use crate::hal::{MatrixStorage, Tensor};
 
 /// Threads of the kernels' blocks.
 const SAMPLE_BLOCK: u32 = 512;
@@ -72,20 +71,10 @@ fn vectors(logits: &Tensor) -> u32 {
 /// Bytes of a row's first candidate.
 const FIRST_BYTES: usize = 8;
 
-/// `linear` without a bias, then `sample`, in mode `fast`: where a kernel takes the product, it gives the first candidate of each row, too.
-pub(in crate::hal::cuda) fn linear_sample(s: &CudaStream, args: &LinearSample<'_>) -> Result<bool> {
-    let w = CudaMatrix::of(args.w);
+/// `linear` without a bias, its operands checked by the caller, and `sample`, in mode `fast`: the kernel that takes the product gives the first
+/// candidate of each row, too. False, with nothing enqueued, where none takes it.
+pub(in crate::hal::cuda) fn linear_sample(s: &CudaStream, args: &LinearSample<'_>, w: &CudaMatrix) -> Result<bool> {
     let sample = &args.sample;
-    assert_eq!(
-        (w.rows(), w.cols(), w.dtype()),
-        (sample.logits.cols(), args.x.cols(), args.x.dtype()),
-        "the matrix of logits"
-    );
-    assert_eq!(
-        (sample.logits.rows(), w.placement()),
-        (args.x.rows(), Placement::Device),
-        "rows of logits, and the matrix"
-    );
     let firsts = s.counters();
     if args.x.rows() * FIRST_BYTES > COUNTER_BYTES {
         return Ok(false);
