@@ -5,7 +5,6 @@
 #include "activation.cuh"
 #include "common.cuh"
 #include "hopper.cuh"
-#include "sampling.cuh"
 
 struct FewParams {
   alignas(64) unsigned char w_map[128];  // CUtensorMap of w: tiles of 8 * strips rows

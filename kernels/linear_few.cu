@@ -15,10 +15,12 @@
 // twice. Where units of a large matrix have few columns a tile is four boxes, which one instruction copies: the hardware of an H200 brings
 // 4.3 TB/s of pieces of 4 KB or more, 3.6 of 2 KB, 2.2 of 1 KB.
 // Tiles of x come with those of w; normed rows a block holds whole.
+// Of logits each block gives the first candidate that it has of each row, for sample_draw.
 // Instances: f16 and bf16 x tiles of two boxes of up to 8 and up to 16 rows, and of four boxes of up to 8; those of up to 8 with and
 // without a norm. Other architectures have empty bodies, which are never launched.
 #include "few_ends.cuh"
 #include "hopper.cuh"
+#include "sampling.cuh"
 
 #ifdef YN_SM90A
 

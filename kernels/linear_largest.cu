@@ -21,7 +21,8 @@ static_assert(sizeof(LargestParams) == 384, "mirrored in src/hal/cuda/ops/linear
 
 #ifdef YN_SM90A
 
-constexpr uint32_t COLUMNS = 192, MAX_ROWS = 2048;
+constexpr uint32_t COLUMNS = 192;
+constexpr uint32_t MAX_ROWS = 2048;  // mirrored in src/hal/cuda/ops/linear_largest.rs
 
 struct Stored {
   uint32_t rows[MAX_ROWS / 32];  // a bit each
@@ -114,7 +115,7 @@ struct Firsts {
 #endif
 
 #define YN_LARGEST(NAME, T)                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(384, 1) yn_linear_largest_##NAME(const __grid_constant__ LargestParams p) { \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) yn_linear_largest_##NAME(const __grid_constant__ LargestParams p) { \
     let_next_start();                                                                                                        \
     YN_LARGEST_BODY(T);                                                                                                      \
   }

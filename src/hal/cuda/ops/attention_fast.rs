@@ -101,8 +101,10 @@ impl Fast {
         } else {
             (PIECES_OF_A_PLACE * places(rows)).div_ceil(parts(rows))
         };
+        let whole = || whole_rows(s, params, (rows, from, to), (parts(rows), pieces));
         if row_count * places_of_a_row >= places(rows) {
-            return whole_rows(s, params, (rows, from, to), (parts(rows), pieces)).map(|()| true);
+            whole()?;
+            return Ok(true);
         }
         // Where each query head has keys of its own, pieces are many and end often: the other kernel is faster there.
         if ratio == 1 || parts(stream) > places(stream) {
@@ -114,9 +116,10 @@ impl Fast {
             return Ok(true);
         }
         if short {
-            return whole_rows(s, params, (rows, from, to), (parts(rows), pieces)).map(|()| true);
+            whole()?
+        } else {
+            streamed(s, params, (stream, from, to))?
         }
-        streamed(s, params, (stream, from, to))?;
         Ok(true)
     }
 }

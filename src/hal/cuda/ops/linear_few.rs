@@ -104,16 +104,20 @@ pub(in crate::hal::cuda) fn linear(
     w: &CudaMatrix,
     bias: Option<&Tensor>,
 ) -> Option<Result<()>> {
-    let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes_operands(s, x, w))?;
-    let index = kernel(x.rows(), &cut, w)?;
-    Some(launch_plain(s, (out, x), (w, bias), ((index, &cut), 0)))
+    let plain = plain(s, x, w)?;
+    Some(launch_plain(s, (out, x), (w, bias), (plain, 0)))
 }
 
 /// The same of logits, with the first candidate of each row given to `firsts`.
 pub(super) fn logits(s: &CudaStream, (out, x): (&Tensor, &Tensor), w: &CudaMatrix, firsts: u64) -> Option<Result<()>> {
+    let plain = plain(s, x, w).filter(|(index, cut)| KERNELS[*index].0 == FEW_ROWS && cut.splits == 1)?;
+    Some(launch_plain(s, (out, x), (w, None), (plain, firsts)))
+}
+
+/// The kernel of a product, by [`KERNELS`], and how it is cut.
+fn plain(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> Option<(usize, Cut)> {
     let cut = cut(x.rows(), (w.rows(), w.cols()), s.sm_count() as usize).filter(|_| takes_operands(s, x, w))?;
-    let index = kernel(x.rows(), &cut, w).filter(|index| KERNELS[*index].0 == FEW_ROWS && cut.splits == 1)?;
-    Some(launch_plain(s, (out, x), (w, None), ((index, &cut), firsts)))
+    Some((kernel(x.rows(), &cut, w)?, cut))
 }
 
 fn takes_operands(s: &CudaStream, x: &Tensor, w: &CudaMatrix) -> bool {
@@ -124,7 +128,7 @@ fn launch_plain(
     s: &CudaStream,
     (out, x): (&Tensor, &Tensor),
     (w, bias): (&CudaMatrix, Option<&Tensor>),
-    ((index, cut), firsts): ((usize, &Cut), u64),
+    ((index, cut), firsts): ((usize, Cut), u64),
 ) -> Result<()> {
     let params = Params {
         firsts,
@@ -133,9 +137,9 @@ fn launch_plain(
         bias: bias.map_or(0, Tensor::addr),
         wide: u32::from(out.dtype() == DType::F32),
         pairs: u32::from(w.rows().is_multiple_of(2) && out.addr().is_multiple_of(8)),
-        ..params(s, (x, w), (cut, index), None)?
+        ..params(s, (x, w), (&cut, index), None)?
     };
-    launch(s, &s.kernels().few.plain[index], (x, w), cut, (&params, SHARED))
+    launch(s, &s.kernels().few.plain[index], (x, w), &cut, (&params, SHARED))
 }
 
 /// Normed rows, which a block holds.

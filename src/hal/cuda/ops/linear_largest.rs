@@ -10,7 +10,7 @@ use crate::hal::cuda::memory::CudaMatrix;
 use crate::hal::cuda::stream::CudaStream;
 use crate::hal::ops::LinearSample;
 
-/// Most rows: a block knows of each whether its logits are stored.
+/// Most rows: a block knows of each whether its logits are stored. The kernel has this number of its own.
 const MOST_ROWS: usize = 2048;
 
 /// Mirrors kernels/linear_largest.cu.
